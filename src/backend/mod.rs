@@ -1,0 +1,137 @@
+//! The arithmetic under a model's forward, once as a trait and once for each kind of machine.
+//!
+//! A model family is written over [`Backend`] and does not know which one it runs on, nor whether it is being
+//! trained. [`reference`] composes differentiable candle operations: it trains, and it is the oracle of the others.
+//! [`cpu`] is our own buffers and kernels.
+//!
+//! One alphabet for shapes: `T` rows (tokens) of the packed batch, `H` hidden, `I` full MLP width, `R` full rank,
+//! `N`/`K` query/key-value heads, `D` head size, `V` vocabulary; `o`, `i`, `r` the active sizes of one segment.
+
+mod batch;
+pub mod cpu;
+mod error;
+mod host;
+pub mod reference;
+
+pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan};
+pub use error::BackendError;
+pub use host::{HostData, HostMatrix, HostVector};
+
+use std::sync::Arc;
+
+/// The operations that a model's forward needs.
+///
+/// Rows are packed: a step's tokens of all sequences stand below each other, `(T, n)`; nothing is padded. Every
+/// operation that multiplies by an elastic weight takes the batch's segments, which cover rows `0..T` in order.
+///
+/// Invariant: a row's result depends on its own sequence and its own segment's sub-network only, never on the rows
+/// beside it; on the `cpu` backend bit for bit.
+pub trait Backend: Send + Sync + 'static {
+    /// Activations `(T, n)`.
+    type Rows: Send;
+    /// A weight `(out, inp)`, prepared for this machine; every prefix of either axis can be used without a copy.
+    type Matrix: Send + Sync;
+    /// A norm's weight or a bias.
+    type Vector: Send + Sync;
+    /// Keys and values of all layers, in blocks.
+    type Cache: Send;
+
+    /// Takes a base weight to this machine.
+    fn matrix(&self, host: HostMatrix) -> Result<Self::Matrix, BackendError>;
+
+    /// Takes an adapter's A `(R, inp)` or B `(out, R)` to this machine; where the backend trains, as a variable.
+    fn adapter_matrix(&self, host: HostMatrix) -> Result<Self::Matrix, BackendError>;
+
+    fn vector(&self, host: HostVector) -> Result<Self::Vector, BackendError>;
+
+    /// Allocates the whole key-value pool.
+    fn cache(&self, layout: CacheLayout) -> Result<Self::Cache, BackendError>;
+
+    /// `(T, H)`: row `t` is row `tokens[t]` of `table (V, H)`. The caller has checked `tokens[t] < V`.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32]) -> Result<Self::Rows, BackendError>;
+
+    /// `x / sqrt(mean(x^2) + eps) * weight` for each row; the mean in f32.
+    fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32) -> Result<Self::Rows, BackendError>;
+
+    /// The elastic low-rank product, for each segment with its own `o, i, r` and its own super-adapter:
+    /// `y = W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)`. Result `(T, out)`; columns from `o` on are zero.
+    fn linear(
+        &self,
+        x: &Self::Rows,
+        linear: &Linear<Self>,
+        segments: &[Segment],
+    ) -> Result<Self::Rows, BackendError>;
+
+    /// The elastic gated MLP `down(silu(gate(x)) * up(x))`, each of the three an elastic low-rank product. `(T, H)`.
+    fn gated_mlp(
+        &self,
+        x: &Self::Rows,
+        mlp: &GatedMlp<Self>,
+        segments: &[Segment],
+    ) -> Result<Self::Rows, BackendError>;
+
+    /// Rotates each head of `x (T, heads * D)` by its row's position (RoFormer; the two halves of a head pair up, as
+    /// in Hugging Face). `inverse_frequencies` has `D / 2` entries, radians per position.
+    fn rotary(
+        &self,
+        x: Self::Rows,
+        head_size: usize,
+        positions: &[u32],
+        inverse_frequencies: &[f32],
+    ) -> Result<Self::Rows, BackendError>;
+
+    /// Causal attention with grouped queries. `q (T, N*D)`, `k` and `v (T, K*D)`, result `(T, N*D)`.
+    ///
+    /// With a cache, writes this step's keys and values of `layer` into the spans' blocks and lets every row see all
+    /// positions of its sequence up to its own. Without one, every span must start at position 0.
+    fn attention(
+        &self,
+        q: &Self::Rows,
+        k: &Self::Rows,
+        v: &Self::Rows,
+        shape: &AttentionShape,
+        spans: &[SequenceSpan],
+        cache: Option<(&mut Self::Cache, usize)>,
+    ) -> Result<Self::Rows, BackendError>;
+
+    /// `x + y`, the residual.
+    fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows, BackendError>;
+
+    /// `(rows.len(), n)`: the chosen rows of `x`, in that order.
+    fn select(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows, BackendError>;
+
+    /// `x head^T`: `(T, V)` from `head (V, H)`.
+    fn logits(&self, x: &Self::Rows, head: &Self::Matrix) -> Result<Self::Rows, BackendError>;
+
+    /// The rows as row-major f32 in host memory.
+    fn to_host(&self, x: &Self::Rows) -> Result<Vec<f32>, BackendError>;
+}
+
+/// One Linear of the model: the frozen base weight and the adapter of each loaded super-adapter.
+pub struct Linear<B: Backend + ?Sized> {
+    /// Its index in the model's `ModelShape`, by which segments look up `o, i, r`.
+    pub index: usize,
+    /// `W (out, inp)`; shared, because an embedding table can also be the vocabulary product.
+    pub weight: Arc<B::Matrix>,
+    /// `b (out)`.
+    pub bias: Option<B::Vector>,
+    /// By super-adapter, in the order in which they were loaded; `None` where one leaves this Linear alone.
+    pub adapters: Vec<Option<Adapter<B>>>,
+}
+
+/// One Linear's share of a super-adapter.
+pub struct Adapter<B: Backend + ?Sized> {
+    /// `A (R, inp)`.
+    pub a: B::Matrix,
+    /// `B (out, R)`.
+    pub b: B::Matrix,
+    /// `alpha / R_config`: the same for every active rank.
+    pub scale: f32,
+}
+
+/// The three Linears of a gated MLP.
+pub struct GatedMlp<B: Backend + ?Sized> {
+    pub gate: Linear<B>,
+    pub up: Linear<B>,
+    pub down: Linear<B>,
+}

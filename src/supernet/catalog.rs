@@ -1,0 +1,92 @@
+//! The named sub-networks of a super-network, with what is known of each.
+
+use super::{Cost, ModelShape, SearchSpace, SpaceError, SubNetwork};
+use std::collections::BTreeMap;
+
+/// Names that every catalog has.
+pub const MAXIMAL: &str = "maximal";
+pub const HEURISTIC: &str = "heuristic";
+pub const MINIMAL: &str = "minimal";
+
+/// Measured seconds of one sub-network on one machine.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Latency {
+    /// Seconds for each prompt token, prompts of 256 tokens, one at a time.
+    pub prefill_seconds_per_token: f64,
+    /// Seconds for each generated token, one stream.
+    pub decode_seconds_per_token: f64,
+}
+
+/// One named sub-network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CatalogEntry {
+    pub name: String,
+    pub sub_network: SubNetwork,
+    pub cost: Cost,
+    /// Score by task, e.g. accuracy as a fraction.
+    pub scores: BTreeMap<String, f64>,
+    /// Measured latency by machine.
+    pub latency: BTreeMap<String, Latency>,
+}
+
+/// The named sub-networks; `maximal`, `heuristic` and `minimal` always exist and mean what LoNAS means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Catalog {
+    entries: Vec<CatalogEntry>,
+}
+
+impl Catalog {
+    /// The three sub-networks that always exist.
+    pub fn new(shape: &ModelShape, space: &SearchSpace) -> Self {
+        let named = [(MAXIMAL, space.maximal()), (HEURISTIC, space.heuristic()), (MINIMAL, space.minimal())];
+        let entries = named.map(|(name, sub_network)| CatalogEntry {
+            name: name.to_string(),
+            cost: Cost::of(shape, &space.resolve(shape, &sub_network)),
+            sub_network,
+            scores: BTreeMap::new(),
+            latency: BTreeMap::new(),
+        });
+        Self { entries: entries.into() }
+    }
+
+    pub fn entries(&self) -> &[CatalogEntry] {
+        &self.entries
+    }
+
+    pub fn get(&self, name: &str) -> Option<&CatalogEntry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut CatalogEntry> {
+        self.entries.iter_mut().find(|e| e.name == name)
+    }
+
+    /// Adds one more named sub-network and counts its cost.
+    ///
+    /// # Errors
+    /// A name that is taken or that a request's `model` field could not carry.
+    pub fn add(
+        &mut self,
+        shape: &ModelShape,
+        space: &SearchSpace,
+        name: &str,
+        sub_network: SubNetwork,
+    ) -> Result<&mut CatalogEntry, SpaceError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
+            return Err(SpaceError::BadName { name: name.to_string() });
+        }
+        if self.get(name).is_some() {
+            return Err(SpaceError::DuplicateName { name: name.to_string() });
+        }
+        self.entries.push(CatalogEntry {
+            name: name.to_string(),
+            cost: Cost::of(shape, &space.resolve(shape, &sub_network)),
+            sub_network,
+            scores: BTreeMap::new(),
+            latency: BTreeMap::new(),
+        });
+        let last = self.entries.len() - 1;
+        Ok(&mut self.entries[last])
+    }
+}

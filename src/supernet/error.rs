@@ -1,0 +1,68 @@
+//! What can be wrong with a search space, a sub-network or a catalog.
+
+use std::fmt;
+
+/// A search space that does not fit its model, or a choice outside the search space.
+///
+/// `Display` names the group, tensor or sub-network and says what was expected and what was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpaceError {
+    /// A group names a tensor that the model does not have.
+    UnknownTensor { group: usize, tensor: String },
+    /// The choices of a group are empty, zero, or not strictly descending.
+    BadChoices { group: usize, choices: Vec<usize> },
+    /// The largest choice is not the tensor's own size.
+    WrongSize { group: usize, tensor: String, expected: usize, got: usize },
+    /// Two groups cut the same axis of one tensor.
+    CutTwice { tensor: String, axis: &'static str, first: usize, second: usize },
+    /// A tensor has to be cut together with another one and is not (or not by the same group).
+    NotTogether { tensor: String, with: String },
+    /// A sub-network has a different number of choices than the search space has groups.
+    WrongCount { expected: usize, got: usize },
+    /// A sub-network picks a value that its group does not offer.
+    NotAChoice { group: usize, choices: Vec<usize>, got: usize },
+    /// A catalog entry's name is empty, too long, or has characters other than `A-Za-z0-9._-`.
+    BadName { name: String },
+    /// Two catalog entries have the same name.
+    DuplicateName { name: String },
+    /// A channel order is not a permutation of the group's full width.
+    BadOrder { group: usize, expected: usize },
+}
+
+impl fmt::Display for SpaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownTensor { group, tensor } => {
+                write!(f, "group {group}: the model has no tensor `{tensor}`")
+            }
+            Self::BadChoices { group, choices } => {
+                write!(f, "group {group}: choices must be positive and strictly descending, got {choices:?}")
+            }
+            Self::WrongSize { group, tensor, expected, got } => {
+                write!(f, "group {group}: the first choice is {got} but `{tensor}` has size {expected}")
+            }
+            Self::CutTwice { tensor, axis, first, second } => {
+                write!(f, "groups {first} and {second} both cut the {axis} of `{tensor}`")
+            }
+            Self::NotTogether { tensor, with } => {
+                write!(f, "`{tensor}` must be cut by the same group as `{with}`")
+            }
+            Self::WrongCount { expected, got } => {
+                write!(f, "a sub-network needs {expected} choices, one for each group, got {got}")
+            }
+            Self::NotAChoice { group, choices, got } => {
+                write!(f, "group {group}: {got} is not one of the choices {choices:?}")
+            }
+            Self::BadName { name } => {
+                write!(f, "sub-network name {name:?} must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+            }
+            Self::DuplicateName { name } => write!(f, "two sub-networks are named `{name}`"),
+            Self::BadOrder { group, expected } => {
+                write!(f, "group {group}: its channel order is not a permutation of 0..{expected}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SpaceError {}

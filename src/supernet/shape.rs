@@ -1,0 +1,115 @@
+//! The Linear layers of a model and the sizes that a sub-network leaves of them.
+
+use std::fmt;
+
+/// One Linear of the base model, with the adapter beside it if it has one.
+///
+/// Weight `(out, inp)`, adapter `A (rank, inp)` and `B (out, rank)`, as Hugging Face and PEFT store them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Module path in the base, e.g. `model.layers.0.mlp.gate_proj`.
+    pub name: String,
+    pub out: usize,
+    pub inp: usize,
+    /// The adapter's full rank; `None` where the Linear has no adapter.
+    pub rank: Option<usize>,
+}
+
+/// All Linears of a model in execution order, the vocabulary product included, embeddings and norms left out.
+///
+/// The index into `linears` is the Linear's identity everywhere: in groups, in [`ActiveShape`], in the model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelShape {
+    pub linears: Vec<LinearShape>,
+}
+
+/// Which of a Linear's tensors is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    Weight,
+    LoraA,
+    LoraB,
+}
+
+impl Part {
+    /// The tensor name's end after the module path.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Weight => ".weight",
+            Self::LoraA => ".lora_A.weight",
+            Self::LoraB => ".lora_B.weight",
+        }
+    }
+}
+
+/// One tensor of one Linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TensorRef {
+    pub linear: usize,
+    pub part: Part,
+}
+
+impl ModelShape {
+    /// The index of the Linear with this module path.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.linears.iter().position(|l| l.name == name)
+    }
+
+    /// `model.layers.0.mlp.gate_proj.lora_B.weight` to a reference; `None` if the model has no such tensor.
+    pub fn parse_tensor(&self, tensor: &str) -> Option<TensorRef> {
+        // The longer suffixes end in the shorter one, so they are tried first.
+        let (part, module) = [Part::LoraA, Part::LoraB, Part::Weight]
+            .into_iter()
+            .find_map(|part| tensor.strip_suffix(part.suffix()).map(|module| (part, module)))?;
+        let linear = self.find(module)?;
+        let has_adapter = self.linears[linear].rank.is_some();
+        (part == Part::Weight || has_adapter).then_some(TensorRef { linear, part })
+    }
+
+    /// The tensor's name, e.g. `model.layers.0.mlp.gate_proj.lora_B.weight`.
+    pub fn tensor_name(&self, tensor: TensorRef) -> String {
+        format!("{}{}", self.linears[tensor.linear].name, tensor.part.suffix())
+    }
+
+    /// Full size `(rows, columns)` of a tensor.
+    pub fn tensor_size(&self, tensor: TensorRef) -> (usize, usize) {
+        let l = &self.linears[tensor.linear];
+        let rank = l.rank.unwrap_or(0);
+        match tensor.part {
+            Part::Weight => (l.out, l.inp),
+            Part::LoraA => (rank, l.inp),
+            Part::LoraB => (l.out, rank),
+        }
+    }
+
+    /// The sizes with nothing cut.
+    pub fn full(&self) -> ActiveShape {
+        let linears = self.linears.iter();
+        ActiveShape {
+            linears: linears
+                .map(|l| ActiveLinear { out: l.out, inp: l.inp, rank: l.rank.unwrap_or(0) })
+                .collect(),
+        }
+    }
+}
+
+/// What a sub-network keeps of one Linear: `W[:out, :inp]`, `A[:rank, :inp]`, `B[:out, :rank]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActiveLinear {
+    pub out: usize,
+    pub inp: usize,
+    /// 0 where the Linear has no adapter.
+    pub rank: usize,
+}
+
+/// A sub-network resolved against its model: the sizes of every Linear, by its index in [`ModelShape`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveShape {
+    pub linears: Vec<ActiveLinear>,
+}
+
+impl fmt::Display for ActiveLinear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{} rank {}", self.out, self.inp, self.rank)
+    }
+}

@@ -1,0 +1,169 @@
+//! The search space of one model, and the sub-networks in it.
+
+use super::{ActiveShape, Group, ModelShape, Part, SpaceError, TensorRef};
+use std::collections::HashMap;
+
+/// All elastic groups of one model, checked against its shapes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SearchSpace {
+    groups: Vec<Group>,
+}
+
+/// One choice for every group of a [`SearchSpace`], which has accepted it. No weights: a few hundred bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SubNetwork {
+    choices: Vec<usize>,
+}
+
+impl SubNetwork {
+    /// The choice of each group, in group order.
+    pub fn choices(&self) -> &[usize] {
+        &self.choices
+    }
+}
+
+impl SearchSpace {
+    /// Checks the groups against the model.
+    ///
+    /// # Errors
+    /// Choices that are not strictly descending from the tensors' own size, a tensor cut twice along one axis,
+    /// tensors cut apart that only make sense together (an adapter's `B` beside its `W`, `A`'s rows and `B`'s
+    /// columns).
+    pub fn new(shape: &ModelShape, groups: Vec<Group>) -> Result<Self, SpaceError> {
+        let mut rows = HashMap::new();
+        let mut columns = HashMap::new();
+        for (id, group) in groups.iter().enumerate() {
+            check_choices(id, group)?;
+            for (tensors, cut_by, axis) in
+                [(&group.members, &mut rows, "rows"), (&group.followers, &mut columns, "columns")]
+            {
+                for &tensor in tensors {
+                    check_size(shape, id, group, tensor, axis)?;
+                    if let Some(first) = cut_by.insert(tensor, id) {
+                        let tensor = shape.tensor_name(tensor);
+                        return Err(SpaceError::CutTwice { tensor, axis, first, second: id });
+                    }
+                }
+            }
+        }
+        for linear in 0..shape.linears.len() {
+            check_together(shape, linear, &rows, &columns)?;
+        }
+        Ok(Self { groups })
+    }
+
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Checks one choice for each group.
+    pub fn sub_network(&self, choices: Vec<usize>) -> Result<SubNetwork, SpaceError> {
+        if choices.len() != self.groups.len() {
+            let (expected, got) = (self.groups.len(), choices.len());
+            return Err(SpaceError::WrongCount { expected, got });
+        }
+        for (group, (&got, of)) in choices.iter().zip(&self.groups).enumerate() {
+            if !of.choices.contains(&got) {
+                return Err(SpaceError::NotAChoice { group, choices: of.choices.clone(), got });
+            }
+        }
+        Ok(SubNetwork { choices })
+    }
+
+    /// The sub-network whose group `id` takes the choice at `pick(id, n)`, an index below `n`, the number of choices.
+    /// This is how a random sub-network is drawn without this floor knowing a random generator.
+    pub fn pick(&self, mut pick: impl FnMut(usize, usize) -> usize) -> SubNetwork {
+        let groups = self.groups.iter().enumerate();
+        let choose = |(id, g): (usize, &Group)| g.choices[pick(id, g.choices.len()).min(g.choices.len() - 1)];
+        SubNetwork { choices: groups.map(choose).collect() }
+    }
+
+    pub fn maximal(&self) -> SubNetwork {
+        SubNetwork { choices: self.groups.iter().map(Group::maximal).collect() }
+    }
+
+    pub fn heuristic(&self) -> SubNetwork {
+        SubNetwork { choices: self.groups.iter().map(Group::heuristic).collect() }
+    }
+
+    pub fn minimal(&self) -> SubNetwork {
+        SubNetwork { choices: self.groups.iter().map(Group::minimal).collect() }
+    }
+
+    /// log10 of the number of sub-networks.
+    pub fn log10_size(&self) -> f64 {
+        self.groups.iter().map(|g| (g.choices.len() as f64).log10()).sum()
+    }
+
+    /// The sizes that `sub_network` leaves of every Linear.
+    pub fn resolve(&self, shape: &ModelShape, sub_network: &SubNetwork) -> ActiveShape {
+        let mut active = shape.full();
+        for (group, &choice) in self.groups.iter().zip(&sub_network.choices) {
+            for member in &group.members {
+                let linear = &mut active.linears[member.linear];
+                match member.part {
+                    Part::Weight | Part::LoraB => linear.out = choice,
+                    Part::LoraA => linear.rank = choice,
+                }
+            }
+            for follower in &group.followers {
+                let linear = &mut active.linears[follower.linear];
+                match follower.part {
+                    Part::Weight | Part::LoraA => linear.inp = choice,
+                    Part::LoraB => linear.rank = choice,
+                }
+            }
+        }
+        active
+    }
+}
+
+fn check_choices(id: usize, group: &Group) -> Result<(), SpaceError> {
+    let descending = group.choices.windows(2).all(|w| w[0] > w[1]);
+    if descending && group.choices.last().is_some_and(|&least| least > 0) {
+        return Ok(());
+    }
+    Err(SpaceError::BadChoices { group: id, choices: group.choices.clone() })
+}
+
+fn check_size(
+    shape: &ModelShape,
+    group_id: usize,
+    group: &Group,
+    tensor: TensorRef,
+    axis: &str,
+) -> Result<(), SpaceError> {
+    let (rows, columns) = shape.tensor_size(tensor);
+    let expected = if axis == "rows" { rows } else { columns };
+    if group.choices[0] == expected {
+        return Ok(());
+    }
+    let tensor = shape.tensor_name(tensor);
+    Err(SpaceError::WrongSize { group: group_id, tensor, expected, got: group.choices[0] })
+}
+
+/// An adapter's tensors must be cut as the Linear beside them: `B`'s rows as `W`'s rows, `A`'s columns as `W`'s
+/// columns, `B`'s columns as `A`'s rows.
+fn check_together(
+    shape: &ModelShape,
+    linear: usize,
+    rows: &HashMap<TensorRef, usize>,
+    columns: &HashMap<TensorRef, usize>,
+) -> Result<(), SpaceError> {
+    if shape.linears[linear].rank.is_none() {
+        return Ok(());
+    }
+    let [weight, a, b] = [Part::Weight, Part::LoraA, Part::LoraB].map(|part| TensorRef { linear, part });
+    let pairs = [
+        (b, weight, rows.get(&b), rows.get(&weight)),
+        (a, weight, columns.get(&a), columns.get(&weight)),
+        (b, a, columns.get(&b), rows.get(&a)),
+    ];
+    for (tensor, with, cut, expected) in pairs {
+        if cut != expected {
+            let (tensor, with) = (shape.tensor_name(tensor), shape.tensor_name(with));
+            return Err(SpaceError::NotTogether { tensor, with });
+        }
+    }
+    Ok(())
+}
