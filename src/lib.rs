@@ -3,8 +3,9 @@
 //! The modules stand here in reading order, floor by floor; a floor imports only lower floors, and rooms on one
 //! floor never import each other (`tests/architecture.rs` holds both rules). ARCHITECTURE.md is the guide.
 
-// Floor 0: what a super-network is. No tensor, no I/O.
+// Floor 0: what a super-network is; what a weight is between a file and a backend. No arithmetic, no I/O.
 pub mod supernet;
+pub mod weights;
 
 // Floor 1: arithmetic, files, text, numbers from logits, training data, pictures.
 pub mod artifact;

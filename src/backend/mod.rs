@@ -10,13 +10,12 @@
 mod batch;
 pub mod cpu;
 mod error;
-mod host;
 pub mod reference;
 
 pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan};
 pub use error::BackendError;
-pub use host::{HostData, HostMatrix, HostVector};
 
+use crate::weights::{HostMatrix, HostVector};
 use std::sync::Arc;
 
 /// The operations that a model's forward needs.
