@@ -1,1 +1,74 @@
-//! artifact
+//! What is on disk: base weights, super-adapters, model folders; and how a base comes onto this machine.
+//!
+//! Every file is taken to be hostile: sizes, offsets, shapes and types are checked before anything is allocated by
+//! them, and an error names the file and the tensor or field. What is written goes to a temporary file in the same
+//! folder and is renamed, so that no reader ever sees half of it. Knows no backend and no text.
+
+mod adapter;
+mod base;
+mod error;
+mod fetch;
+mod gguf;
+mod hugging_face;
+mod model_folder;
+#[cfg(test)]
+mod tests;
+
+pub use adapter::{AdapterConfig, AdapterTensors, TensorType, read_adapter, write_adapter};
+pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
+pub use error::ArtifactError;
+pub use fetch::{BaseSource, DEFAULT_BASE, locate};
+pub use model_folder::{BaseReference, ModelFolder};
+
+use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// The sha256 of a file, in hex.
+pub fn sha256_of_file(path: &Path) -> Result<String, ArtifactError> {
+    let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(io)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Writes a file so that it appears whole or not at all.
+fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
+    let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+    temporary.write_all(contents).map_err(io)?;
+    let file = temporary.persist(path).map_err(|e| io(e.error))?;
+    // A temporary file is private to its owner; what it becomes is as readable as any other file.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
+    }
+    drop(file);
+    Ok(())
+}
+
+/// Reads a JSON file into `T`.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
+    let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
+    let length = std::fs::metadata(path).map_err(io)?.len();
+    if length > MAX_JSON_BYTES {
+        return Err(ArtifactError::wrong(path, format!("{length} bytes of JSON, at most {MAX_JSON_BYTES}")));
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    serde_json::from_slice(&text).map_err(|e| ArtifactError::wrong(path, e.to_string()))
+}
+
+/// A tokenizer.json of a large vocabulary is about 20 MB; nothing that we read as JSON is larger.
+const MAX_JSON_BYTES: u64 = 256 << 20;

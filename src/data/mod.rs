@@ -1,1 +1,77 @@
-//! data
+//! Training and test examples: reading them, turning them into text, choosing an order.
+//!
+//! Files are those of LLM-Adapters, which LoNAS trains and tests on: a JSON array of
+//! `{instruction, input, output, answer}`. Knows no tokenizer: whoever wants tokens passes a function.
+
+mod example;
+mod form;
+
+pub use example::{DataError, Example, read};
+pub use form::{Choice, PromptForm};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+/// The order in which epoch `epoch` (from 0) visits `n` examples: a shuffle that `seed` and `epoch` decide.
+pub fn order(n: usize, epoch: u64, seed: u64) -> Vec<usize> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    // One stream for each epoch; streams 0 and 1 are dropout's and the sub-networks'.
+    random.set_stream(2 + epoch);
+    let mut order = (0..n).collect::<Vec<_>>();
+    order.shuffle(&mut random);
+    order
+}
+
+/// Shuffles the examples and takes `held_out` of them away: `(training, held out)`.
+pub fn split<T>(mut examples: Vec<T>, held_out: usize, seed: u64) -> (Vec<T>, Vec<T>) {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(u64::MAX);
+    examples.shuffle(&mut random);
+    let held_out = examples.split_off(examples.len() - held_out.min(examples.len()));
+    (examples, held_out)
+}
+
+/// LoNAS's tokenisation of one training text: cut at `cutoff` tokens; closed by `eos` where there is room.
+pub fn training_tokens(mut tokens: Vec<u32>, eos: Option<u32>, cutoff: usize) -> Vec<u32> {
+    tokens.truncate(cutoff);
+    if let Some(eos) = eos.filter(|eos| tokens.len() < cutoff && tokens.last() != Some(eos)) {
+        tokens.push(eos);
+    }
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_a_permutation_that_seed_and_epoch_decide() {
+        let mut sorted = order(100, 3, 7);
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+        assert_eq!(order(100, 3, 7), order(100, 3, 7));
+        assert_ne!(order(100, 3, 7), order(100, 4, 7));
+        assert_ne!(order(100, 3, 7), order(100, 3, 8));
+    }
+
+    #[test]
+    fn a_split_loses_nothing() {
+        for held_out in [0, 1, 9, 10, 50] {
+            let (mut train, rest) = split((0..10).collect(), held_out, 1);
+            assert_eq!(rest.len(), held_out.min(10));
+            train.extend(rest);
+            train.sort_unstable();
+            assert_eq!(train, (0..10).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_training_text_is_closed_by_eos_only_where_there_is_room() {
+        assert_eq!(training_tokens(vec![5, 6], Some(2), 4), [5, 6, 2]);
+        assert_eq!(training_tokens(vec![5, 2], Some(2), 4), [5, 2]);
+        assert_eq!(training_tokens(vec![5, 6, 7, 8, 9], Some(2), 4), [5, 6, 7, 8]);
+        assert_eq!(training_tokens(vec![5, 6, 7, 8], Some(2), 4), [5, 6, 7, 8]);
+        assert_eq!(training_tokens(vec![5], None, 4), [5]);
+    }
+}

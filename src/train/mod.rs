@@ -1,1 +1,209 @@
-//! train
+//! Training a super-adapter: LoNAS's loop over the reference backend.
+//!
+//! One random sub-network for each micro-batch, uniform and independent in every group; causal cross-entropy over
+//! the whole sequence; gradients of several micro-batches, and so of several sub-networks, in one AdamW step. Knows
+//! tokens, not text; knows neither a terminal nor a clock.
+
+mod checkpoint;
+mod error;
+mod log;
+mod recipe;
+mod reorder;
+
+pub use checkpoint::Checkpoint;
+pub use error::TrainError;
+pub use log::{LogLine, TrainingLog};
+pub use recipe::Recipe;
+pub use reorder::{CALIBRATION_SEQUENCES, importance_orders};
+
+use crate::backend::reference::{AdamW, AdamWOptions, Loss, Reference};
+use crate::backend::{Segment, Selection, SequenceSpan};
+use crate::data;
+use crate::model::Batch;
+use crate::model::llama::Llama;
+use crate::supernet::{HEURISTIC, MAXIMAL, MINIMAL, ModelShape, SearchSpace, SubNetwork};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+
+/// A super-network in training.
+pub struct Trainer {
+    backend: Reference,
+    model: Llama<Reference>,
+    shape: ModelShape,
+    space: SearchSpace,
+    recipe: Recipe,
+    optimizer: AdamW,
+    /// Token sequences, each at least two tokens long.
+    sequences: Vec<Vec<u32>>,
+    /// Micro-batches done so far, over all epochs.
+    done: u64,
+}
+
+/// What one micro-batch did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MicroBatch {
+    /// Counted from 1 over the whole training.
+    pub number: u64,
+    /// Counted from 0.
+    pub epoch: u64,
+    pub sub_network: SubNetwork,
+    /// Mean cross-entropy, nats per token.
+    pub loss: f32,
+    pub tokens: usize,
+    /// Of this micro-batch; an optimizer step uses its last one's.
+    pub learning_rate: f64,
+    /// The gradient's norm before clipping, where this micro-batch ended with an optimizer step.
+    pub gradient_norm: Option<f64>,
+}
+
+/// Validation losses, nats per token.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Validation {
+    pub maximal: f64,
+    pub heuristic: f64,
+    pub minimal: f64,
+}
+
+impl Trainer {
+    /// `model` must have been loaded on `backend`, made by [`Reference::for_training`] with the recipe's dropout and
+    /// seed, with one super-adapter of shape `shape`.
+    ///
+    /// # Errors
+    /// No sequence of at least two tokens, or a recipe that cannot run.
+    pub fn new(
+        backend: Reference,
+        model: Llama<Reference>,
+        shape: ModelShape,
+        space: SearchSpace,
+        recipe: Recipe,
+        mut sequences: Vec<Vec<u32>>,
+    ) -> Result<Self, TrainError> {
+        sequences.retain(|s| s.len() >= 2);
+        if sequences.is_empty() {
+            return Err(TrainError::NoData);
+        }
+        if recipe.micro_batch == 0 || recipe.accumulation == 0 || recipe.epochs == 0 {
+            return Err(TrainError::Recipe { recipe });
+        }
+        let options = AdamWOptions { weight_decay: recipe.weight_decay, ..AdamWOptions::default() };
+        let optimizer = AdamW::new(&backend, options)?;
+        Ok(Self { backend, model, shape, space, recipe, optimizer, sequences, done: 0 })
+    }
+
+    /// Micro-batches of the whole training.
+    pub fn total(&self) -> u64 {
+        (self.recipe.epochs * self.per_epoch()) as u64
+    }
+
+    /// Micro-batches done.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// The adapters' tensors as they are now.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// Runs the next micro-batch with a random sub-network.
+    pub fn step(&mut self) -> Result<MicroBatch, TrainError> {
+        let number = self.done + 1;
+        let mut random = ChaCha8Rng::seed_from_u64(self.recipe.seed);
+        random.set_stream(1);
+        random.set_word_pos(u128::from(number) << 20);
+        let sub_network = self.space.pick(|_, choices| random.random_range(0..choices));
+        let epoch = (number - 1) / self.per_epoch() as u64;
+        let order = data::order(self.sequences.len(), epoch, self.recipe.seed);
+        let within = (number - 1) as usize % self.per_epoch();
+        let chosen = order.chunks(self.recipe.micro_batch).nth(within).unwrap_or_default();
+        let sequences = chosen.iter().map(|&i| self.sequences[i].clone()).collect::<Vec<_>>();
+        self.step_on(&sequences, sub_network)
+    }
+
+    /// Runs the next micro-batch on these sequences with this sub-network, and an optimizer step if it fills the
+    /// accumulation window.
+    pub fn step_on(
+        &mut self,
+        sequences: &[Vec<u32>],
+        sub_network: SubNetwork,
+    ) -> Result<MicroBatch, TrainError> {
+        let number = self.done + 1;
+        self.backend.start_dropout(number);
+        let (loss, tokens) = self.loss(sequences, &sub_network)?;
+        let value = loss.value()?;
+        if !value.is_finite() {
+            return Err(TrainError::Diverged { micro_batch: number, loss: value });
+        }
+        self.optimizer.accumulate(&loss, 1.0 / self.recipe.accumulation as f64)?;
+        let learning_rate = self.recipe.learning_rate_at(number, self.per_epoch());
+        let full = number.is_multiple_of(self.recipe.accumulation as u64);
+        let gradient_norm = match full {
+            true => Some(self.optimizer.step(learning_rate, self.recipe.max_norm)?),
+            false => None,
+        };
+        self.done = number;
+        let epoch = (number - 1) / self.per_epoch() as u64;
+        Ok(MicroBatch { number, epoch, sub_network, loss: value, tokens, learning_rate, gradient_norm })
+    }
+
+    /// Mean loss over `sequences`, each token counted once, of the three sub-networks that always exist.
+    pub fn validate(&self, sequences: &[Vec<u32>]) -> Result<Validation, TrainError> {
+        let mean = |sub_network: SubNetwork| -> Result<f64, TrainError> {
+            let (mut sum, mut count) = (0.0, 0);
+            for chunk in sequences.chunks(self.recipe.micro_batch) {
+                let (loss, tokens) = self.backend.without_dropout(|| self.loss(chunk, &sub_network))?;
+                sum += f64::from(loss.value()?) * tokens as f64;
+                count += tokens;
+            }
+            Ok(sum / f64::from(u32::try_from(count.max(1)).unwrap_or(u32::MAX)))
+        };
+        Ok(Validation {
+            maximal: mean(self.space.maximal())?,
+            heuristic: mean(self.space.heuristic())?,
+            minimal: mean(self.space.minimal())?,
+        })
+    }
+
+    /// Gradients that the next optimizer step would use, for tests.
+    pub fn loss_of(&self, sequences: &[Vec<u32>], sub_network: &SubNetwork) -> Result<f32, TrainError> {
+        let (loss, _) = self.backend.without_dropout(|| self.loss(sequences, sub_network))?;
+        Ok(loss.value()?)
+    }
+
+    fn per_epoch(&self) -> usize {
+        self.recipe.micro_batches_per_epoch(self.sequences.len())
+    }
+
+    /// The mean cross-entropy of every next token, and how many there are.
+    fn loss(
+        &self,
+        sequences: &[Vec<u32>],
+        sub_network: &SubNetwork,
+    ) -> Result<(Loss, usize), TrainError> {
+        let shape = Arc::new(self.space.resolve(&self.shape, sub_network));
+        let (batch, targets) = whole_sequences(sequences, Selection { adapter: 0, subnetwork: 0, shape });
+        let logits = self.model.forward(&self.backend, &batch, None)?;
+        Ok((self.backend.cross_entropy(&logits, &targets)?, targets.len()))
+    }
+}
+
+/// The catalog's names in the order of [`Validation`]'s fields.
+pub const VALIDATED: [&str; 3] = [MAXIMAL, HEURISTIC, MINIMAL];
+
+/// Packs whole sequences below each other; every row but each sequence's last one predicts the next token.
+fn whole_sequences(sequences: &[Vec<u32>], selection: Selection) -> (Batch, Vec<u32>) {
+    let mut batch = Batch::default();
+    let mut targets = Vec::new();
+    for sequence in sequences {
+        let first = batch.tokens.len();
+        let rows = first..first + sequence.len();
+        batch.tokens.extend(sequence);
+        batch.positions.extend(0..sequence.len() as u32);
+        batch.outputs.extend(first as u32..(rows.end - 1) as u32);
+        targets.extend(&sequence[1..]);
+        batch.spans.push(SequenceSpan { rows, start: 0, blocks: Vec::new() });
+    }
+    batch.segments.push(Segment { rows: 0..batch.tokens.len(), selection });
+    (batch, targets)
+}

@@ -1,1 +1,161 @@
-//! model/llama
+//! The LLaMA family (Touvron et al. 2023): RMS norms, rotary positions, grouped queries, a gated MLP.
+
+mod load;
+mod shape;
+
+pub use load::{LoadError, SuperAdapter, load};
+pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
+
+use super::{Batch, Executor, Logits};
+use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear};
+use std::sync::Arc;
+
+/// A LLaMA with every super-adapter that shares its base.
+pub struct Llama<B: Backend> {
+    /// `(V, H)`
+    embedding: Arc<B::Matrix>,
+    layers: Vec<Layer<B>>,
+    /// `(H)`
+    norm: B::Vector,
+    /// `(V, H)`; the embedding itself where the two are tied.
+    head: Arc<B::Matrix>,
+    attention: AttentionShape,
+    /// `(D / 2)` radians per position.
+    inverse_frequencies: Vec<f32>,
+    eps: f32,
+    vocabulary: usize,
+}
+
+struct Layer<B: Backend> {
+    attention_norm: B::Vector,
+    q: Linear<B>,
+    k: Linear<B>,
+    v: Linear<B>,
+    o: Linear<B>,
+    mlp_norm: B::Vector,
+    mlp: GatedMlp<B>,
+}
+
+impl<B: Backend> Llama<B> {
+    /// Logits `(outputs, V)` of the rows that the batch wants.
+    ///
+    /// Without a cache every sequence must be whole (start at position 0), as in training.
+    pub fn forward(
+        &self,
+        backend: &B,
+        batch: &Batch,
+        mut cache: Option<&mut B::Cache>,
+    ) -> Result<B::Rows, BackendError> {
+        let mut x = backend.embed(&self.embedding, &batch.tokens)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let cache = cache.as_deref_mut().map(|cache| (cache, index));
+            x = self.layer(backend, layer, x, batch, cache)?;
+        }
+        let wanted = backend.select(&x, &batch.outputs)?;
+        let normed = backend.rms_norm(&wanted, &self.norm, self.eps)?;
+        backend.logits(&normed, &self.head)
+    }
+
+    /// `x (T, H)` to the same after one layer.
+    fn layer(
+        &self,
+        backend: &B,
+        layer: &Layer<B>,
+        x: B::Rows,
+        batch: &Batch,
+        cache: Option<(&mut B::Cache, usize)>,
+    ) -> Result<B::Rows, BackendError> {
+        let Batch { positions, segments, spans, .. } = batch;
+        let rotate = |rows| {
+            backend.rotary(rows, self.attention.head_size, positions, &self.inverse_frequencies)
+        };
+        let normed = backend.rms_norm(&x, &layer.attention_norm, self.eps)?;
+        let q = rotate(backend.linear(&normed, &layer.q, segments)?)?;
+        let k = rotate(backend.linear(&normed, &layer.k, segments)?)?;
+        let v = backend.linear(&normed, &layer.v, segments)?;
+        let attended = backend.attention(&q, &k, &v, &self.attention, spans, cache)?;
+        let x = backend.add(x, &backend.linear(&attended, &layer.o, segments)?)?;
+
+        let normed = backend.rms_norm(&x, &layer.mlp_norm, self.eps)?;
+        backend.add(x, &backend.gated_mlp(&normed, &layer.mlp, segments)?)
+    }
+
+    /// The pool that this model needs for `blocks` blocks of `block_size` positions.
+    pub fn cache_layout(&self, blocks: usize, block_size: usize) -> CacheLayout {
+        let AttentionShape { kv_heads, head_size, .. } = self.attention;
+        CacheLayout { layers: self.layers.len(), kv_heads, head_size, blocks, block_size }
+    }
+
+    /// What a batch must satisfy before anything is computed, so that a bad one leaves the pool untouched.
+    fn check(&self, batch: &Batch) -> Result<(), BackendError> {
+        let wrong = |expected: String, got: String| {
+            Err(BackendError::Shape { operation: "forward", expected, got })
+        };
+        let rows = batch.tokens.len();
+        if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= self.vocabulary) {
+            return wrong(format!("tokens below {}", self.vocabulary), token.to_string());
+        }
+        if rows == 0 || batch.positions.len() != rows {
+            return wrong(format!("{rows} positions, at least one"), batch.positions.len().to_string());
+        }
+        if let Some(row) = batch.outputs.iter().find(|&&r| r as usize >= rows) {
+            return wrong(format!("output rows below {rows}"), row.to_string());
+        }
+        let ends = |ranges: Vec<&std::ops::Range<usize>>| {
+            ranges.iter().try_fold(0, |end, r| (r.start == end && r.end > end).then_some(r.end))
+        };
+        let segments = ends(batch.segments.iter().map(|s| &s.rows).collect());
+        let spans = ends(batch.spans.iter().map(|s| &s.rows).collect());
+        if segments != Some(rows) || spans != Some(rows) {
+            return wrong(
+                format!("segments and spans that cover rows 0..{rows} in order"),
+                format!("segments to {segments:?}, spans to {spans:?}"),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A LLaMA on one backend with its key-value pool.
+pub struct LlamaExecutor<B: Backend> {
+    model: Llama<B>,
+    backend: B,
+    cache: B::Cache,
+    layout: CacheLayout,
+}
+
+impl<B: Backend> LlamaExecutor<B> {
+    /// Allocates a pool of `blocks` blocks of `block_size` positions.
+    pub fn new(model: Llama<B>, backend: B, blocks: usize, block_size: usize) -> Result<Self, BackendError> {
+        let layout = model.cache_layout(blocks, block_size);
+        let cache = backend.cache(layout)?;
+        Ok(Self { model, backend, cache, layout })
+    }
+}
+
+impl<B: Backend> Executor for LlamaExecutor<B> {
+    fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError> {
+        self.model.check(batch)?;
+        let vocabulary = self.model.vocabulary;
+        if batch.outputs.is_empty() {
+            // Nobody reads this step's logits, but its keys and values are wanted: one row stands in.
+            let batch = Batch { outputs: vec![0], ..batch.clone() };
+            self.model.forward(&self.backend, &batch, Some(&mut self.cache))?;
+            return Ok(Logits { values: Vec::new(), vocabulary });
+        }
+        let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
+        Ok(Logits { values: self.backend.to_host(&logits)?, vocabulary })
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.model.vocabulary
+    }
+
+    fn blocks(&self) -> usize {
+        self.layout.blocks
+    }
+
+    fn block_size(&self) -> usize {
+        self.layout.block_size
+    }
+}

@@ -1,0 +1,179 @@
+//! A super-adapter as PEFT writes it: adapter_config.json and adapter_model.safetensors, full size.
+
+use super::hugging_face::SafetensorsFile;
+use super::{ArtifactError, read_json, write_whole};
+use crate::weights::{HostData, HostMatrix};
+use half::bf16;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+const PREFIX: &str = "base_model.model.";
+
+/// What adapter_config.json says.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AdapterConfig {
+    /// `r`: the full rank.
+    pub rank: usize,
+    /// `lora_alpha`; the scale is `alpha / rank` for every active rank.
+    pub alpha: f64,
+    pub dropout: f64,
+    /// Short module names, e.g. `q_proj`.
+    pub target_modules: Vec<String>,
+    pub base_model_name: String,
+}
+
+impl AdapterConfig {
+    /// `alpha / r`
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+}
+
+/// By module path, e.g. `model.layers.0.self_attn.q_proj`: A `(R, inp)` and B `(out, R)`.
+pub type AdapterTensors = BTreeMap<String, (HostMatrix, HostMatrix)>;
+
+/// The number format of a written adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TensorType {
+    F32,
+    Bf16,
+}
+
+/// Reads a folder that PEFT (or this program) wrote.
+///
+/// # Errors
+/// A kind of adapter that is not plain LoRA (rank-stabilised, DoRA, biases, per-module ranks, saved modules), a tensor
+/// without its partner, or one that is no LoRA tensor.
+pub fn read_adapter(folder: &Path) -> Result<(AdapterConfig, AdapterTensors), ArtifactError> {
+    let config = read_config(&folder.join(CONFIG))?;
+    let path = folder.join(TENSORS);
+    let file = SafetensorsFile::open(&path)?;
+    let tensors = file.tensors()?;
+    let mut halves: BTreeMap<String, [Option<HostMatrix>; 2]> = BTreeMap::new();
+    for (key, view) in tensors.iter() {
+        let (module, half) = parse_key(key).ok_or_else(|| {
+            ArtifactError::wrong(&path, format!("tensor `{key}` is not a LoRA tensor"))
+        })?;
+        let &[rows, columns] = view.shape() else {
+            let reason = format!("tensor `{key}`: expected a matrix, got shape {:?}", view.shape());
+            return Err(ArtifactError::wrong(&path, reason));
+        };
+        let data = file.matrix(key, &[rows, columns])?;
+        let name = format!("{module}.{}", ["lora_A.weight", "lora_B.weight"][half]);
+        let slot = &mut halves.entry(module.to_string()).or_default()[half];
+        if slot.replace(HostMatrix { name, rows, columns, data }).is_some() {
+            return Err(ArtifactError::wrong(&path, format!("tensor `{key}` stands there twice")));
+        }
+    }
+    let pair = |(module, [a, b]): (String, [Option<HostMatrix>; 2])| match (a, b) {
+        (Some(a), Some(b)) => Ok((module, (a, b))),
+        (None, _) => Err(missing(&path, &module, "lora_A")),
+        (_, None) => Err(missing(&path, &module, "lora_B")),
+    };
+    Ok((config, halves.into_iter().map(pair).collect::<Result<_, _>>()?))
+}
+
+fn missing(path: &Path, module: &str, half: &str) -> ArtifactError {
+    ArtifactError::MissingTensor { path: path.into(), tensor: format!("{PREFIX}{module}.{half}.weight") }
+}
+
+/// `base_model.model.M.lora_A.weight`, as saved, or `.lora_A.default.weight`, as in memory: `M`, and 0 for A, 1 for B.
+fn parse_key(key: &str) -> Option<(&str, usize)> {
+    let rest = key.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
+    let rest = rest.strip_suffix(".default").unwrap_or(rest);
+    rest.strip_suffix(".lora_A").map(|m| (m, 0)).or_else(|| rest.strip_suffix(".lora_B").map(|m| (m, 1)))
+}
+
+fn read_config(path: &Path) -> Result<AdapterConfig, ArtifactError> {
+    let json: Value = read_json(path)?;
+    let field = |name: &str| json.get(name).filter(|v| !v.is_null());
+    let wrong = |name: &str, expected: &str| {
+        let got = json.get(name).map_or("nothing".to_string(), |v| v.to_string().chars().take(80).collect());
+        ArtifactError::field(path, name, format!("expected {expected}, got {got}"))
+    };
+    if field("peft_type").and_then(Value::as_str) != Some("LORA") {
+        return Err(wrong("peft_type", "\"LORA\""));
+    }
+    for name in ["use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"] {
+        if field(name).is_some_and(|v| v != &Value::Bool(false)) {
+            return Err(wrong(name, "false"));
+        }
+    }
+    if field("bias").is_some_and(|v| v != "none") {
+        return Err(wrong("bias", "\"none\""));
+    }
+    let empty = |v: &Value| {
+        v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty)
+    };
+    for name in ["rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"] {
+        if field(name).is_some_and(|v| !empty(v)) {
+            return Err(wrong(name, "nothing"));
+        }
+    }
+    let rank = field("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
+    let rank = rank.filter(|&r| (1..=4096).contains(&r)).ok_or_else(|| wrong("r", "a rank from 1 to 4096"))?;
+    let alpha = field("lora_alpha").and_then(Value::as_f64).filter(|a| a.is_finite());
+    let targets = field("target_modules").and_then(Value::as_array);
+    let targets = targets.and_then(|t| t.iter().map(|m| m.as_str().map(String::from)).collect());
+    Ok(AdapterConfig {
+        rank,
+        alpha: alpha.ok_or_else(|| wrong("lora_alpha", "a number"))?,
+        dropout: field("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
+        target_modules: targets.ok_or_else(|| wrong("target_modules", "a list of module names"))?,
+        base_model_name: field("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().into(),
+    })
+}
+
+/// Writes the two files that `PeftModel.from_pretrained` reads.
+pub fn write_adapter(
+    folder: &Path,
+    config: &AdapterConfig,
+    tensors: &AdapterTensors,
+    number_type: TensorType,
+) -> Result<(), ArtifactError> {
+    let path = folder.join(TENSORS);
+    let wrong = |e: safetensors::SafeTensorError| ArtifactError::wrong(&path, e.to_string());
+    let (dtype, encode): (_, fn(&[f32]) -> Vec<u8>) = match number_type {
+        TensorType::F32 => (Dtype::F32, |values| values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        TensorType::Bf16 => {
+            (Dtype::BF16, |values| values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect())
+        }
+    };
+    let mut encoded = Vec::with_capacity(2 * tensors.len());
+    for (module, (a, b)) in tensors {
+        for (half, matrix) in [("lora_A", a), ("lora_B", b)] {
+            let bytes = match &matrix.data {
+                HostData::F32(values) => encode(values),
+                _ => encode(&matrix.to_f32()),
+            };
+            encoded.push((format!("{PREFIX}{module}.{half}.weight"), vec![matrix.rows, matrix.columns], bytes));
+        }
+    }
+    let view = |(key, shape, bytes)| Ok((key, TensorView::new(dtype, shape, bytes)?));
+    let views = encoded.iter().map(|(k, s, b)| view((k.as_str(), s.clone(), b.as_slice())));
+    let views = views.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    write_whole(&path, &safetensors::serialize(views, metadata).map_err(wrong)?)?;
+    write_whole(&folder.join(CONFIG), &config_json(config))
+}
+
+fn config_json(config: &AdapterConfig) -> Vec<u8> {
+    let json = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.base_model_name,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": config.target_modules,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+    });
+    format!("{json:#}\n").into_bytes()
+}

@@ -1,0 +1,176 @@
+//! A base model: its sizes, its tensors by their Hugging Face names, its tokenizer; whichever file it comes from.
+
+use super::ArtifactError;
+use super::gguf::GgufFile;
+use super::hugging_face::HuggingFaceFolder;
+use crate::weights::{HostMatrix, HostVector};
+use std::path::{Path, PathBuf};
+
+/// The sizes and constants of a base model.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BaseConfig {
+    /// Model family, e.g. `llama`.
+    pub family: String,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub query_heads: usize,
+    pub kv_heads: usize,
+    pub head_size: usize,
+    pub vocabulary: usize,
+    pub max_positions: usize,
+    pub rms_eps: f32,
+    pub rope_theta: f32,
+    pub tied_embeddings: bool,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub bos_token: Option<u32>,
+    pub eos_tokens: Vec<u32>,
+}
+
+/// No base model that this program can run is larger; a hostile file must not make us allocate by its word.
+const MAX_DIMENSION: usize = 1 << 24;
+
+impl BaseConfig {
+    /// Checks what every family needs. `path` is for the message.
+    pub(super) fn checked(self, path: &Path) -> Result<Self, ArtifactError> {
+        let sizes = [
+            ("hidden_size", self.hidden),
+            ("intermediate_size", self.intermediate),
+            ("num_hidden_layers", self.layers),
+            ("num_attention_heads", self.query_heads),
+            ("num_key_value_heads", self.kv_heads),
+            ("head_dim", self.head_size),
+            ("vocab_size", self.vocabulary),
+            ("max_position_embeddings", self.max_positions),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > MAX_DIMENSION {
+                return Err(ArtifactError::field(path, field, format!("{size} is out of range")));
+            }
+        }
+        if !self.query_heads.is_multiple_of(self.kv_heads) {
+            let reason = format!("{} does not divide {} attention heads", self.kv_heads, self.query_heads);
+            return Err(ArtifactError::field(path, "num_key_value_heads", reason));
+        }
+        if !self.head_size.is_multiple_of(2) {
+            let reason = format!("{} is odd, but rotary positions turn pairs", self.head_size);
+            return Err(ArtifactError::field(path, "head_dim", reason));
+        }
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        if !positive(self.rms_eps) {
+            return Err(ArtifactError::field(path, "rms_norm_eps", format!("{} is out of range", self.rms_eps)));
+        }
+        if !positive(self.rope_theta) {
+            return Err(ArtifactError::field(path, "rope_theta", format!("{} is out of range", self.rope_theta)));
+        }
+        Ok(self)
+    }
+}
+
+/// Where the tokenizer comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenizerSource {
+    HuggingFace {
+        tokenizer_json: PathBuf,
+        chat_template: Option<String>,
+        bos: Option<String>,
+        eos: Option<String>,
+    },
+    Gguf(GgufVocabulary),
+}
+
+/// The tokenizer that a GGUF file carries.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GgufVocabulary {
+    /// `tokenizer.ggml.model`, e.g. `gpt2`.
+    pub model: String,
+    /// `tokenizer.ggml.pre`, e.g. `smollm`.
+    pub pre: String,
+    pub tokens: Vec<String>,
+    /// 1 normal, 3 control, 4 user-defined, 6 byte.
+    pub token_types: Vec<i32>,
+    pub merges: Vec<String>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub unknown: Option<u32>,
+    pub padding: Option<u32>,
+    pub add_bos: bool,
+    pub chat_template: Option<String>,
+}
+
+/// An opened base model; tensors are read when they are asked for.
+#[derive(Debug)]
+pub struct Base {
+    pub config: BaseConfig,
+    pub tokenizer: TokenizerSource,
+    path: PathBuf,
+    tensors: Tensors,
+}
+
+#[derive(Debug)]
+enum Tensors {
+    HuggingFace(HuggingFaceFolder),
+    Gguf(GgufFile),
+}
+
+impl Base {
+    /// Opens a Hugging Face folder or a GGUF file.
+    pub fn open(path: &Path) -> Result<Self, ArtifactError> {
+        if path.is_dir() {
+            let (folder, config, tokenizer) = HuggingFaceFolder::open(path)?;
+            return Ok(Self { config, tokenizer, path: path.into(), tensors: Tensors::HuggingFace(folder) });
+        }
+        let (file, config, vocabulary) = GgufFile::open(path)?;
+        let tokenizer = TokenizerSource::Gguf(vocabulary);
+        Ok(Self { config, tokenizer, path: path.into(), tensors: Tensors::Gguf(file) })
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensor `name`, by its Hugging Face name, as precise as the file has it.
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<HostMatrix, ArtifactError> {
+        match &self.tensors {
+            Tensors::HuggingFace(folder) => folder.matrix(name, rows, columns),
+            Tensors::Gguf(file) => file.matrix(name, rows, columns),
+        }
+    }
+
+    pub fn vector(&self, name: &str, length: usize) -> Result<HostVector, ArtifactError> {
+        match &self.tensors {
+            Tensors::HuggingFace(folder) => folder.vector(name, length),
+            Tensors::Gguf(file) => file.vector(name, length),
+        }
+    }
+
+    /// Bytes of all files that hold tensors.
+    pub fn bytes(&self) -> Result<u64, ArtifactError> {
+        let size = |path: &PathBuf| {
+            let io = |source| ArtifactError::Io { path: path.clone(), source };
+            std::fs::metadata(path).map(|m| m.len()).map_err(io)
+        };
+        self.files().iter().map(size).sum()
+    }
+
+    /// The sha256 of the file that holds the tensors; of several files, the sha256 of their digests in name order.
+    pub fn sha256(&self) -> Result<String, ArtifactError> {
+        let digests = self.files().iter().map(|f| super::sha256_of_file(f)).collect::<Result<Vec<_>, _>>()?;
+        match digests.as_slice() {
+            [only] => Ok(only.clone()),
+            several => {
+                use sha2::Digest;
+                Ok(super::hex(&sha2::Sha256::digest(several.concat())))
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        match &self.tensors {
+            Tensors::HuggingFace(folder) => folder.files(),
+            Tensors::Gguf(_) => vec![self.path.clone()],
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! GGUF files of the LLaMA family, under Hugging Face's tensor names.
+//!
+//! candle reads the header (its lengths are bounded there); the tensors come from a memory map, every range checked
+//! against the file. llama.cpp stores the rows of q and k so that the two halves of a head interleave; here they are
+//! put back into Hugging Face's order, which is exact, since blocks run along a row.
+
+use super::base::{BaseConfig, GgufVocabulary};
+use super::error::ArtifactError;
+use crate::weights::{BLOCK, HostData, HostMatrix, HostVector};
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use std::fs::File;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug)]
+pub(super) struct GgufFile {
+    path: PathBuf,
+    map: Mmap,
+    content: Content,
+    query_heads: usize,
+    kv_heads: usize,
+}
+
+impl GgufFile {
+    pub(super) fn open(path: &Path) -> Result<(Self, BaseConfig, GgufVocabulary), ArtifactError> {
+        let io = |source| ArtifactError::Io { path: path.into(), source };
+        let file = File::open(path).map_err(io)?;
+        #[expect(unsafe_code, reason = "a memory map")]
+        // SAFETY: the map is read only; a file that another process truncates meanwhile ends this one with SIGBUS, which
+        // no check here could prevent, and bases are written by renaming.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let content = Content::read(&mut Cursor::new(&map[..]));
+        let content = content.map_err(|e| ArtifactError::wrong(path, format!("not a GGUF file: {e}")))?;
+        let metadata = Metadata { path, content: &content };
+        let (config, vocabulary) = (metadata.config()?, metadata.vocabulary()?);
+        let (query_heads, kv_heads) = (config.query_heads, config.kv_heads);
+        Ok((Self { path: path.into(), map, content, query_heads, kv_heads }, config, vocabulary))
+    }
+
+    pub(super) fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<HostMatrix, ArtifactError> {
+        let (info, bytes) = self.tensor(name, &[rows, columns])?;
+        let data = self.decode(name, info, bytes, rows * columns)?;
+        let matrix = HostMatrix { name: name.into(), rows, columns, data };
+        let heads = match gguf_name(name).unwrap_or_default() {
+            n if n.ends_with("attn_q.weight") => self.query_heads,
+            n if n.ends_with("attn_k.weight") => self.kv_heads,
+            _ => return Ok(matrix),
+        };
+        Ok(matrix.permute_rows(&halves_apart(rows, heads)))
+    }
+
+    pub(super) fn vector(&self, name: &str, length: usize) -> Result<HostVector, ArtifactError> {
+        let (info, bytes) = self.tensor(name, &[length])?;
+        let data = self.decode(name, info, bytes, length)?;
+        let matrix = HostMatrix { name: name.into(), rows: 1, columns: length, data };
+        Ok(HostVector { data: matrix.to_f32(), name: matrix.name })
+    }
+
+    /// The tensor's description and bytes, all checked.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, &[u8]), ArtifactError> {
+        let missing = || ArtifactError::MissingTensor { path: self.path.clone(), tensor: name.into() };
+        let info = gguf_name(name).and_then(|n| self.content.tensor_infos.get(&n)).ok_or_else(missing)?;
+        let got = info.shape.dims().to_vec();
+        if got != shape {
+            let (path, tensor) = (self.path.clone(), name.to_string());
+            return Err(ArtifactError::TensorShape { path, tensor, expected: shape.to_vec(), got });
+        }
+        let row = shape.last().copied().unwrap_or(0);
+        let (block, block_bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+        let wrong = |reason: String| ArtifactError::wrong(&self.path, format!("tensor `{name}`: {reason}"));
+        if !row.is_multiple_of(block) {
+            return Err(wrong(format!("rows of {row} values do not divide into blocks of {block}")));
+        }
+        let length = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).map(|n| n / block);
+        let length = length.and_then(|n| n.checked_mul(block_bytes));
+        let start = usize::try_from(self.content.tensor_data_offset.saturating_add(info.offset)).ok();
+        let range = start.zip(length).and_then(|(s, n)| Some(s..s.checked_add(n)?));
+        let bytes = range.clone().and_then(|r| self.map.get(r));
+        let bytes = bytes.ok_or_else(|| wrong(format!("its bytes {range:?} leave the file ({})", self.map.len())))?;
+        Ok((info, bytes))
+    }
+
+    fn decode(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        bytes: &[u8],
+        values: usize,
+    ) -> Result<HostData, ArtifactError> {
+        let two = |b: &[u8]| [b[0], b[1]];
+        let half = |b: &[u8]| f16::from_le_bytes(two(b)).to_f32();
+        let data = match info.ggml_dtype {
+            GgmlDType::F32 => {
+                let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                HostData::F32(bytes.chunks_exact(4).map(four).collect())
+            }
+            GgmlDType::F16 => HostData::F32(bytes.chunks_exact(2).map(half).collect()),
+            GgmlDType::BF16 => {
+                HostData::Bf16(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b))).collect())
+            }
+            GgmlDType::Q8_0 => {
+                let quants = bytes.chunks_exact(34).flat_map(|b| b[2..].iter().map(|&q| q as i8));
+                let scales = bytes.chunks_exact(34).map(half).collect();
+                HostData::Blocks { quants: quants.collect(), scales, minimums: None }
+            }
+            GgmlDType::Q4_0 => {
+                // value = scale * (nibble - 8)
+                let quants = bytes.chunks_exact(18).flat_map(|b| nibbles(&b[2..]).map(|q| q - 8));
+                let scales = bytes.chunks_exact(18).map(half).collect();
+                HostData::Blocks { quants: quants.collect(), scales, minimums: None }
+            }
+            GgmlDType::Q4_1 => {
+                let quants = bytes.chunks_exact(20).flat_map(|b| nibbles(&b[4..])).collect();
+                let scales = bytes.chunks_exact(20).map(half).collect();
+                let minimums = Some(bytes.chunks_exact(20).map(|b| half(&b[2..])).collect());
+                HostData::Blocks { quants, scales, minimums }
+            }
+            GgmlDType::Q4K | GgmlDType::Q6K => HostData::F32(self.dequantised(name)?),
+            other => {
+                let (path, tensor) = (self.path.clone(), name.to_string());
+                return Err(ArtifactError::TensorType { path, tensor, got: format!("{other:?}") });
+            }
+        };
+        debug_assert!(!matches!(&data, HostData::Blocks { quants, .. } if quants.len() != values));
+        Ok(data)
+    }
+
+    /// By candle, for the formats whose blocks do not fit [`HostData::Blocks`].
+    fn dequantised(&self, name: &str) -> Result<Vec<f32>, ArtifactError> {
+        let device = candle_core::Device::Cpu;
+        let values = || {
+            let gguf = gguf_name(name).unwrap_or_default();
+            let tensor = self.content.tensor(&mut Cursor::new(&self.map[..]), &gguf, &device)?;
+            tensor.dequantize(&device)?.flatten_all()?.to_vec1()
+        };
+        values().map_err(|e: candle_core::Error| {
+            ArtifactError::wrong(&self.path, format!("tensor `{name}`: {e}"))
+        })
+    }
+}
+
+/// The 32 values of a block of 16 bytes: all low nibbles, then all high ones.
+fn nibbles(bytes: &[u8]) -> impl Iterator<Item = i8> {
+    debug_assert_eq!(bytes.len(), BLOCK / 2);
+    bytes.iter().map(|b| (b & 15) as i8).chain(bytes.iter().map(|b| (b >> 4) as i8))
+}
+
+/// Row `i` of Hugging Face's order is this row of llama.cpp's: within a head of `D` rows, `d` of the first half stands
+/// at `2 d`, `d` of the second half at `2 d + 1`.
+fn halves_apart(rows: usize, heads: usize) -> Vec<usize> {
+    let size = rows / heads;
+    let half = size / 2;
+    let place = |row: usize| {
+        let (head, d) = (row / size, row % size);
+        head * size + if d < half { 2 * d } else { 2 * (d - half) + 1 }
+    };
+    (0..rows).map(place).collect()
+}
+
+/// llama.cpp's name of a Hugging Face tensor.
+fn gguf_name(name: &str) -> Option<String> {
+    let whole = match name {
+        "model.embed_tokens.weight" => Some("token_embd.weight"),
+        "model.norm.weight" => Some("output_norm.weight"),
+        "lm_head.weight" => Some("output.weight"),
+        _ => None,
+    };
+    if let Some(whole) = whole {
+        return Some(whole.into());
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, kind) = rest.rsplit_once('.')?;
+    let module = match module {
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    };
+    Some(format!("blk.{layer}.{module}.{kind}"))
+}
+
+/// The header's key-value part.
+struct Metadata<'a> {
+    path: &'a Path,
+    content: &'a Content,
+}
+
+impl Metadata<'_> {
+    fn config(&self) -> Result<BaseConfig, ArtifactError> {
+        let family = self.text("general.architecture")?;
+        if family != "llama" {
+            let reason = format!("`{family}` is not supported; supported: llama");
+            return Err(ArtifactError::field(self.path, "general.architecture", reason));
+        }
+        let scaling = "llama.rope.scaling.type";
+        if self.content.metadata.contains_key(scaling) && self.text(scaling)? != "none" {
+            let reason = format!("`{}` rope scaling is not supported", self.text(scaling)?);
+            return Err(ArtifactError::field(self.path, scaling, reason));
+        }
+        let (hidden, heads) = (self.size("llama.embedding_length")?, self.size("llama.attention.head_count")?);
+        let kv_heads = self.size_or("llama.attention.head_count_kv", heads)?;
+        let head_size = self.size_or("llama.attention.key_length", hidden / heads.max(1))?;
+        let rotary = self.size_or("llama.rope.dimension_count", head_size)?;
+        if rotary != head_size {
+            let reason = format!("{rotary} of {head_size}: partly rotated heads are not supported");
+            return Err(ArtifactError::field(self.path, "llama.rope.dimension_count", reason));
+        }
+        let has = |name: &str| self.content.tensor_infos.contains_key(name);
+        let config = BaseConfig {
+            family: family.clone(),
+            hidden,
+            intermediate: self.size("llama.feed_forward_length")?,
+            layers: self.size("llama.block_count")?,
+            query_heads: heads,
+            kv_heads,
+            head_size,
+            vocabulary: self.array("tokenizer.ggml.tokens")?.len(),
+            max_positions: self.size("llama.context_length")?,
+            rms_eps: self.float("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            rope_theta: self.float("llama.rope.freq_base")?.unwrap_or(10000.0),
+            tied_embeddings: !has("output.weight"),
+            attention_bias: has("blk.0.attn_q.bias"),
+            mlp_bias: has("blk.0.ffn_gate.bias"),
+            bos_token: self.token("tokenizer.ggml.bos_token_id")?,
+            eos_tokens: self.token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
+        };
+        let config = config.checked(self.path)?;
+        if config.attention_bias {
+            // llama.cpp interleaves the bias of q and k like their rows; no LLaMA base in GGUF is known to have one.
+            return Err(ArtifactError::field(self.path, "blk.0.attn_q.bias", "attention biases are not supported in GGUF"));
+        }
+        Ok(config)
+    }
+
+    fn vocabulary(&self) -> Result<GgufVocabulary, ArtifactError> {
+        let strings = |key: &str| {
+            let text = |v: &Value| v.to_string().cloned().map_err(|e| self.wrong(key, &e));
+            self.array(key)?.iter().map(text).collect::<Result<Vec<_>, _>>()
+        };
+        let optional = |key: &str| self.content.metadata.contains_key(key);
+        let types = "tokenizer.ggml.token_type";
+        let types = match optional(types) {
+            true => {
+                let number = |v: &Value| v.to_i32().map_err(|e| self.wrong(types, &e));
+                self.array(types)?.iter().map(number).collect::<Result<Vec<_>, _>>()?
+            }
+            false => Vec::new(),
+        };
+        let template = "tokenizer.chat_template";
+        let merges = "tokenizer.ggml.merges";
+        let add_bos = "tokenizer.ggml.add_bos_token";
+        let pre = "tokenizer.ggml.pre";
+        Ok(GgufVocabulary {
+            model: self.text("tokenizer.ggml.model")?,
+            pre: if optional(pre) { self.text(pre)? } else { "default".into() },
+            tokens: strings("tokenizer.ggml.tokens")?,
+            token_types: types,
+            merges: if optional(merges) { strings(merges)? } else { Vec::new() },
+            bos: self.token("tokenizer.ggml.bos_token_id")?,
+            eos: self.token("tokenizer.ggml.eos_token_id")?,
+            unknown: self.token("tokenizer.ggml.unknown_token_id")?,
+            padding: self.token("tokenizer.ggml.padding_token_id")?,
+            add_bos: match self.content.metadata.get(add_bos) {
+                Some(value) => value.to_bool().map_err(|e| self.wrong(add_bos, &e))?,
+                None => false,
+            },
+            chat_template: if optional(template) { Some(self.text(template)?) } else { None },
+        })
+    }
+
+    fn value(&self, key: &str) -> Result<&Value, ArtifactError> {
+        let missing = || ArtifactError::field(self.path, key, "missing");
+        self.content.metadata.get(key).ok_or_else(missing)
+    }
+
+    fn wrong(&self, key: &str, error: &candle_core::Error) -> ArtifactError {
+        ArtifactError::field(self.path, key, error.to_string())
+    }
+
+    fn text(&self, key: &str) -> Result<String, ArtifactError> {
+        self.value(key)?.to_string().cloned().map_err(|e| self.wrong(key, &e))
+    }
+
+    fn array(&self, key: &str) -> Result<&Vec<Value>, ArtifactError> {
+        self.value(key)?.to_vec().map_err(|e| self.wrong(key, &e))
+    }
+
+    fn size(&self, key: &str) -> Result<usize, ArtifactError> {
+        let number = self.value(key)?.to_u64().map_err(|e| self.wrong(key, &e))?;
+        usize::try_from(number).map_err(|_| ArtifactError::field(self.path, key, format!("{number} is out of range")))
+    }
+
+    fn size_or(&self, key: &str, default: usize) -> Result<usize, ArtifactError> {
+        if self.content.metadata.contains_key(key) { self.size(key) } else { Ok(default) }
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f32>, ArtifactError> {
+        let value = self.content.metadata.get(key);
+        value.map(|v| v.to_f32().map_err(|e| self.wrong(key, &e))).transpose()
+    }
+
+    fn token(&self, key: &str) -> Result<Option<u32>, ArtifactError> {
+        let value = self.content.metadata.get(key);
+        value.map(|v| v.to_u32().map_err(|e| self.wrong(key, &e))).transpose()
+    }
+}

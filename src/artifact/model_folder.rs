@@ -1,0 +1,223 @@
+//! A model folder: supernet.json, the super-adapter beside it, catalog.json.
+
+use super::fetch::BaseSource;
+use super::{AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_json, write_whole};
+use crate::supernet::{
+    Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+const SUPERNET: &str = "supernet.json";
+const CATALOG: &str = "catalog.json";
+const FORMAT_VERSION: u32 = 1;
+
+/// Which base a super-adapter belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseReference {
+    pub source: BaseSource,
+    /// Of the file with the weights; checked where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SupernetFile {
+    version: u32,
+    name: String,
+    base: BaseReference,
+    /// `alpha / r`, for the reader; the adapter's own file decides.
+    scale: f64,
+    groups: Vec<GroupFile>,
+    /// By group id, for width groups: channel `i` of the super-network is channel `order[i]` of the base.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    orders: BTreeMap<usize, Vec<usize>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupFile {
+    kind: Kind,
+    choices: Vec<usize>,
+    members: Vec<String>,
+    followers: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntryFile {
+    name: String,
+    choices: Vec<usize>,
+    #[serde(flatten)]
+    cost: Cost,
+    #[serde(default)]
+    scores: BTreeMap<String, f64>,
+    #[serde(default)]
+    latency: BTreeMap<String, Latency>,
+}
+
+/// An opened model folder. Groups are checked when the model's shapes are known: [`Self::search_space`].
+#[derive(Debug)]
+pub struct ModelFolder {
+    path: PathBuf,
+    pub name: String,
+    pub base: BaseReference,
+    pub adapter_config: AdapterConfig,
+    groups: Vec<GroupFile>,
+    orders: BTreeMap<usize, Vec<usize>>,
+}
+
+impl ModelFolder {
+    /// Reads supernet.json and adapter_config.json.
+    pub fn open(path: &Path) -> Result<Self, ArtifactError> {
+        let file = path.join(SUPERNET);
+        let supernet: SupernetFile = read_json(&file)?;
+        if supernet.version != FORMAT_VERSION {
+            let reason = format!("{} is not supported; supported: {FORMAT_VERSION}", supernet.version);
+            return Err(ArtifactError::field(&file, "version", reason));
+        }
+        let (adapter_config, _) = read_adapter(path)?;
+        let (scale, expected) = (supernet.scale, adapter_config.scale());
+        if !(scale - expected).abs().le(&1e-9) {
+            let reason = format!("{scale}, but lora_alpha / r is {expected}");
+            return Err(ArtifactError::field(&file, "scale", reason));
+        }
+        let SupernetFile { name, base, groups, orders, .. } = supernet;
+        Ok(Self { path: path.into(), name, base, adapter_config, groups, orders })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The super-adapter's tensors, in the base's own channel order.
+    pub fn adapter(&self) -> Result<AdapterTensors, ArtifactError> {
+        read_adapter(&self.path).map(|(_, tensors)| tensors)
+    }
+
+    /// The search space, checked against the model's shapes; and so are the channel orders.
+    pub fn search_space(&self, shape: &ModelShape) -> Result<SearchSpace, ArtifactError> {
+        let wrong = |source| ArtifactError::Space { path: self.path.join(SUPERNET), source };
+        let groups = self.groups.iter().enumerate().map(|(id, g)| parse_group(shape, id, g));
+        let groups = groups.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        for (&id, order) in &self.orders {
+            check_order(id, order, &groups).map_err(wrong)?;
+        }
+        SearchSpace::new(shape, groups).map_err(wrong)
+    }
+
+    /// Channel orders by group id; empty in the base's own order.
+    pub fn orders(&self) -> &BTreeMap<usize, Vec<usize>> {
+        &self.orders
+    }
+
+    /// The named sub-networks; the three that always exist where there is no catalog yet.
+    ///
+    /// # Errors
+    /// A choice outside the search space, a cost that is not what the sub-network costs, a taken name.
+    pub fn catalog(&self, shape: &ModelShape, space: &SearchSpace) -> Result<Catalog, ArtifactError> {
+        let path = self.path.join(CATALOG);
+        let mut catalog = Catalog::new(shape, space);
+        if !path.exists() {
+            return Ok(catalog);
+        }
+        let wrong = |source| ArtifactError::Space { path: path.clone(), source };
+        for file in read_json::<Vec<EntryFile>>(&path)? {
+            let sub_network = space.sub_network(file.choices).map_err(wrong)?;
+            let same = catalog.get(&file.name).map(|e| e.sub_network == sub_network);
+            if same == Some(false) {
+                let reason = format!("`{}` has a fixed meaning and these are not its choices", file.name);
+                return Err(ArtifactError::wrong(&path, reason));
+            }
+            if same.is_none() {
+                catalog.add(shape, space, &file.name, sub_network).map_err(wrong)?;
+            }
+            let Some(entry) = catalog.get_mut(&file.name) else { continue };
+            if entry.cost != file.cost {
+                let reason = format!("`{}`: expected {:?}, got {:?}", file.name, entry.cost, file.cost);
+                return Err(ArtifactError::wrong(&path, reason));
+            }
+            (entry.scores, entry.latency) = (file.scores, file.latency);
+        }
+        Ok(catalog)
+    }
+
+    /// Replaces catalog.json.
+    pub fn write_catalog(&self, catalog: &Catalog) -> Result<(), ArtifactError> {
+        let entries = catalog.entries().iter().map(|e| EntryFile {
+            name: e.name.clone(),
+            choices: e.sub_network.choices().to_vec(),
+            cost: e.cost,
+            scores: e.scores.clone(),
+            latency: e.latency.clone(),
+        });
+        let path = self.path.join(CATALOG);
+        let lines = entries.map(|e| json_line(&path, &e)).collect::<Result<Vec<_>, _>>()?;
+        write_whole(&path, format!("[\n  {}\n]\n", lines.join(",\n  ")).as_bytes())
+    }
+
+    /// Writes supernet.json: one group and one order a line, so that people can read it and git can show its changes.
+    pub fn write_supernet(
+        folder: &Path,
+        name: &str,
+        base: &BaseReference,
+        scale: f64,
+        shape: &ModelShape,
+        space: &SearchSpace,
+        orders: &BTreeMap<usize, Vec<usize>>,
+    ) -> Result<(), ArtifactError> {
+        let path = folder.join(SUPERNET);
+        let names = |tensors: &[TensorRef]| tensors.iter().map(|&t| shape.tensor_name(t)).collect();
+        let groups = space.groups().iter().map(|g| {
+            let (members, followers) = (names(&g.members), names(&g.followers));
+            json_line(&path, &GroupFile { kind: g.kind, choices: g.choices.clone(), members, followers })
+        });
+        let groups = groups.collect::<Result<Vec<_>, _>>()?.join(",\n    ");
+        let orders = orders.iter().map(|(id, order)| Ok(format!("\"{id}\": {}", json_line(&path, order)?)));
+        let orders = orders.collect::<Result<Vec<_>, ArtifactError>>()?.join(",\n    ");
+        let mut text = String::new();
+        let (name, base) = (json_line(&path, &name)?, json_line(&path, base)?);
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "{{\n  \"version\": {FORMAT_VERSION},\n  \"name\": {name},\n  \"base\": {base},\n  \"scale\": {scale:?},\n  \
+             \"groups\": [\n    {groups}\n  ]"
+        );
+        if !orders.is_empty() {
+            let _ = write!(text, ",\n  \"orders\": {{\n    {orders}\n  }}");
+        }
+        text += "\n}\n";
+        write_whole(&path, text.as_bytes())
+    }
+}
+
+fn json_line(path: &Path, value: &impl Serialize) -> Result<String, ArtifactError> {
+    serde_json::to_string(value).map_err(|e| ArtifactError::wrong(path, e.to_string()))
+}
+
+fn parse_group(shape: &ModelShape, id: usize, file: &GroupFile) -> Result<Group, SpaceError> {
+    let tensors = |names: &[String]| {
+        let parse = |name: &String| {
+            let unknown = || SpaceError::UnknownTensor { group: id, tensor: name.clone() };
+            shape.parse_tensor(name).ok_or_else(unknown)
+        };
+        names.iter().map(parse).collect::<Result<Vec<_>, _>>()
+    };
+    let (members, followers) = (tensors(&file.members)?, tensors(&file.followers)?);
+    Ok(Group { kind: file.kind, members, followers, choices: file.choices.clone() })
+}
+
+fn check_order(id: usize, order: &[usize], groups: &[Group]) -> Result<(), SpaceError> {
+    let width = groups.get(id).filter(|g| g.kind == Kind::Width).and_then(|g| g.choices.first());
+    let width = width.copied().unwrap_or(0);
+    let mut seen = vec![false; width];
+    let fresh = |&i: &usize| seen.get_mut(i).is_some_and(|s| !std::mem::replace(s, true));
+    if width > 0 && order.len() == width && order.iter().all(fresh) {
+        return Ok(());
+    }
+    Err(SpaceError::BadOrder { group: id, expected: width })
+}

@@ -1,0 +1,188 @@
+//! From files to a LLaMA on some backend: base tensors by their Hugging Face names, adapters by PEFT's.
+
+use super::{Layer, Llama, MODULES};
+use crate::artifact::{AdapterTensors, ArtifactError, Base};
+use crate::backend::{Adapter, AttentionShape, Backend, BackendError, GatedMlp, Linear};
+use crate::supernet::{LinearShape, ModelShape};
+use crate::weights::{HostMatrix, HostVector};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One super-adapter to load beside the base.
+pub struct SuperAdapter {
+    /// The model's Linears with this super-adapter's ranks.
+    pub shape: ModelShape,
+    pub tensors: AdapterTensors,
+    /// `alpha / R_config`
+    pub scale: f32,
+}
+
+/// Why a model could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("the adapter has a tensor for `{module}`, which has no place in this model")]
+    StrayAdapter { module: String },
+    #[error("the adapter has no tensors for `{module}`, which its configuration targets")]
+    MissingAdapter { module: String },
+    #[error("adapter tensor `{tensor}`: expected {expected:?}, got {got:?} (rows, columns)")]
+    AdapterSize { tensor: String, expected: (usize, usize), got: (usize, usize) },
+}
+
+/// Loads the base once and every super-adapter beside it.
+///
+/// `orders` gives, by layer, the order of the MLP's channels: channel `i` of the loaded model is channel `order[i]` of
+/// the file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
+///
+/// # Errors
+/// A tensor that is missing or has the wrong size, or a backend without memory for it.
+pub fn load<B: Backend>(
+    backend: &B,
+    base: &Base,
+    super_adapters: Vec<SuperAdapter>,
+    orders: &BTreeMap<usize, Vec<usize>>,
+) -> Result<Llama<B>, LoadError> {
+    let config = &base.config;
+    let shape = super::model_shape(config, None);
+    for adapter in &super_adapters {
+        check_adapter(adapter)?;
+    }
+    let mut loader = Loader { backend, base, shape, super_adapters, orders };
+    let embedding = base.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
+    let embedding = Arc::new(backend.matrix(embedding)?);
+    let head = if config.tied_embeddings {
+        Arc::clone(&embedding)
+    } else {
+        Arc::new(backend.matrix(base.matrix("lm_head.weight", config.vocabulary, config.hidden)?)?)
+    };
+    let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
+    let pairs = config.head_size / 2;
+    let frequency = |i| {
+        let exponent = (2 * i) as f32 / config.head_size as f32;
+        1.0 / config.rope_theta.powf(exponent)
+    };
+    Ok(Llama {
+        embedding,
+        layers,
+        norm: loader.vector("model.norm.weight", config.hidden)?,
+        head,
+        attention: AttentionShape {
+            query_heads: config.query_heads,
+            kv_heads: config.kv_heads,
+            head_size: config.head_size,
+        },
+        inverse_frequencies: (0..pairs).map(frequency).collect(),
+        eps: config.rms_eps,
+        vocabulary: config.vocabulary,
+    })
+}
+
+fn check_adapter(adapter: &SuperAdapter) -> Result<(), LoadError> {
+    for module in adapter.tensors.keys() {
+        let place = adapter.shape.find(module).map(|i| &adapter.shape.linears[i]);
+        if place.is_none_or(|linear| linear.rank.is_none()) {
+            return Err(LoadError::StrayAdapter { module: module.clone() });
+        }
+    }
+    for linear in &adapter.shape.linears {
+        let Some(rank) = linear.rank else { continue };
+        let Some((a, b)) = adapter.tensors.get(&linear.name) else {
+            return Err(LoadError::MissingAdapter { module: linear.name.clone() });
+        };
+        for (matrix, expected) in [(a, (rank, linear.inp)), (b, (linear.out, rank))] {
+            let got = (matrix.rows, matrix.columns);
+            if got != expected {
+                return Err(LoadError::AdapterSize { tensor: matrix.name.clone(), expected, got });
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    base: &'a Base,
+    shape: ModelShape,
+    super_adapters: Vec<SuperAdapter>,
+    orders: &'a BTreeMap<usize, Vec<usize>>,
+}
+
+/// Which axis of a Linear carries a layer's MLP channels.
+#[derive(Clone, Copy, PartialEq)]
+enum Channels {
+    None,
+    Rows,
+    Columns,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&mut self, layer: usize) -> Result<Layer<B>, LoadError> {
+        let hidden = self.base.config.hidden;
+        let norm = |name| format!("model.layers.{layer}.{name}.weight");
+        let config = &self.base.config;
+        let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
+        Ok(Layer {
+            attention_norm: self.vector(&norm("input_layernorm"), hidden)?,
+            q: self.linear(layer, 0, Channels::None, attention_bias)?,
+            k: self.linear(layer, 1, Channels::None, attention_bias)?,
+            v: self.linear(layer, 2, Channels::None, attention_bias)?,
+            o: self.linear(layer, 3, Channels::None, attention_bias)?,
+            mlp_norm: self.vector(&norm("post_attention_layernorm"), hidden)?,
+            mlp: GatedMlp {
+                gate: self.linear(layer, 4, Channels::Rows, mlp_bias)?,
+                up: self.linear(layer, 5, Channels::Rows, mlp_bias)?,
+                down: self.linear(layer, 6, Channels::Columns, mlp_bias)?,
+            },
+        })
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Result<B::Vector, LoadError> {
+        Ok(self.backend.vector(self.base.vector(name, length)?)?)
+    }
+
+    fn linear(
+        &mut self,
+        layer: usize,
+        place: usize,
+        channels: Channels,
+        bias: bool,
+    ) -> Result<Linear<B>, LoadError> {
+        let index = layer * MODULES.len() + place;
+        let LinearShape { name, out, inp, .. } = self.shape.linears[index].clone();
+        let order = self.orders.get(&layer).filter(|_| channels != Channels::None);
+        let rows = order.filter(|_| channels == Channels::Rows);
+        let columns = order.filter(|_| channels == Channels::Columns);
+
+        let weight = self.base.matrix(&format!("{name}.weight"), out, inp)?;
+        let weight = self.backend.matrix(permuted(weight, rows, columns))?;
+        let bias = if bias { Some(self.bias(&name, out, rows)?) } else { None };
+        let mut adapters = Vec::with_capacity(self.super_adapters.len());
+        for adapter in &mut self.super_adapters {
+            let Some((a, b)) = adapter.tensors.remove(&name) else {
+                adapters.push(None);
+                continue;
+            };
+            adapters.push(Some(Adapter {
+                a: self.backend.adapter_matrix(permuted(a, None, columns))?,
+                b: self.backend.adapter_matrix(permuted(b, rows, None))?,
+                scale: adapter.scale,
+            }));
+        }
+        Ok(Linear { index, weight: Arc::new(weight), bias, adapters })
+    }
+
+    fn bias(&self, name: &str, out: usize, order: Option<&Vec<usize>>) -> Result<B::Vector, LoadError> {
+        let HostVector { name, data } = self.base.vector(&format!("{name}.bias"), out)?;
+        let data = order.map_or_else(|| data.clone(), |order| order.iter().map(|&i| data[i]).collect());
+        Ok(self.backend.vector(HostVector { name, data })?)
+    }
+}
+
+fn permuted(matrix: HostMatrix, rows: Option<&Vec<usize>>, columns: Option<&Vec<usize>>) -> HostMatrix {
+    let matrix = if let Some(order) = rows { matrix.permute_rows(order) } else { matrix };
+    if let Some(order) = columns { matrix.permute_columns(order) } else { matrix }
+}
