@@ -1,3 +1,112 @@
-//! The command line.
+//! The command line: parse, settle the settings, build, run. The only place that knows every other room.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod bench;
+mod eval;
+mod inspect;
+mod open;
+mod progress;
+mod serve;
+mod settings;
+mod train;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Train and serve every size of a fine-tuned language model from one set of weights.
+///
+/// A super-network is a frozen base model with one elastic low-rank super-adapter. Each of its sub-networks is a
+/// smaller, faster model; all of them are served at the same time from the same weights, and each request picks one.
+#[derive(Debug, Parser)]
+#[command(name = "lonas", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    /// A TOML file with settings: a table for each command, a key for each of its options, e.g. `[serve] port = 9000`.
+    /// Environment variables (LONAS_PORT, ...) win over the file, the command line over both.
+    #[arg(long, global = true, env = "LONAS_SETTINGS", value_name = "FILE")]
+    settings: Option<std::path::PathBuf>,
+
+    /// What to log, e.g. `info`, `debug`, `lonas=debug`.
+    #[arg(long, global = true, env = "LONAS_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve every sub-network over an OpenAI-style HTTP API.
+    Serve(serve::ServeArgs),
+    /// Train a super-adapter with LoNAS's recipe.
+    Train(train::TrainArgs),
+    /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
+    Eval(eval::EvalArgs),
+    /// Measure latency and throughput of each sub-network on this machine.
+    Bench(bench::BenchArgs),
+    /// Show a super-network's groups, sub-networks, parameters and MACs.
+    Inspect(inspect::InspectArgs),
+}
+
+/// Any failure on its way to the terminal.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// Runs the program.
-pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+pub fn main() -> ExitCode {
+    let cli = match parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_default();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let done = match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&*failure);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Parses the command line twice: once for the settings file, once with the file's values as defaults.
+fn parse(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Cli, clap::Error> {
+    let arguments = arguments.collect::<Vec<_>>();
+    let matches = match settings::file_of(&arguments) {
+        Some(path) => settings::with_defaults(Cli::command(), &path)?.try_get_matches_from(&arguments)?,
+        None => Cli::command().try_get_matches_from(&arguments)?,
+    };
+    Cli::from_arg_matches(&matches)
+}
+
+/// One line for the error and each of its causes; no cause is said twice.
+#[expect(clippy::print_stderr, reason = "this is where a failure meets the person at the terminal")]
+fn report(failure: &(dyn std::error::Error + 'static)) {
+    let mut said = failure.to_string();
+    eprintln!("lonas: {said}");
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !said.contains(&text) {
+            eprintln!("  because: {text}");
+        }
+        said = text;
+        cause = error.source();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,1 +1,13 @@
-//! text
+//! Text on its way to tokens and back: tokenizer, chat template, incremental decoding, stop strings.
+//!
+//! Knows no files of a model and no HTTP; whoever opens a base passes the parts.
+
+mod chat;
+mod stop;
+mod stream;
+mod tokenizer;
+
+pub use chat::{ChatError, ChatTemplate, Message};
+pub use stop::{Pushed, StopMatcher};
+pub use stream::StreamDecoder;
+pub use tokenizer::{TextError, Tokenizer, VocabularyParts};

@@ -4,12 +4,14 @@
 //! the whole sequence; gradients of several micro-batches, and so of several sub-networks, in one AdamW step. Knows
 //! tokens, not text; knows neither a terminal nor a clock.
 
+mod adapter;
 mod checkpoint;
 mod error;
 mod log;
 mod recipe;
 mod reorder;
 
+pub use adapter::fresh_adapter;
 pub use checkpoint::Checkpoint;
 pub use error::TrainError;
 pub use log::{LogLine, TrainingLog};

@@ -1,0 +1,189 @@
+//! From arguments to loaded things: bases, model folders, tokenizers.
+
+use super::Failure;
+use crate::artifact::{
+    BaseSource, Base, BaseReference, DEFAULT_BASE, GgufVocabulary, ModelFolder, TokenizerSource, locate,
+};
+use crate::model::llama::{self, MODULES, SuperAdapter};
+use crate::supernet::{Catalog, Kind, ModelShape, SearchSpace};
+use crate::text::{ChatTemplate, Tokenizer, VocabularyParts};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Where fetched bases are kept: `LONAS_CACHE`, else the user's cache folder.
+pub(super) fn cache() -> PathBuf {
+    let home = || std::env::var_os("HOME").map_or_else(std::env::temp_dir, PathBuf::from).join(".cache");
+    let user = || std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("lonas");
+    std::env::var_os("LONAS_CACHE").map_or_else(user, PathBuf::from)
+}
+
+/// Which base to use.
+#[derive(Debug, clap::Args)]
+pub(super) struct BaseArg {
+    /// The base model: a Hugging Face folder or a GGUF file. Without it, the base of the default super-network.
+    #[arg(long, env = "LONAS_BASE", value_name = "PATH")]
+    base: Option<PathBuf>,
+}
+
+impl BaseArg {
+    /// A base to build on; `None` names the default one.
+    pub(super) fn reference(&self) -> BaseReference {
+        match &self.base {
+            Some(path) => BaseReference { source: BaseSource::Path(path.clone()), sha256: None },
+            None => BaseReference {
+                source: DEFAULT_BASE.source(),
+                sha256: Some(DEFAULT_BASE.sha256.to_string()),
+            },
+        }
+    }
+
+    /// The base of a model folder, unless the argument names another place for it.
+    fn for_folder(&self, folder: &ModelFolder) -> BaseReference {
+        let sha256 = folder.base.sha256.clone();
+        match &self.base {
+            Some(path) => BaseReference { source: BaseSource::Path(path.clone()), sha256 },
+            None => folder.base.clone(),
+        }
+    }
+}
+
+/// Opens a base, fetched first if need be.
+pub(super) fn base(reference: &BaseReference) -> Result<Base, Failure> {
+    Ok(Base::open(&locate(&reference.source, reference.sha256.as_deref(), &cache())?)?)
+}
+
+/// A base with every super-adapter that was asked for, nothing loaded onto a backend yet.
+pub(super) struct Opened {
+    pub(super) base: Base,
+    pub(super) models: Vec<OpenedModel>,
+    /// By layer: the order of the MLP's channels, shared by all super-adapters.
+    pub(super) orders: BTreeMap<usize, Vec<usize>>,
+}
+
+/// One model folder, checked against the base.
+pub(super) struct OpenedModel {
+    pub(super) folder: ModelFolder,
+    pub(super) shape: ModelShape,
+    pub(super) space: SearchSpace,
+    pub(super) catalog: Catalog,
+}
+
+/// Opens model folders that share one base.
+///
+/// # Errors
+/// Folders with different bases or different channel orders, names that clash, anything wrong in a file.
+pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, Failure> {
+    let folders = folders.iter().map(|path| ModelFolder::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let first = folders.first().ok_or("no model folder was given")?;
+    for other in &folders[1..] {
+        check_together(first, other, base_arg)?;
+    }
+    let base = base(&base_arg.for_folder(first))?;
+    let open = |folder: ModelFolder| -> Result<OpenedModel, Failure> {
+        let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
+        let space = folder.search_space(&shape)?;
+        let catalog = folder.catalog(&shape, &space)?;
+        Ok(OpenedModel { folder, shape, space, catalog })
+    };
+    let models = folders.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let orders = models.first().map(orders_by_layer).unwrap_or_default();
+    Ok(Opened { base, models, orders })
+}
+
+fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> Result<(), Failure> {
+    let (a, b) = (first.path().display(), other.path().display());
+    if first.name == other.name {
+        return Err(format!("{a} and {b} are both named `{}`; requests could not tell them apart", first.name).into());
+    }
+    let same_base = match (&first.base.sha256, &other.base.sha256) {
+        (Some(one), Some(two)) => one == two,
+        _ => base.base.is_some() || first.base.source == other.base.source,
+    };
+    if !same_base {
+        return Err(format!("{a} and {b} have different bases; one server serves one base").into());
+    }
+    if first.orders().values().collect::<Vec<_>>() != other.orders().values().collect::<Vec<_>>() {
+        return Err(format!(
+            "{a} and {b} order the base's channels differently and cannot share one copy of it; \
+             train the second with `--order {a}`"
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// A width group's order belongs to the layer of its members.
+pub(super) fn orders_by_layer(model: &OpenedModel) -> BTreeMap<usize, Vec<usize>> {
+    let groups = model.space.groups();
+    let layer = |id: usize| groups.get(id)?.members.first().map(|m| m.linear / MODULES.len());
+    let orders = model.folder.orders().iter();
+    orders.filter_map(|(&id, order)| Some((layer(id)?, order.clone()))).collect()
+}
+
+/// The other way round: by the id of the width group in that layer.
+pub(super) fn orders_by_group(
+    space: &SearchSpace,
+    by_layer: &BTreeMap<usize, Vec<usize>>,
+) -> BTreeMap<usize, Vec<usize>> {
+    let widths = space.groups().iter().enumerate().filter(|(_, g)| g.kind == Kind::Width);
+    let order = |(id, group): (usize, &crate::supernet::Group)| {
+        let layer = group.members.first()?.linear / MODULES.len();
+        Some((id, by_layer.get(&layer)?.clone()))
+    };
+    widths.filter_map(order).collect()
+}
+
+impl Opened {
+    /// The super-adapters' tensors for the model's loader.
+    pub(super) fn super_adapters(&self) -> Result<Vec<SuperAdapter>, Failure> {
+        let load = |model: &OpenedModel| {
+            Ok(SuperAdapter {
+                shape: model.shape.clone(),
+                tensors: model.folder.adapter()?,
+                scale: model.folder.adapter_config.scale() as f32,
+            })
+        };
+        self.models.iter().map(load).collect()
+    }
+}
+
+/// The base's tokenizer.
+pub(super) fn tokenizer(base: &Base) -> Result<Tokenizer, Failure> {
+    let tokenizer = match &base.tokenizer {
+        TokenizerSource::HuggingFace { tokenizer_json, bos, eos, .. } => {
+            Tokenizer::from_hugging_face(tokenizer_json, bos.as_deref(), eos.as_deref())?
+        }
+        TokenizerSource::Gguf(vocabulary) => Tokenizer::from_vocabulary(parts(vocabulary.clone()))?,
+    };
+    Ok(tokenizer)
+}
+
+fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {
+    let GgufVocabulary { model, pre, tokens, token_types, merges, bos, eos, add_bos, .. } = vocabulary;
+    VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos }
+}
+
+/// The base's chat template, if it has one.
+pub(super) fn chat_template(base: &Base, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Failure> {
+    let source = match &base.tokenizer {
+        TokenizerSource::HuggingFace { chat_template, .. } => chat_template,
+        TokenizerSource::Gguf(vocabulary) => &vocabulary.chat_template,
+    };
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+    let template = source.as_ref().map(|s| ChatTemplate::new(s, &text(tokenizer.bos()), &text(tokenizer.eos())));
+    Ok(template.transpose()?)
+}
+
+/// The tokens that end a text: the base's own and the tokenizer's.
+pub(super) fn end_tokens(base: &Base, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ends = base.config.eos_tokens.clone();
+    ends.extend(tokenizer.eos());
+    ends.sort_unstable();
+    ends.dedup();
+    ends
+}
+
+/// The name of a path's last part, for messages and for a new model.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}

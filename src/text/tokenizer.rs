@@ -1,0 +1,200 @@
+//! Text to token ids and back.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper};
+
+/// A tokenizer that cannot be built or a text it cannot take.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    #[error("{}: {reason}", path.display())]
+    File { path: PathBuf, reason: String },
+    #[error("the base's tokenizer `{model}` with pre-tokenizer `{pre}` is not supported; supported: {SUPPORTED}")]
+    Unsupported { model: String, pre: String },
+    #[error("the base's tokenizer: {reason}")]
+    Vocabulary { reason: String },
+    #[error("cannot tokenize: {reason}")]
+    Encode { reason: String },
+}
+
+const SUPPORTED: &str = "gpt2 with smollm, gpt-2 or default";
+
+/// A vocabulary as a GGUF file carries it.
+#[derive(Debug, Clone, Default)]
+pub struct VocabularyParts {
+    /// `gpt2`: byte-level BPE.
+    pub model: String,
+    /// How text is cut before BPE, in llama.cpp's names.
+    pub pre: String,
+    pub tokens: Vec<String>,
+    /// 3 marks control tokens, 4 user-defined ones; may be empty.
+    pub token_types: Vec<i32>,
+    /// `left right`, most important first.
+    pub merges: Vec<String>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub add_bos: bool,
+}
+
+/// Text to token ids and back.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The bytes of every token, by id.
+    bytes: Vec<Vec<u8>>,
+    special: HashSet<u32>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// Whether `encode` itself puts `bos` in front; tokenizer.json files do that in their own post-processor.
+    add_bos: bool,
+}
+
+impl Tokenizer {
+    /// From a tokenizer.json; `bos` and `eos` are the special tokens' texts, as tokenizer_config.json gives them.
+    pub fn from_hugging_face(path: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
+        let file = |reason: String| TextError::File { path: path.into(), reason };
+        let inner = tokenizers::Tokenizer::from_file(path).map_err(|e| file(e.to_string()))?;
+        let id = |text: Option<&str>| text.and_then(|t| inner.token_to_id(t));
+        let (bos, eos) = (id(bos), id(eos));
+        Ok(Self::new(inner, bos, eos, false))
+    }
+
+    /// From the vocabulary inside a GGUF file.
+    pub fn from_vocabulary(parts: VocabularyParts) -> Result<Self, TextError> {
+        let VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos } = parts;
+        let digits = match (model.as_str(), pre.as_str()) {
+            ("gpt2", "smollm") => true,
+            ("gpt2", "gpt-2" | "default") => false,
+            _ => return Err(TextError::Unsupported { model, pre }),
+        };
+        let wrong = |reason: String| TextError::Vocabulary { reason };
+        let merge = |m: &String| {
+            let pair = m.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string()));
+            pair.ok_or_else(|| wrong(format!("merge {m:?} is not two tokens")))
+        };
+        let merges = merges.iter().map(merge).collect::<Result<Vec<_>, _>>()?;
+        let ids = tokens.iter().cloned().zip(0..).collect::<HashMap<String, u32>>();
+        if ids.len() != tokens.len() {
+            return Err(wrong("two tokens have the same text".into()));
+        }
+        let bpe = BPE::builder().vocab_and_merges(ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
+        let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|e| wrong(e.to_string()))?);
+        let bytes = ByteLevel::new(false, false, true);
+        let mut cuts: Vec<PreTokenizerWrapper> = Vec::new();
+        if digits {
+            cuts.push(Digits::new(true).into());
+        }
+        cuts.push(bytes.into());
+        inner.with_pre_tokenizer(Some(Sequence::new(cuts)));
+        inner.with_decoder(Some(bytes));
+        for (token, kind) in tokens.iter().zip(&token_types) {
+            let added = match kind {
+                3 => inner.add_special_tokens([AddedToken::from(token.clone(), true)]),
+                4 => inner.add_tokens([AddedToken::from(token.clone(), false)]),
+                _ => continue,
+            };
+            added.map_err(|e| wrong(e.to_string()))?;
+        }
+        for (name, id) in [("bos", bos), ("eos", eos)] {
+            if id.is_some_and(|id| id as usize >= tokens.len()) {
+                return Err(wrong(format!("its {name} token {id:?} is outside the vocabulary")));
+            }
+        }
+        Ok(Self::new(inner, bos, eos, add_bos))
+    }
+
+    fn new(inner: tokenizers::Tokenizer, bos: Option<u32>, eos: Option<u32>, add_bos: bool) -> Self {
+        let added = inner.get_added_tokens_decoder();
+        let byte_level = is_byte_level(inner.get_decoder());
+        let alphabet = byte_alphabet();
+        let size = u32::try_from(inner.get_vocab_size(true)).unwrap_or(u32::MAX);
+        let bytes = (0..size).map(|id| {
+            let Some(text) = inner.id_to_token(id) else { return Vec::new() };
+            if added.contains_key(&id) {
+                text.into_bytes()
+            } else if byte_level {
+                text.chars().filter_map(|c| alphabet.get(&c).copied()).collect()
+            } else {
+                sentence_piece_bytes(&text)
+            }
+        });
+        let bytes = bytes.collect();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        Self { inner, bytes, special, bos, eos, add_bos }
+    }
+
+    /// Token ids of `text`. Special tokens spelled out in the text become those tokens, as in Hugging Face; with
+    /// `add_special` the tokenizer's own additions (such as a beginning of sequence) come too.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
+        let encoded = self.inner.encode_fast(text, add_special);
+        let encoded = encoded.map_err(|e| TextError::Encode { reason: e.to_string() })?;
+        let bos = self.bos.filter(|_| add_special && self.add_bos);
+        Ok(bos.into_iter().chain(encoded.get_ids().iter().copied()).collect())
+    }
+
+    /// The text of `tokens`; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        let kept = tokens.iter().filter(|t| !skip_special || !self.is_special(**t));
+        let bytes = kept.flat_map(|&t| self.token_bytes(t)).copied().collect::<Vec<_>>();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The bytes that one token stands for; empty outside the vocabulary.
+    pub fn token_bytes(&self, token: u32) -> &[u8] {
+        self.bytes.get(token as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether decoding leaves this token out.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
+    /// The number of token ids.
+    pub fn vocabulary(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The text by which the chat template knows a token.
+    pub fn token_text(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
+    }
+}
+
+fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
+    match decoder {
+        Some(DecoderWrapper::ByteLevel(_)) => true,
+        Some(DecoderWrapper::Sequence(s)) => {
+            s.get_decoders().iter().any(|d| matches!(d, DecoderWrapper::ByteLevel(_)))
+        }
+        _ => false,
+    }
+}
+
+/// GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on.
+fn byte_alphabet() -> HashMap<char, u8> {
+    let printable = |b: &u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let shifted = (0..=255u8).filter(|b| !printable(b)).zip('\u{100}'..);
+    let same = (0..=255u8).filter(printable).map(|b| (char::from(b), b));
+    same.chain(shifted.map(|(b, c)| (c, b))).collect()
+}
+
+/// `▁` is a space, `<0x0A>` a byte.
+fn sentence_piece_bytes(token: &str) -> Vec<u8> {
+    let byte = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+    match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => token.replace('\u{2581}', " ").into_bytes(),
+    }
+}
