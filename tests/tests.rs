@@ -1,1 +1,13 @@
+//! All integration tests, in one binary. What belongs where:
 
+/// The floors, who may name which crate, the length of files and functions.
+mod architecture;
+/// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
+mod logits;
+/// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
+mod training;
+/// The default base: tokenizer, greedy text and losses against transformers.
+mod smollm2;
+
+/// Opening what lies under `tests/golden`.
+mod golden;

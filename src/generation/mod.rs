@@ -1,4 +1,13 @@
-//! From logits to the next token: penalties, temperature, truncation, a seeded draw.
+//! From logits to the next token: penalties, temperature, truncation, a seeded draw; and log probabilities.
+//!
+//! The order of operations is vLLM's: repetition, frequency and presence penalties and the logit bias change the
+//! logits; temperature divides them; top-k, top-p and min-p then drop the unlikely; what is left is drawn from.
+
+mod logprobs;
+mod sampler;
+
+pub use logprobs::token_logprob;
+pub use sampler::{Sampler, SamplingError};
 
 /// How to choose the next token. The server has checked every range.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,7 +20,7 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keep tokens at least this likely relative to the likeliest; 0 keeps all.
     pub min_p: f32,
-    /// Subtracted once from the logit of each token generated so far, for each time it was.
+    /// Subtracted from the logit of each token generated so far, as often as it was.
     pub frequency_penalty: f32,
     /// Subtracted once from the logit of each token generated so far.
     pub presence_penalty: f32,
@@ -21,4 +30,28 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// The same seed, prompt and sub-network give the same tokens.
     pub seed: u64,
+}
+
+impl Sampling {
+    /// The likeliest token each time.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+}
+
+impl Default for Sampling {
+    /// OpenAI's defaults: the model's own distribution.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
 }

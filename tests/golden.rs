@@ -1,0 +1,86 @@
+//! Opening what lies under `tests/golden`, which PyTorch, transformers and PEFT have written.
+
+use lonas::artifact::{Base, ModelFolder};
+use lonas::backend::{Backend, Segment, Selection, SequenceSpan};
+use lonas::model::llama::{self, Llama, MODULES, SuperAdapter};
+use lonas::model::Batch;
+use lonas::supernet::{ModelShape, SearchSpace, SubNetwork};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// `tests/golden/NAME`
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+pub fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    serde_json::from_slice(&std::fs::read(path(name)).unwrap()).unwrap()
+}
+
+/// Every f32 tensor of a safetensors file.
+pub fn tensors(name: &str) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path(name)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    file.iter().map(|(name, view)| (name.to_string(), values(view.data()))).collect()
+}
+
+/// A tiny super-network, opened.
+pub struct Supernet {
+    pub base: Base,
+    pub folder: ModelFolder,
+    pub shape: ModelShape,
+    pub space: SearchSpace,
+    pub orders: BTreeMap<usize, Vec<usize>>,
+}
+
+impl Supernet {
+    /// `base` is relative to `tests/golden`; `name/supernet` is the model folder.
+    pub fn open(base: &str, name: &str) -> Self {
+        let base = Base::open(&path(base)).unwrap();
+        let folder = ModelFolder::open(&path(name).join("supernet")).unwrap();
+        let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
+        let space = folder.search_space(&shape).unwrap();
+        let layer = |id: &usize| space.groups()[*id].members[0].linear / MODULES.len();
+        let orders = folder.orders().iter().map(|(id, order)| (layer(id), order.clone())).collect();
+        Self { base, folder, shape, space, orders }
+    }
+
+    pub fn load<B: Backend>(&self, backend: &B) -> Llama<B> {
+        llama::load(backend, &self.base, vec![self.super_adapter()], &self.orders).unwrap()
+    }
+
+    pub fn super_adapter(&self) -> SuperAdapter {
+        SuperAdapter {
+            shape: self.shape.clone(),
+            tensors: self.folder.adapter().unwrap(),
+            scale: self.folder.adapter_config.scale() as f32,
+        }
+    }
+
+    pub fn selection(&self, id: u32, sub_network: &SubNetwork) -> Selection {
+        let shape = Arc::new(self.space.resolve(&self.shape, sub_network));
+        Selection { adapter: 0, subnetwork: id, shape }
+    }
+}
+
+/// Appends `tokens` as positions `start..` of a sequence with these cache blocks; logits of every row are wanted.
+pub fn push(batch: &mut Batch, selection: Selection, tokens: &[u32], start: usize, blocks: &[u32]) {
+    let first = batch.tokens.len();
+    let rows = first..first + tokens.len();
+    batch.tokens.extend(tokens);
+    batch.positions.extend((start..start + tokens.len()).map(|p| p as u32));
+    batch.outputs.extend(rows.clone().map(|r| r as u32));
+    batch.spans.push(SequenceSpan { rows: rows.clone(), start, blocks: blocks.to_vec() });
+    match batch.segments.last_mut() {
+        Some(last) if last.selection == selection => last.rows.end = rows.end,
+        _ => batch.segments.push(Segment { rows, selection }),
+    }
+}
+
+/// The largest absolute difference.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}

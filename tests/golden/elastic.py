@@ -1,0 +1,92 @@
+"""Sub-networks in PyTorch, by explicit prefixes: the reference that lonas is compared with.
+
+y = W[:o,:i] x + b[:o] + s * B[:o,:r] (A[:r,:i] x), s = alpha / r_config, on every Linear of a transformers LLaMA that
+PEFT has wrapped. Nothing here is lonas's own code; the rules are those of LoNAS (NNCF's elastic width, PEFT's scale).
+"""
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+
+RANK, WIDTH, MLP_RANK = 0, 1, 2
+
+
+def group_choices(layers, rank_choices, width_choices, mlp_rank_choices):
+    """Choices by group in LoNAS's order: ranks of q, k, v; MLP widths; ranks of gate, up; each layer by layer."""
+    return [rank_choices] * layers + [width_choices] * layers + [mlp_rank_choices] * layers
+
+
+def supernet_groups(layers, rank_choices, width_choices, mlp_rank_choices):
+    def tensors(layer, modules, parts):
+        return [f"model.layers.{layer}.{m}.{p}.weight" if p else f"model.layers.{layer}.{m}.weight" for m in modules for p in parts]
+
+    qkv = [f"self_attn.{p}_proj" for p in "qkv"]
+    mlp = ["mlp.gate_proj", "mlp.up_proj"]
+    ranks = lambda modules, choices: [
+        {"kind": "rank", "choices": choices, "members": tensors(l, modules, ["lora_A"]), "followers": tensors(l, modules, ["lora_B"])}
+        for l in range(layers)
+    ]
+    widths = [
+        {"kind": "width", "choices": width_choices, "members": tensors(l, mlp, ["", "lora_B"]), "followers": tensors(l, ["mlp.down_proj"], ["", "lora_A"])}
+        for l in range(layers)
+    ]
+    return ranks(qkv, rank_choices) + widths + ranks(mlp, mlp_rank_choices)
+
+
+class Elastic:
+    """Replaces the forward of every wrapped Linear of `model` by the prefixes of the sub-network that is set."""
+
+    def __init__(self, model, layers):
+        self.layers = layers
+        self.sizes = {}
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLinear):
+                module.forward = self.forward_of(name, module)
+                self.sizes[name] = (module.out_features, module.in_features, module.r["default"])
+        self.full = dict(self.sizes)
+
+    def set(self, choices):
+        n = self.layers
+        self.sizes = dict(self.full)
+        for name, (out, inp, rank) in self.full.items():
+            layer = int(name.split("layers.")[1].split(".")[0])
+            qkv_rank, width, mlp_rank = choices[layer], choices[n + layer], choices[2 * n + layer]
+            if name.endswith(("q_proj", "k_proj", "v_proj")):
+                rank = qkv_rank
+            elif name.endswith(("gate_proj", "up_proj")):
+                out, rank = width, mlp_rank
+            elif name.endswith("down_proj"):
+                inp = width
+            self.sizes[name] = (out, inp, rank)
+
+    def forward_of(self, name, module):
+        def forward(x):
+            o, i, r = self.sizes[name]
+            base, s = module.base_layer, module.scaling["default"]
+            bias = None if base.bias is None else base.bias[:o]
+            a = module.lora_A["default"].weight[:r, :i]
+            b = module.lora_B["default"].weight[:o, :r]
+            return F.linear(x, base.weight[:o, :i], bias) + s * F.linear(F.linear(x, a), b)
+
+        return forward
+
+
+def three_and_random(groups, count, random):
+    """maximal, heuristic, minimal and `count` random sub-networks, as (name, choices)."""
+    named = [
+        ("maximal", [g[0] for g in groups]),
+        ("heuristic", [g[(len(g) - 1) // 2] for g in groups]),
+        ("minimal", [g[-1] for g in groups]),
+    ]
+    return named + [(f"random{i}", [random.choice(g) for g in groups]) for i in range(count)]
+
+
+def fill(model, seed, std):
+    """Random weights large enough that a wrong prefix shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            if "norm" in name:
+                p.copy_(1 + 0.2 * torch.randn(p.shape, generator=generator))
+            else:
+                p.copy_(std * torch.randn(p.shape, generator=generator))

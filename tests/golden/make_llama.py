@@ -1,0 +1,106 @@
+"""Tiny LLaMA super-networks and the logits of six sub-networks each. Usage: python make_llama.py (writes beside itself)."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from elastic import Elastic, fill, group_choices, supernet_groups, three_and_random
+
+HERE = Path(__file__).parent
+TARGETS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+COMMON = dict(bos_token_id=1, eos_token_id=2, max_position_embeddings=128, rms_norm_eps=1e-5, rope_theta=10000.0)
+MODELS = {
+    "tiny-tied": dict(
+        config=dict(hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, vocab_size=97, tie_word_embeddings=True),
+        ranks=[8, 6, 4], widths=[80, 61, 40], dtype=torch.float32, shard="10GB",
+    ),
+    "tiny-untied-bf16": dict(
+        config=dict(hidden_size=40, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=131, tie_word_embeddings=False),
+        ranks=[8, 5, 3], widths=[72, 64, 35, 17], dtype=torch.bfloat16, shard="30KB",
+    ),
+    "tiny-bias-headdim": dict(
+        config=dict(hidden_size=24, intermediate_size=50, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, head_dim=12, vocab_size=67, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
+        ranks=[8, 7, 1], widths=[50, 33, 7], dtype=torch.float32, shard="10GB",
+    ),
+}
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value) + "\n")
+
+
+def permute(model, orders):
+    """Row i of gate, up (base and B) and column i of down (base and A) become row/column order[i]."""
+    layers = model.base_model.model.model.layers
+    with torch.no_grad():
+        for layer, order in orders.items():
+            index = torch.tensor(order)
+            mlp = layers[layer].mlp
+            for linear in (mlp.gate_proj, mlp.up_proj):
+                linear.base_layer.weight.copy_(linear.base_layer.weight[index].clone())
+                linear.lora_B["default"].weight.copy_(linear.lora_B["default"].weight[index].clone())
+                if linear.base_layer.bias is not None:
+                    linear.base_layer.bias.copy_(linear.base_layer.bias[index].clone())
+            mlp.down_proj.base_layer.weight.copy_(mlp.down_proj.base_layer.weight[:, index].clone())
+            mlp.down_proj.lora_A["default"].weight.copy_(mlp.down_proj.lora_A["default"].weight[:, index].clone())
+
+
+def make(name, spec, ordered):
+    out = HERE / name
+    chooser = random.Random(name)
+    config = LlamaConfig(**COMMON, **spec["config"])
+    if not ordered:
+        shutil.rmtree(out, ignore_errors=True)
+        base = LlamaForCausalLM(config).to(torch.float32)
+        fill(base, seed=1, std=0.35)
+        base.to(spec["dtype"]).save_pretrained(out / "base", max_shard_size=spec["shard"])
+    # Read back, because casting a model to bf16 rounds its rotary frequencies for good.
+    base = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32).eval()
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, lora_dropout=0.1)).eval()
+    for i, (_, p) in enumerate(sorted((n, p) for n, p in model.named_parameters() if "lora_" in n)):
+        generator = torch.Generator().manual_seed(100 + i)
+        with torch.no_grad():
+            p.copy_(0.15 * torch.randn(p.shape, generator=generator))
+    layers = config.num_hidden_layers
+    folder = HERE / (name + "-ordered" if ordered else name) / "supernet"
+    if ordered:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    groups = group_choices(layers, spec["ranks"], spec["widths"], spec["ranks"])
+    supernet = {
+        "version": 1, "name": folder.parent.name, "base": {"source": {"path": f"tests/golden/{name}/base"}}, "scale": 2.0,
+        "groups": supernet_groups(layers, spec["ranks"], spec["widths"], spec["ranks"]),
+    }
+    tokens = [[chooser.randrange(3, config.vocab_size) for _ in range(n)] for n in (23, 1, 9)]
+    plain = [model(torch.tensor([t])).logits[0].detach() for t in tokens]
+    if ordered:
+        orders = {l: chooser.sample(range(config.intermediate_size), config.intermediate_size) for l in range(layers)}
+        supernet["orders"] = {str(layers + l): o for l, o in orders.items()}
+        permute(model, orders)
+    write_json(folder / "supernet.json", supernet)
+    elastic = Elastic(model, layers)
+    cases, tensors = [], {}
+    for sub, choices in three_and_random(groups, 3, chooser):
+        elastic.set(choices)
+        for i, t in enumerate(tokens):
+            logits = model(torch.tensor([t])).logits[0].detach()
+            if sub == "maximal":
+                assert torch.allclose(logits, plain[i], atol=2e-4), (logits - plain[i]).abs().max()
+            tensors[f"{sub}/{i}"] = logits.contiguous()
+        cases.append({"name": sub, "choices": choices})
+    save_file(tensors, folder.parent / "logits.safetensors")
+    write_json(folder.parent / "cases.json", {"tokens": tokens, "cases": cases})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, spec in MODELS.items():
+        make(name, spec, ordered=False)
+    make("tiny-tied", MODELS["tiny-tied"], ordered=True)
