@@ -1,1 +1,180 @@
-//! backend/cpu
+//! The CPU backend: packed weights, fused low-rank products, a paged key-value pool, in plain f32 activations.
+//!
+//! Invariant: every output number is accumulated in one fixed order, whatever rows, segments, chunks or threads ran
+//! beside it. So a row's result is the same bit for bit alone, in a mixed batch, and however its prompt was cut.
+
+mod attention;
+mod kernel;
+mod matrix;
+mod product;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub use attention::PagedCache;
+pub use matrix::{Dtype, Matrix};
+pub use rows::Rows;
+
+use super::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan};
+use crate::weights::{HostMatrix, HostVector};
+use kernel::Kernel;
+use rayon::ThreadPool;
+use std::sync::OnceLock;
+
+/// Our own kernels on this machine's processor.
+pub struct Cpu {
+    dtype: Dtype,
+    threads: usize,
+    kernel: Kernel,
+    /// Made by the first thread that computes, which becomes a member: it then works instead of waiting for others.
+    pool: OnceLock<Option<ThreadPool>>,
+}
+
+impl Cpu {
+    /// `threads` 0 takes all cores.
+    pub fn new(dtype: Dtype, threads: usize) -> Self {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if threads == 0 { cores() } else { threads };
+        Self { dtype, threads, kernel: Kernel::detect(), pool: OnceLock::new() }
+    }
+
+    /// The instruction set in use, for messages.
+    pub fn instructions(&self) -> &'static str {
+        self.kernel.name()
+    }
+
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    #[cfg(test)]
+    fn with_kernel(dtype: Dtype, threads: usize, kernel: Kernel) -> Self {
+        Self { kernel, ..Self::new(dtype, threads) }
+    }
+
+    /// Runs `work` for each of `0..count`, on all threads where that pays.
+    fn each(&self, count: usize, work: impl Fn(usize) + Sync) {
+        use rayon::prelude::*;
+        let pool = self.pool.get_or_init(|| {
+            let builder = rayon::ThreadPoolBuilder::new().num_threads(self.threads).use_current_thread();
+            // Where the current thread belongs to a pool already, a pool of our own is made beside it.
+            let builder = builder.thread_name(|i| format!("lonas-cpu-{i}"));
+            let other = || rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
+            (self.threads > 1).then(|| builder.build().or_else(|_| other()).ok()).flatten()
+        });
+        match pool {
+            Some(pool) if count > 1 => pool.install(|| (0..count).into_par_iter().for_each(&work)),
+            _ => (0..count).for_each(work),
+        }
+    }
+}
+
+impl Backend for Cpu {
+    type Rows = Rows;
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Cache = PagedCache;
+
+    fn matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
+        Matrix::pack(host, self.dtype)
+    }
+
+    /// Adapters keep the file's own precision: they are a few percent of the bytes.
+    fn adapter_matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
+        Matrix::pack(host, Dtype::Auto)
+    }
+
+    fn vector(&self, host: HostVector) -> Result<Vec<f32>, BackendError> {
+        Ok(host.data)
+    }
+
+    fn cache(&self, layout: CacheLayout) -> Result<PagedCache, BackendError> {
+        PagedCache::new(layout)
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Rows, BackendError> {
+        let mut rows = Rows::zeros(tokens.len(), table.columns());
+        for (row, &token) in rows.iter_mut().zip(tokens) {
+            if token as usize >= table.rows() {
+                let (expected, got) = (format!("tokens below {}", table.rows()), token.to_string());
+                return Err(BackendError::Shape { operation: "embed", expected, got });
+            }
+            table.unpack_row(token as usize, row);
+        }
+        Ok(rows)
+    }
+
+    fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows, BackendError> {
+        expect("rms norm", "columns", x.width(), weight.len())?;
+        Ok(rows::rms_norm(x, weight, eps))
+    }
+
+    fn linear(&self, x: &Rows, linear: &Linear<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
+        product::linear(self, x, linear, segments)
+    }
+
+    fn gated_mlp(&self, x: &Rows, mlp: &GatedMlp<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
+        product::gated_mlp(self, x, mlp, segments)
+    }
+
+    fn rotary(
+        &self,
+        mut x: Rows,
+        head_size: usize,
+        positions: &[u32],
+        inverse_frequencies: &[f32],
+    ) -> Result<Rows, BackendError> {
+        expect("rotary", "positions", x.len(), positions.len())?;
+        expect("rotary", "frequencies", head_size / 2, inverse_frequencies.len())?;
+        rows::rotate(&mut x, head_size, positions, inverse_frequencies);
+        Ok(x)
+    }
+
+    fn attention(
+        &self,
+        q: &Rows,
+        k: &Rows,
+        v: &Rows,
+        shape: &AttentionShape,
+        spans: &[SequenceSpan],
+        cache: Option<(&mut PagedCache, usize)>,
+    ) -> Result<Rows, BackendError> {
+        attention::attention(self, q, k, v, shape, spans, cache)
+    }
+
+    fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows, BackendError> {
+        expect("add", "numbers", x.values().len(), y.values().len())?;
+        x.values_mut().iter_mut().zip(y.values()).for_each(|(x, y)| *x += y);
+        Ok(x)
+    }
+
+    fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows, BackendError> {
+        let mut selected = Rows::zeros(rows.len(), x.width());
+        for (to, &from) in selected.iter_mut().zip(rows) {
+            if from as usize >= x.len() {
+                let (expected, got) = (format!("rows below {}", x.len()), from.to_string());
+                return Err(BackendError::Shape { operation: "select", expected, got });
+            }
+            to.copy_from_slice(x.row(from as usize));
+        }
+        Ok(selected)
+    }
+
+    fn logits(&self, x: &Rows, head: &Matrix) -> Result<Rows, BackendError> {
+        expect("logits", "columns", head.columns(), x.width())?;
+        Ok(product::plain(self, x, head))
+    }
+
+    fn to_host(&self, x: &Rows) -> Result<Vec<f32>, BackendError> {
+        Ok(x.values().to_vec())
+    }
+}
+
+/// A count that must be another, else the operation does not fit.
+fn expect(operation: &'static str, what: &str, expected: usize, got: usize) -> Result<(), BackendError> {
+    if expected == got {
+        return Ok(());
+    }
+    let (expected, got) = (format!("{expected} {what}"), got.to_string());
+    Err(BackendError::Shape { operation, expected, got })
+}

@@ -1,0 +1,118 @@
+//! Activations, and what is done to each row by itself.
+
+/// `(T, width)` row-major f32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Rows {
+    pub fn zeros(rows: usize, width: usize) -> Self {
+        Self { width, values: vec![0.0; rows * width] }
+    }
+
+    /// From row-major values; `values.len()` is a multiple of `width`.
+    pub fn new(width: usize, values: Vec<f32>) -> Self {
+        debug_assert!(values.len().is_multiple_of(width));
+        Self { width, values }
+    }
+
+    pub fn len(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..(row + 1) * self.width]
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.values.chunks_exact_mut(self.width)
+    }
+}
+
+pub(super) fn rms_norm(x: &Rows, weight: &[f32], eps: f32) -> Rows {
+    let mut normed = x.clone();
+    for row in normed.iter_mut() {
+        let mean_square = dot(row, row) / row.len() as f32;
+        let scale = 1.0 / (mean_square + eps).sqrt();
+        row.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
+    }
+    normed
+}
+
+/// Turns each pair `(d, d + D/2)` of each head by `position * frequency[d]`.
+pub(super) fn rotate(x: &mut Rows, head_size: usize, positions: &[u32], frequencies: &[f32]) {
+    let half = head_size / 2;
+    let mut turns = vec![(0.0, 0.0); half];
+    for (row, &position) in x.iter_mut().zip(positions) {
+        for (turn, frequency) in turns.iter_mut().zip(frequencies) {
+            *turn = (position as f32 * frequency).sin_cos();
+        }
+        for head in row.chunks_exact_mut(head_size) {
+            let (first, second) = head.split_at_mut(half);
+            for ((a, b), &(sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+/// Lanes that one sum is spread over, so that it fills vector registers; fixed, because the order of a sum is part of
+/// its result.
+const LANES: usize = 16;
+
+/// The scalar product of two vectors of equal length.
+#[inline(always)]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += x[lane] * y[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
+/// `e^x` to within 2 units in the last place, without branches, so that loops over it become vector code (Cody and
+/// Waite's reduction by ln 2, then a polynomial of degree 6 for the rest).
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let n = (x * std::f32::consts::LOG2_E + 0.5).floor();
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5.000_000_1e-1;
+    let p = p * r * r + r + 1.0;
+    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+}
+
+/// `x / (1 + e^-x)`
+#[inline(always)]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}

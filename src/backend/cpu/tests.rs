@@ -1,0 +1,262 @@
+//! The kernels against a slow f64 reference over ugly sizes, and bit for bit against themselves.
+
+use super::kernel::Kernel;
+use super::{Cpu, Dtype, Rows};
+use crate::backend::{Adapter, AttentionShape, Backend, CacheLayout, GatedMlp, Linear, Segment, Selection, SequenceSpan};
+use crate::supernet::{ActiveLinear, ActiveShape};
+use crate::weights::{BLOCK, HostData, HostMatrix};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+
+fn random(seed: u64, count: usize) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| random.random_range(-1.0..1.0)).collect()
+}
+
+fn host(seed: u64, rows: usize, columns: usize) -> HostMatrix {
+    HostMatrix { name: format!("m{seed}"), rows, columns, data: HostData::F32(random(seed, rows * columns)) }
+}
+
+/// Q4_1-like blocks; `columns` is a multiple of 32.
+fn blocks(seed: u64, rows: usize, columns: usize) -> HostMatrix {
+    let count = rows * columns / BLOCK;
+    let quants = random(seed, rows * columns).iter().map(|v| (v * 7.5 + 7.5) as i8).collect();
+    let (scales, minimums) = (random(seed + 1, count), Some(random(seed + 2, count)));
+    HostMatrix { name: format!("b{seed}"), rows, columns, data: HostData::Blocks { quants, scales, minimums } }
+}
+
+/// What is computed with: the packed matrix's own values, so that rounding to bf16 or int8 is not counted as error.
+fn unpacked(matrix: &super::Matrix) -> Vec<Vec<f64>> {
+    let row = |r| {
+        let mut row = vec![0.0; matrix.columns()];
+        matrix.unpack_row(r, &mut row);
+        row.into_iter().map(f64::from).collect()
+    };
+    (0..matrix.rows()).map(row).collect()
+}
+
+struct Net {
+    linear: Linear<Cpu>,
+    weight: Vec<Vec<f64>>,
+    /// A, B and scale of each super-adapter.
+    adapters: Vec<(Vec<Vec<f64>>, Vec<Vec<f64>>, f64)>,
+    bias: Vec<f64>,
+}
+
+fn net(cpu: &Cpu, index: usize, weight: HostMatrix, rank: usize, with_bias: bool) -> Net {
+    let (out, inp) = (weight.rows, weight.columns);
+    let weight = cpu.matrix(weight).unwrap();
+    let adapter = |seed: u64, scale| Adapter {
+        a: cpu.adapter_matrix(host(seed, rank, inp)).unwrap(),
+        b: cpu.adapter_matrix(host(seed + 1, out, rank)).unwrap(),
+        scale,
+    };
+    let adapters = [adapter(50, 2.0), adapter(60, 0.5)];
+    let slow = adapters.iter().map(|a| (unpacked(&a.a), unpacked(&a.b), f64::from(a.scale))).collect();
+    let bias = with_bias.then(|| random(9, out));
+    Net {
+        weight: unpacked(&weight),
+        adapters: slow,
+        bias: bias.clone().map_or(vec![0.0; out], |b| b.into_iter().map(f64::from).collect()),
+        linear: Linear { index, weight: Arc::new(weight), bias, adapters: adapters.into_iter().map(Some).collect() },
+    }
+}
+
+impl Net {
+    /// By definition, in f64: `y = W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)`.
+    fn slow(&self, x: &[f32], active: ActiveLinear, adapter: usize) -> Vec<f64> {
+        let dot = |row: &[f64], x: &[f64], n: usize| row[..n].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+        let x = x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (a, b, scale) = &self.adapters[adapter];
+        let shrunk = (0..active.rank).map(|r| scale * dot(&a[r], &x, active.inp)).collect::<Vec<_>>();
+        let row = |o: usize| dot(&self.weight[o], &x, active.inp) + self.bias[o] + dot(&b[o], &shrunk, active.rank);
+        (0..self.weight.len()).map(|o| if o < active.out { row(o) } else { 0.0 }).collect()
+    }
+}
+
+/// How the rows of a batch spread over sub-networks.
+const DISTRIBUTIONS: [&str; 3] = ["identical", "distinct", "skewed"];
+
+/// Segments over `rows` rows; the sub-networks' sizes run through `actives`, the super-adapters alternate.
+fn segments(rows: usize, distribution: &str, actives: &[ActiveLinear], index: usize) -> Vec<Segment> {
+    let lengths = match distribution {
+        "identical" => vec![rows],
+        "distinct" => vec![1; rows],
+        _ => {
+            let last = rows.div_ceil(8);
+            if rows > last { vec![rows - last, last] } else { vec![rows] }
+        }
+    };
+    let mut start = 0;
+    let segment = |(i, length): (usize, usize)| {
+        let mut linears = vec![ActiveLinear { out: 0, inp: 0, rank: 0 }; index + 1];
+        linears[index] = actives[i % actives.len()];
+        let shape = Arc::new(ActiveShape { linears });
+        start += length;
+        let selection = Selection { adapter: i % 2, subnetwork: i as u32, shape };
+        Segment { rows: start - length..start, selection }
+    };
+    lengths.into_iter().enumerate().map(segment).collect()
+}
+
+#[test]
+fn the_low_rank_product_is_what_its_formula_says() {
+    let sizes: [(usize, usize, usize); 5] = [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32)];
+    for kernel in Kernel::available() {
+        for (out, inp, rank) in sizes {
+            for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Auto, 2)] {
+                let cpu = Cpu::with_kernel(dtype, threads, kernel);
+                // Only Auto meets the file's own blocks, which need whole ones.
+                let inp = if dtype == Dtype::Auto { inp.next_multiple_of(BLOCK) } else { inp };
+                let weight = if dtype == Dtype::Auto { blocks(1, out, inp) } else { host(1, out, inp) };
+                let net = net(&cpu, 2, weight, rank, out % 2 == 1);
+                let actives = [(1, 1), (3, 4), (2, 3), (1, 2)].map(|(n, d)| ActiveLinear {
+                    out: (out * n / d).max(1),
+                    inp: (inp * n / d).max(1),
+                    rank: (rank * n / d).max(1),
+                });
+                for rows in [1, 2, 3, 7, 16, 64, 133] {
+                    for distribution in DISTRIBUTIONS {
+                        let x = Rows::new(inp, random(7, rows * inp));
+                        let segments = segments(rows, distribution, &actives, 2);
+                        let y = cpu.linear(&x, &net.linear, &segments).unwrap();
+                        check(&net, &x, &y, &segments, &format!("{kernel:?} {dtype:?} {out}x{inp} {rows} {distribution}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(net: &Net, x: &Rows, y: &Rows, segments: &[Segment], what: &str) {
+    for segment in segments {
+        let active = segment.selection.shape.linears[net.linear.index];
+        for row in segment.rows.clone() {
+            let slow = net.slow(x.row(row), active, segment.selection.adapter);
+            for (o, (&got, expected)) in y.row(row).iter().zip(slow).enumerate() {
+                let off = (f64::from(got) - expected).abs();
+                assert!(off < 2e-4 * (1.0 + expected.abs()), "{what}: row {row} output {o}: {got} not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_bit_for_bit_whatever_runs_beside_it() {
+    let (hidden, width, rank) = (40, 77, 5);
+    for kernel in Kernel::available() {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8] {
+            let cpu = Cpu::with_kernel(dtype, 2, kernel);
+            let [gate, up] = [3, 4].map(|seed| net(&cpu, 0, host(seed, width, hidden), rank, false).linear);
+            let down = net(&cpu, 1, host(5, hidden, width), rank, false).linear;
+            let mlp = GatedMlp { gate, up, down };
+            let x = Rows::new(hidden, random(8, 133 * hidden));
+            let widths = [77, 50, 64, 33, 1];
+            let selection = |i: usize| {
+                let out = widths[i % widths.len()];
+                let first = ActiveLinear { out, inp: hidden, rank: 1 + i % rank };
+                let linears = vec![first, ActiveLinear { out: hidden, inp: out, rank }];
+                Selection { adapter: i % 2, subnetwork: i as u32, shape: Arc::new(ActiveShape { linears }) }
+            };
+            let all = (0..133).map(|i| Segment { rows: i..i + 1, selection: selection(i) }).collect::<Vec<_>>();
+            let mixed = cpu.gated_mlp(&x, &mlp, &all).unwrap();
+            for row in [0, 1, 2, 31, 32, 100, 132] {
+                let alone = cpu.select(&x, &[row as u32]).unwrap();
+                let segment = Segment { rows: 0..1, selection: selection(row) };
+                let alone = cpu.gated_mlp(&alone, &mlp, &[segment]).unwrap();
+                assert_eq!(alone.row(0), mixed.row(row), "{kernel:?} {dtype:?} row {row}");
+                // Nine rows of the same sub-network, so that the row falls into a tile of another height.
+                let many = cpu.select(&x, &[row as u32; 9]).unwrap();
+                let segment = Segment { rows: 0..9, selection: selection(row) };
+                let many = cpu.gated_mlp(&many, &mlp, &[segment]).unwrap();
+                assert_eq!(many.row(8), mixed.row(row), "{kernel:?} {dtype:?} row {row} of nine");
+            }
+        }
+    }
+}
+
+const ATTENTION: AttentionShape = AttentionShape { query_heads: 6, kv_heads: 2, head_size: 10 };
+
+/// Attention over one sequence fed in chunks, through a scattered block table; `(rows, N*D)`.
+fn fed(cpu: &Cpu, q: &Rows, k: &Rows, v: &Rows, chunk: usize) -> Vec<f32> {
+    let layout = CacheLayout { layers: 2, kv_heads: 2, head_size: 10, blocks: 40, block_size: 4 };
+    let mut cache = cpu.cache(layout).unwrap();
+    let blocks = (0..20).map(|b| 39 - 2 * b).collect::<Vec<_>>();
+    let mut all = Vec::new();
+    for start in (0..q.len()).step_by(chunk) {
+        let rows = (start..(start + chunk).min(q.len())).map(|r| r as u32).collect::<Vec<_>>();
+        let part = |x: &Rows| cpu.select(x, &rows).unwrap();
+        let span = SequenceSpan { rows: 0..rows.len(), start, blocks: blocks.clone() };
+        let cache = Some((&mut cache, 1));
+        let y = cpu.attention(&part(q), &part(k), &part(v), &ATTENTION, &[span], cache).unwrap();
+        all.extend_from_slice(y.values());
+    }
+    all
+}
+
+#[test]
+fn attention_does_not_depend_on_how_the_prompt_was_cut() {
+    let cpu = Cpu::new(Dtype::Auto, 2);
+    let rows = 37;
+    let (q, k, v) = (Rows::new(60, random(1, rows * 60)), Rows::new(20, random(2, rows * 20)), Rows::new(20, random(3, rows * 20)));
+    let whole = fed(&cpu, &q, &k, &v, rows);
+    for chunk in [1, 3, 4, 16] {
+        assert_eq!(fed(&cpu, &q, &k, &v, chunk), whole, "chunks of {chunk}");
+    }
+    let span = SequenceSpan { rows: 0..rows, start: 0, blocks: Vec::new() };
+    let uncached = cpu.attention(&q, &k, &v, &ATTENTION, &[span], None).unwrap();
+    assert_eq!(uncached.values(), whole);
+    for (row, got) in whole.chunks_exact(60).enumerate() {
+        for n in 0..6 {
+            let expected = slow_attention(&q, &k, &v, row, n);
+            for (got, expected) in got[n * 10..].iter().zip(expected) {
+                assert!((f64::from(*got) - expected).abs() < 1e-5, "row {row} head {n}: {got} not {expected}");
+            }
+        }
+    }
+}
+
+fn slow_attention(q: &Rows, k: &Rows, v: &Rows, row: usize, n: usize) -> Vec<f64> {
+    let head = n / 3 * 10;
+    let f = |x: &Rows, r: usize, at: usize| f64::from(x.row(r)[at]);
+    let score = |p: usize| (0..10).map(|d| f(q, row, n * 10 + d) * f(k, p, head + d)).sum::<f64>() / 10f64.sqrt();
+    let weights = (0..=row).map(|p| score(p).exp()).collect::<Vec<_>>();
+    let sum: f64 = weights.iter().sum();
+    (0..10).map(|d| (0..=row).map(|p| weights[p] / sum * f(v, p, head + d)).sum()).collect()
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_panics() {
+    let cpu = Cpu::new(Dtype::Auto, 1);
+    let net = net(&cpu, 0, host(1, 8, 6), 2, false);
+    let x = Rows::new(6, random(2, 6));
+    for (out, inp, rank, rows) in [(9, 6, 2, 1), (8, 7, 2, 1), (8, 6, 3, 1), (8, 6, 2, 2)] {
+        let shape = Arc::new(ActiveShape { linears: vec![ActiveLinear { out, inp, rank }] });
+        let segment = Segment { rows: 0..rows, selection: Selection { adapter: 0, subnetwork: 0, shape } };
+        assert!(cpu.linear(&x, &net.linear, &[segment]).is_err(), "{out} {inp} {rank} {rows}");
+    }
+    assert!(cpu.embed(&net.linear.weight, &[8]).is_err());
+    assert!(cpu.select(&x, &[1]).is_err());
+    let huge = CacheLayout { layers: 1 << 20, kv_heads: 1 << 10, head_size: 1 << 10, blocks: 1 << 20, block_size: 16 };
+    assert!(cpu.cache(huge).is_err());
+    let layout = CacheLayout { layers: 1, kv_heads: 2, head_size: 10, blocks: 2, block_size: 4 };
+    let mut cache = cpu.cache(layout).unwrap();
+    let (q, kv) = (Rows::zeros(1, 60), Rows::zeros(1, 20));
+    for (start, blocks, layer) in [(0, vec![2], 0), (4, vec![0], 0), (0, vec![0], 1)] {
+        let span = SequenceSpan { rows: 0..1, start, blocks };
+        assert!(cpu.attention(&q, &kv, &kv, &ATTENTION, &[span], Some((&mut cache, layer))).is_err());
+    }
+}
+
+#[test]
+fn exp_and_silu_are_exact_enough() {
+    for i in -8700..8800 {
+        let x = i as f32 / 100.0;
+        let (got, expected) = (f64::from(super::rows::exp(x)), f64::from(x).exp());
+        assert!((got / expected - 1.0).abs() < 3e-7, "exp({x}) = {got}, not {expected}");
+        let expected = f64::from(x) / (1.0 + (-f64::from(x)).exp());
+        let got = f64::from(super::rows::silu(x));
+        assert!((got - expected).abs() <= 4e-7 * expected.abs() + 1e-35, "silu({x}) = {got}, not {expected}");
+    }
+}
