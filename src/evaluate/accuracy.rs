@@ -1,0 +1,202 @@
+//! Multiple choice: the option with the highest likelihood is the answer.
+
+use super::likelihood::{Scored, Text, score};
+use crate::backend::{BackendError, Selection};
+use crate::model::Executor;
+
+/// A question: the tokens before every option, and those of each option.
+#[derive(Debug, Clone)]
+pub struct Item {
+    pub context: Vec<u32>,
+    pub options: Vec<Vec<u32>>,
+    pub correct: usize,
+}
+
+/// A share of right answers.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Accuracy {
+    pub right: usize,
+    pub count: usize,
+}
+
+/// What one sub-network scored on one task.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Score {
+    /// By the summed log probability of an option.
+    pub accuracy: Accuracy,
+    /// By its mean log probability for each token.
+    pub accuracy_normalised: Accuracy,
+    /// Mean negative log probability of the right options' tokens, nats per token.
+    pub answer_loss: f64,
+}
+
+impl Accuracy {
+    pub fn share(self) -> f64 {
+        self.right as f64 / (self.count.max(1)) as f64
+    }
+
+    /// Wilson's 95 % interval of the share (Wilson 1927).
+    pub fn interval(self) -> (f64, f64) {
+        const Z: f64 = 1.959_963_984_540_054;
+        if self.count == 0 {
+            return (0.0, 1.0);
+        }
+        let n = self.count as f64;
+        let (p, z2) = (self.share(), Z * Z);
+        let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
+        let half = Z * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt() / (1.0 + z2 / n);
+        ((centre - half).max(0.0), (centre + half).min(1.0))
+    }
+}
+
+/// Scores every item under every sub-network, in mixed batches; one [`Score`] for each selection.
+pub fn multiple_choice(
+    executor: &mut dyn Executor,
+    items: &[Item],
+    selections: &[Selection],
+    progress: impl FnMut(usize),
+) -> Result<Vec<Score>, BackendError> {
+    let texts = items.iter().flat_map(|item| {
+        selections.iter().flat_map(move |selection| {
+            item.options.iter().map(move |option| Text {
+                tokens: [item.context.as_slice(), option].concat(),
+                context: item.context.len(),
+                selection: selection.clone(),
+            })
+        })
+    });
+    let scored = score(executor, &texts.collect::<Vec<_>>(), progress)?;
+    let mut tallies = vec![Tally::default(); selections.len()];
+    let mut rest = scored.as_slice();
+    for item in items {
+        for tally in &mut tallies {
+            let (options, later) = rest.split_at(item.options.len());
+            tally.add(options, item.correct);
+            rest = later;
+        }
+    }
+    Ok(tallies.into_iter().map(Tally::score).collect())
+}
+
+#[derive(Debug, Clone, Default)]
+struct Tally {
+    count: usize,
+    right: usize,
+    right_normalised: usize,
+    loss: f64,
+    tokens: usize,
+}
+
+impl Tally {
+    fn add(&mut self, options: &[Scored], correct: usize) {
+        let best = |value: fn(&Scored) -> f64| {
+            let all = options.iter().map(value).enumerate();
+            // Of equal options the first, so that a model that says nothing scores no better than its guess.
+            all.fold(None, |best: Option<(usize, f64)>, (i, v)| match best {
+                Some((_, most)) if v <= most => best,
+                _ => Some((i, v)),
+            })
+        };
+        let is_correct = |best: Option<(usize, f64)>| usize::from(best.is_some_and(|b| b.0 == correct));
+        self.count += 1;
+        self.right += is_correct(best(|s| s.logprob));
+        self.right_normalised += is_correct(best(|s| s.logprob / s.tokens.max(1) as f64));
+        self.loss -= options[correct].logprob;
+        self.tokens += options[correct].tokens;
+    }
+
+    fn score(self) -> Score {
+        let accuracy = |right| Accuracy { right, count: self.count };
+        Score {
+            accuracy: accuracy(self.right),
+            accuracy_normalised: accuracy(self.right_normalised),
+            answer_loss: self.loss / self.tokens.max(1) as f64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Batch, Logits};
+    use crate::supernet::ActiveShape;
+    use std::sync::Arc;
+
+    /// After token `t` token `t + 1` has probability 1/2; the other three share the rest.
+    struct Successor;
+
+    impl Executor for Successor {
+        fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError> {
+            let row = |&r: &u32| {
+                let next = (batch.tokens[r as usize] + 1) % 4;
+                (0..4).map(move |t| if t == next { 3f32.ln() } else { 0.0 })
+            };
+            Ok(Logits { values: batch.outputs.iter().flat_map(row).collect(), vocabulary: 4 })
+        }
+
+        fn vocabulary(&self) -> usize {
+            4
+        }
+
+        fn blocks(&self) -> usize {
+            4
+        }
+
+        fn block_size(&self) -> usize {
+            8
+        }
+    }
+
+    fn selection(subnetwork: u32) -> Selection {
+        Selection { adapter: 0, subnetwork, shape: Arc::new(ActiveShape { linears: Vec::new() }) }
+    }
+
+    #[test]
+    fn likelihoods_are_those_of_the_model() {
+        let text =
+            |tokens: &[u32], context| Text { tokens: tokens.to_vec(), context, selection: selection(0) };
+        let texts = vec![text(&[0, 1, 2, 3], 1), text(&[0, 1, 0], 2), text(&[3, 0], 1)];
+        let mut done = Vec::new();
+        // Four blocks of eight hold all three, and one of each alone.
+        let scored = score(&mut Successor, &texts, |n| done.push(n)).unwrap();
+        let (half, sixth) = (0.5f64.ln(), (1.0 / 6.0f64).ln());
+        for (scored, (logprob, tokens, greedy)) in
+            scored.iter().zip([(3.0 * half, 3, true), (sixth, 1, false), (half, 1, true)])
+        {
+            assert!((scored.logprob - logprob).abs() < 1e-6, "{scored:?}");
+            assert_eq!((scored.tokens, scored.greedy), (tokens, greedy));
+        }
+        assert_eq!(done, [3]);
+        let singly = texts.iter().map(|t| score(&mut Successor, std::slice::from_ref(t), |_| {}).unwrap()[0]);
+        assert_eq!(singly.collect::<Vec<_>>(), scored, "batching changes nothing");
+        assert!(score(&mut Successor, &[text(&[0; 33], 1)], |_| {}).is_err());
+    }
+
+    #[test]
+    fn the_likeliest_option_is_the_answer() {
+        // Options after 0: "1 2" (1/4), "3" (1/6): summed the first wins, and by the token too; "2" and "3" are equal.
+        let item = |options: &[&[u32]], correct| Item {
+            context: vec![0],
+            options: options.iter().map(|o| o.to_vec()).collect(),
+            correct,
+        };
+        let items = [item(&[&[3], &[1, 2]], 1), item(&[&[2], &[3]], 1), item(&[&[1, 2, 3], &[3]], 1)];
+        let scores = multiple_choice(&mut Successor, &items, &[selection(0), selection(1)], |_| {}).unwrap();
+        assert_eq!(scores.len(), 2);
+        assert_eq!(scores[0], scores[1]);
+        // The third: 1/8 against 1/6 summed, but 1/2 against 1/6 for each token.
+        assert_eq!((scores[0].accuracy.right, scores[0].accuracy_normalised.right), (2, 1));
+        let loss = -(2.0 * 0.5f64.ln() + 2.0 * (1.0 / 6.0f64).ln()) / 4.0;
+        assert!((scores[0].answer_loss - loss).abs() < 1e-6);
+    }
+
+    #[test]
+    fn wilsons_interval_is_the_textbooks() {
+        // Newcombe 1998, table I: 81 of 263 and 0 of 20.
+        let (low, high) = Accuracy { right: 81, count: 263 }.interval();
+        assert!((low - 0.2553).abs() < 5e-5 && (high - 0.3662).abs() < 5e-5, "{low} {high}");
+        let (low, high) = Accuracy { right: 0, count: 20 }.interval();
+        assert!(low == 0.0 && (high - 0.1611).abs() < 5e-5, "{high}");
+        assert_eq!(Accuracy { right: 0, count: 0 }.interval(), (0.0, 1.0));
+    }
+}
