@@ -1,9 +1,98 @@
-//! stub
-#[derive(Debug, clap::Args)]
+//! `lonas inspect`
+
+use super::Failure;
+use super::open::{self, BaseArg};
+use crate::supernet::{COST_TOKENS, Group, Kind, SearchSpace};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Show a super-network's groups, sub-networks, parameters and MACs.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  lonas inspect models/smollm2-135m-commonsense")]
 pub(super) struct InspectArgs {
-    #[arg(long, default_value_t = 8080)]
-    port: u16,
+    /// The model folder.
+    #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
+    model: PathBuf,
+
+    #[command(flatten)]
+    base: BaseArg,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
-pub(super) fn run(_: &InspectArgs) -> Result<(), super::Failure> {
+
+#[expect(clippy::print_stdout, reason = "the command's output")]
+pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
+    for model in &opened.models {
+        if args.json {
+            println!("{:#}", json(model));
+            continue;
+        }
+        let config = &opened.base.config;
+        println!("{}", model.folder.name);
+        println!("  base       {} ({} layers, hidden {})", opened.base.path().display(), config.layers, config.hidden);
+        let adapter = &model.folder.adapter_config;
+        println!("  adapter    rank {}, alpha {}, on {}", adapter.rank, adapter.alpha, adapter.target_modules.join(", "));
+        let order = if opened.orders.is_empty() { "the base's own" } else { "by importance (supernet.json)" };
+        println!("  channels   {order}");
+        println!("  space      {} groups, 10^{:.1} sub-networks", model.space.groups().len(), model.space.log10_size());
+        for line in group_lines(&model.space) {
+            println!("    {line}");
+        }
+        println!("\n  {:<16} {:>12} {:>12}  scores", "sub-network", "parameters", "MACs");
+        for entry in model.catalog.entries() {
+            let scores = entry.scores.iter().map(|(task, score)| format!("{task} {score:.3}"));
+            let scores = scores.collect::<Vec<_>>().join(", ");
+            let (parameters, macs) = (short(entry.cost.parameters), short(entry.cost.macs));
+            println!("  {:<16} {parameters:>12} {macs:>12}  {scores}", entry.name);
+        }
+        println!("\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule).");
+    }
     Ok(())
+}
+
+/// Equal groups of different layers on one line.
+fn group_lines(space: &SearchSpace) -> Vec<String> {
+    let mut kinds: Vec<(&Group, usize)> = Vec::new();
+    for group in space.groups() {
+        let same = |(g, _): &&mut (&Group, usize)| {
+            (g.kind, &g.choices, g.members.len()) == (group.kind, &group.choices, group.members.len())
+        };
+        match kinds.iter_mut().find(same) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((group, 1)),
+        }
+    }
+    let name = |kind| match kind {
+        Kind::Rank => "rank",
+        Kind::Width => "width",
+        Kind::Heads => "heads",
+    };
+    let line = |(group, count): (&Group, usize)| {
+        let members = group.members.len();
+        format!("{count} x {} of {members} tensors: {:?}", name(group.kind), group.choices)
+    };
+    kinds.into_iter().map(line).collect()
+}
+
+fn json(model: &open::OpenedModel) -> serde_json::Value {
+    let entries = model.catalog.entries().iter().map(|e| {
+        let choices = e.sub_network.choices();
+        serde_json::json!({ "name": e.name, "cost": e.cost, "choices": choices, "scores": e.scores, "latency": e.latency })
+    });
+    serde_json::json!({
+        "name": model.folder.name,
+        "groups": model.space.groups().len(),
+        "log10_sub_networks": model.space.log10_size(),
+        "sub_networks": entries.collect::<Vec<_>>(),
+    })
+}
+
+/// 143123456 as `143.1M`.
+fn short(number: u64) -> String {
+    let number = number as f64;
+    let unit = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter().find(|(size, _)| number >= *size);
+    unit.map_or(format!("{number}"), |(size, unit)| format!("{:.1}{unit}", number / size))
 }

@@ -48,6 +48,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
 }
 
+/// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
+const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
+
 /// Any failure on its way to the terminal.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 

@@ -4,11 +4,16 @@ use super::Failure;
 use crate::artifact::{
     Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder, TokenizerSource, locate,
 };
-use crate::model::llama::{self, MODULES, SuperAdapter};
-use crate::supernet::{Catalog, Kind, ModelShape, SearchSpace};
+use crate::backend::cpu::{Cpu, Dtype};
+use crate::backend::reference::Reference;
+use crate::backend::{Backend, Selection};
+use crate::model::Executor;
+use crate::model::llama::{self, LlamaExecutor, MODULES, SuperAdapter};
+use crate::supernet::{Catalog, CatalogEntry, Kind, ModelShape, SearchSpace};
 use crate::text::{ChatTemplate, Tokenizer, VocabularyParts};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where fetched bases are kept: `LONAS_CACHE`, else the user's cache folder.
 pub(super) fn cache() -> PathBuf {
@@ -148,6 +153,110 @@ impl Opened {
         };
         self.models.iter().map(load).collect()
     }
+}
+
+/// How to compute.
+#[derive(Debug, clap::Args)]
+pub(super) struct ComputeArgs {
+    /// How base weights are kept in memory; `auto` is the smallest that loses nothing against the file.
+    #[arg(long, env = "LONAS_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
+    dtype: DtypeArg,
+
+    /// Threads that compute; 0 takes all cores.
+    #[arg(long, env = "LONAS_THREADS", default_value_t = 0, value_name = "N")]
+    threads: usize,
+
+    /// Where to compute.
+    #[arg(long, env = "LONAS_DEVICE", value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DtypeArg {
+    Auto,
+    F32,
+    Bf16,
+    Int8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DeviceArg {
+    /// Our own kernels.
+    Cpu,
+    /// The slow reference in f32, to compare with.
+    Reference,
+}
+
+/// Positions in one block of the key-value pool.
+const BLOCK_SIZE: usize = 16;
+
+impl ComputeArgs {
+    /// Loads the model with all its super-adapters, and a pool for `kv_tokens` tokens.
+    pub(super) fn executor(&self, opened: &Opened, kv_tokens: usize) -> Result<Box<dyn Executor>, Failure> {
+        let blocks = kv_tokens.div_ceil(BLOCK_SIZE).max(1);
+        match self.device {
+            DeviceArg::Cpu => Ok(Box::new(self.load(self.cpu(), opened, blocks)?)),
+            DeviceArg::Reference => Ok(Box::new(self.load(Reference::new(), opened, blocks)?)),
+        }
+    }
+
+    fn load<B: Backend>(&self, backend: B, opened: &Opened, blocks: usize) -> Result<LlamaExecutor<B>, Failure> {
+        let model = llama::load(&backend, &opened.base, opened.super_adapters()?, &opened.orders)?;
+        Ok(LlamaExecutor::new(model, backend, blocks, BLOCK_SIZE)?)
+    }
+
+    fn cpu(&self) -> Cpu {
+        let dtype = match self.dtype {
+            DtypeArg::Auto => Dtype::Auto,
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::Bf16 => Dtype::Bf16,
+            DtypeArg::Int8 => Dtype::Int8,
+        };
+        Cpu::new(dtype, self.threads)
+    }
+
+    pub(super) fn dtype_name(&self) -> &'static str {
+        match (self.device, self.dtype) {
+            (DeviceArg::Reference, _) | (_, DtypeArg::F32) => "f32",
+            (_, DtypeArg::Auto) => "auto",
+            (_, DtypeArg::Bf16) => "bf16",
+            (_, DtypeArg::Int8) => "int8",
+        }
+    }
+
+    pub(super) fn device_name(&self) -> String {
+        match self.device {
+            DeviceArg::Cpu => "cpu".into(),
+            DeviceArg::Reference => "reference".into(),
+        }
+    }
+
+    /// For people: device, instructions, threads, number format.
+    pub(super) fn describe(&self) -> String {
+        match self.device {
+            DeviceArg::Cpu => {
+                let cpu = self.cpu();
+                let (instructions, threads) = (cpu.instructions(), cpu.threads());
+                format!("cpu, {instructions}, {threads} threads, base as {}", self.dtype_name())
+            }
+            DeviceArg::Reference => "reference backend, f32".into(),
+        }
+    }
+}
+
+/// A sub-network of a loaded model: (the model's number, the sub-network's name), and how a batch selects it.
+pub(super) type Named = ((usize, String), Selection);
+
+/// Every sub-network of every catalog, model by model in catalog order, with ids that are unique in the process.
+pub(super) fn selections(opened: &Opened) -> Vec<Named> {
+    let all = opened.models.iter().enumerate().flat_map(|(adapter, model)| {
+        model.catalog.entries().iter().map(move |entry| (adapter, model, entry))
+    });
+    let selection = |(id, (adapter, model, entry)): (u32, (usize, &OpenedModel, &CatalogEntry))| {
+        let shape = Arc::new(model.space.resolve(&model.shape, &entry.sub_network));
+        ((adapter, entry.name.clone()), Selection { adapter, subnetwork: id, shape })
+    };
+    (0..).zip(all).map(selection).collect()
 }
 
 /// The base's tokenizer.

@@ -60,7 +60,7 @@ mod tests {
         };
         assert_eq!(texts(&[0.13, 0.47]), ["0.1", "0.2", "0.3", "0.4", "0.5"]);
         assert_eq!(texts(&[0.0, 4104.0]), ["0", "1000", "2000", "3000", "4000", "5000"]);
-        assert_eq!(texts(&[3.0]).len(), 6);
+        assert_eq!(texts(&[3.0]).len(), 7, "2.4 to 3.6 by 0.2");
         assert_eq!(texts(&[]).first().map(String::as_str), Some("0.0"));
     }
 
