@@ -59,7 +59,12 @@ fn sources() -> Vec<Source> {
                 let room = path.components().next().unwrap().as_os_str().to_string_lossy();
                 let room = room.trim_end_matches(".rs").to_string();
                 let is_test = path.file_name().is_some_and(|n| n == "tests.rs");
-                let code = text.split("#[cfg(test)]\nmod tests").next().filter(|_| !is_test).unwrap_or("").to_string();
+                let code = text
+                    .split("#[cfg(test)]\nmod tests")
+                    .next()
+                    .filter(|_| !is_test)
+                    .unwrap_or("")
+                    .to_string();
                 sources.push(Source { path, room, code, text });
             }
         }
@@ -89,7 +94,8 @@ fn used_rooms(code: &str) -> Vec<String> {
 #[test]
 fn a_room_uses_lower_floors_only() {
     for source in sources().iter().filter(|s| s.room != "lib") {
-        let own = floor(&source.room).unwrap_or_else(|| panic!("{} stands on no floor", source.path.display()));
+        let own =
+            floor(&source.room).unwrap_or_else(|| panic!("{} stands on no floor", source.path.display()));
         for used in used_rooms(&source.code) {
             let Some(theirs) = floor(&used) else { continue };
             let allowed = used == source.room || theirs < own;
@@ -124,7 +130,12 @@ fn files_and_functions_can_be_read_in_one_go() {
             if let Some((first, of, head)) = start.filter(|&(_, of, _)| indent == of && line.trim() == "}") {
                 let _ = of;
                 let lines = number - first + 1;
-                assert!(lines <= FUNCTION_LINES, "{}: {} has {lines} lines", source.path.display(), head.trim());
+                assert!(
+                    lines <= FUNCTION_LINES,
+                    "{}: {} has {lines} lines",
+                    source.path.display(),
+                    head.trim()
+                );
                 start = None;
             }
         }
@@ -142,7 +153,8 @@ fn every_file_says_what_it_is_for() {
 fn unsafe_code_says_why_it_is_sound() {
     for source in sources() {
         for (number, line) in source.text.lines().enumerate().filter(|(_, l)| l.contains("unsafe {")) {
-            let before = source.text.lines().skip(number.saturating_sub(4)).take(5).collect::<Vec<_>>().join("\n");
+            let before =
+                source.text.lines().skip(number.saturating_sub(4)).take(5).collect::<Vec<_>>().join("\n");
             assert!(before.contains("SAFETY:"), "{}:{}: {line}", source.path.display(), number + 1);
         }
     }
@@ -151,7 +163,16 @@ fn unsafe_code_says_why_it_is_sound() {
 #[test]
 fn one_word_for_one_idea() {
     // DESIGN's vocabulary: these words are synonyms of `sub-network` or `block`, and a synonym is a bug.
-    let banned = ["subnet_config", "sub_config", "genome_config", "kv_page", "KvPage", "variant_name", "todo!(", "dbg!("];
+    let banned = [
+        "subnet_config",
+        "sub_config",
+        "genome_config",
+        "kv_page",
+        "KvPage",
+        "variant_name",
+        "todo!(",
+        "dbg!(",
+    ];
     for source in sources() {
         for word in banned {
             assert!(!source.text.contains(word), "{} says `{word}`", source.path.display());

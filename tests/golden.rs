@@ -2,8 +2,8 @@
 
 use lonas::artifact::{Base, ModelFolder};
 use lonas::backend::{Backend, Segment, Selection, SequenceSpan};
-use lonas::model::llama::{self, Llama, MODULES, SuperAdapter};
 use lonas::model::Batch;
+use lonas::model::llama::{self, Llama, MODULES, SuperAdapter};
 use lonas::supernet::{ModelShape, SearchSpace, SubNetwork};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ pub fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
 pub fn tensors(name: &str) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path(name)).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let values =
+        |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     file.iter().map(|(name, view)| (name.to_string(), values(view.data()))).collect()
 }
 

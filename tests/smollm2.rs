@@ -74,7 +74,8 @@ fn the_chat_template_renders_as_in_transformers() {
     let chats = golden.greedy.iter().filter(|g| !g.messages.is_empty()).collect::<Vec<_>>();
     assert_eq!(chats.len(), 5);
     for chat in chats {
-        let turn = |m: &BTreeMap<String, String>| Message { role: m["role"].clone(), content: m["content"].clone() };
+        let turn =
+            |m: &BTreeMap<String, String>| Message { role: m["role"].clone(), content: m["content"].clone() };
         let messages = chat.messages.iter().map(turn).collect::<Vec<_>>();
         let rendered = template.render(&messages, true).unwrap();
         assert_eq!(rendered, chat.text);

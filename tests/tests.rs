@@ -4,10 +4,10 @@
 mod architecture;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
-/// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
-mod training;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
+/// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
+mod training;
 
 /// Opening what lies under `tests/golden`.
 mod golden;

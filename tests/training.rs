@@ -55,7 +55,10 @@ fn ten_steps_are_those_of_pytorch_and_peft() {
             assert!((done.learning_rate - expected.learning_rate).abs() < 1e-12);
             assert_eq!(done.gradient_norm.is_some(), expected.gradient_norm.is_some());
             if let (Some(norm), Some(expected)) = (done.gradient_norm, expected.gradient_norm) {
-                assert!((norm / expected - 1.0).abs() < 1e-3, "{name} micro-batch {i}: norm {norm} not {expected}");
+                assert!(
+                    (norm / expected - 1.0).abs() < 1e-3,
+                    "{name} micro-batch {i}: norm {norm} not {expected}"
+                );
             }
         }
         let last = golden::tensors(&format!("training/{name}.safetensors"));

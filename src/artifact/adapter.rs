@@ -55,9 +55,8 @@ pub fn read_adapter(folder: &Path) -> Result<(AdapterConfig, AdapterTensors), Ar
     let tensors = file.tensors()?;
     let mut halves: BTreeMap<String, [Option<HostMatrix>; 2]> = BTreeMap::new();
     for (key, view) in tensors.iter() {
-        let (module, half) = parse_key(key).ok_or_else(|| {
-            ArtifactError::wrong(&path, format!("tensor `{key}` is not a LoRA tensor"))
-        })?;
+        let (module, half) = parse_key(key)
+            .ok_or_else(|| ArtifactError::wrong(&path, format!("tensor `{key}` is not a LoRA tensor")))?;
         let &[rows, columns] = view.shape() else {
             let reason = format!("tensor `{key}`: expected a matrix, got shape {:?}", view.shape());
             return Err(ArtifactError::wrong(&path, reason));
@@ -115,7 +114,8 @@ fn read_config(path: &Path) -> Result<AdapterConfig, ArtifactError> {
         }
     }
     let rank = field("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
-    let rank = rank.filter(|&r| (1..=4096).contains(&r)).ok_or_else(|| wrong("r", "a rank from 1 to 4096"))?;
+    let rank =
+        rank.filter(|&r| (1..=4096).contains(&r)).ok_or_else(|| wrong("r", "a rank from 1 to 4096"))?;
     let alpha = field("lora_alpha").and_then(Value::as_f64).filter(|a| a.is_finite());
     let targets = field("target_modules").and_then(Value::as_array);
     let targets = targets.and_then(|t| t.iter().map(|m| m.as_str().map(String::from)).collect());
@@ -150,7 +150,11 @@ pub fn write_adapter(
                 HostData::F32(values) => encode(values),
                 _ => encode(&matrix.to_f32()),
             };
-            encoded.push((format!("{PREFIX}{module}.{half}.weight"), vec![matrix.rows, matrix.columns], bytes));
+            encoded.push((
+                format!("{PREFIX}{module}.{half}.weight"),
+                vec![matrix.rows, matrix.columns],
+                bytes,
+            ));
         }
     }
     let view = |(key, shape, bytes)| Ok((key, TensorView::new(dtype, shape, bytes)?));

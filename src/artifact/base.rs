@@ -59,10 +59,18 @@ impl BaseConfig {
         }
         let positive = |x: f32| x.is_finite() && x > 0.0;
         if !positive(self.rms_eps) {
-            return Err(ArtifactError::field(path, "rms_norm_eps", format!("{} is out of range", self.rms_eps)));
+            return Err(ArtifactError::field(
+                path,
+                "rms_norm_eps",
+                format!("{} is out of range", self.rms_eps),
+            ));
         }
         if !positive(self.rope_theta) {
-            return Err(ArtifactError::field(path, "rope_theta", format!("{} is out of range", self.rope_theta)));
+            return Err(ArtifactError::field(
+                path,
+                "rope_theta",
+                format!("{} is out of range", self.rope_theta),
+            ));
         }
         Ok(self)
     }

@@ -40,7 +40,12 @@ impl GgufFile {
         Ok((Self { path: path.into(), map, content, query_heads, kv_heads }, config, vocabulary))
     }
 
-    pub(super) fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<HostMatrix, ArtifactError> {
+    pub(super) fn matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<HostMatrix, ArtifactError> {
         let (info, bytes) = self.tensor(name, &[rows, columns])?;
         let data = self.decode(name, info, bytes, rows * columns)?;
         let matrix = HostMatrix { name: name.into(), rows, columns, data };
@@ -79,7 +84,8 @@ impl GgufFile {
         let start = usize::try_from(self.content.tensor_data_offset.saturating_add(info.offset)).ok();
         let range = start.zip(length).and_then(|(s, n)| Some(s..s.checked_add(n)?));
         let bytes = range.clone().and_then(|r| self.map.get(r));
-        let bytes = bytes.ok_or_else(|| wrong(format!("its bytes {range:?} leave the file ({})", self.map.len())))?;
+        let bytes =
+            bytes.ok_or_else(|| wrong(format!("its bytes {range:?} leave the file ({})", self.map.len())))?;
         Ok((info, bytes))
     }
 
@@ -206,7 +212,8 @@ impl Metadata<'_> {
             let reason = format!("`{}` rope scaling is not supported", self.text(scaling)?);
             return Err(ArtifactError::field(self.path, scaling, reason));
         }
-        let (hidden, heads) = (self.size("llama.embedding_length")?, self.size("llama.attention.head_count")?);
+        let (hidden, heads) =
+            (self.size("llama.embedding_length")?, self.size("llama.attention.head_count")?);
         let kv_heads = self.size_or("llama.attention.head_count_kv", heads)?;
         let head_size = self.size_or("llama.attention.key_length", hidden / heads.max(1))?;
         let rotary = self.size_or("llama.rope.dimension_count", head_size)?;
@@ -236,7 +243,11 @@ impl Metadata<'_> {
         let config = config.checked(self.path)?;
         if config.attention_bias {
             // llama.cpp interleaves the bias of q and k like their rows; no LLaMA base in GGUF is known to have one.
-            return Err(ArtifactError::field(self.path, "blk.0.attn_q.bias", "attention biases are not supported in GGUF"));
+            return Err(ArtifactError::field(
+                self.path,
+                "blk.0.attn_q.bias",
+                "attention biases are not supported in GGUF",
+            ));
         }
         Ok(config)
     }
@@ -296,7 +307,8 @@ impl Metadata<'_> {
 
     fn size(&self, key: &str) -> Result<usize, ArtifactError> {
         let number = self.value(key)?.to_u64().map_err(|e| self.wrong(key, &e))?;
-        usize::try_from(number).map_err(|_| ArtifactError::field(self.path, key, format!("{number} is out of range")))
+        usize::try_from(number)
+            .map_err(|_| ArtifactError::field(self.path, key, format!("{number} is out of range")))
     }
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize, ArtifactError> {

@@ -92,7 +92,12 @@ impl HuggingFaceFolder {
         Ok((Self { path: path.into(), files, places }, config, tokenizer(path)?))
     }
 
-    pub(super) fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<HostMatrix, ArtifactError> {
+    pub(super) fn matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<HostMatrix, ArtifactError> {
         let data = self.file(name)?.matrix(name, &[rows, columns])?;
         Ok(HostMatrix { name: name.into(), rows, columns, data })
     }

@@ -2,9 +2,7 @@
 
 use super::fetch::BaseSource;
 use super::{AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_json, write_whole};
-use crate::supernet::{
-    Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef,
-};
+use crate::supernet::{Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::artifact::{
-    BaseSource, Base, BaseReference, DEFAULT_BASE, GgufVocabulary, ModelFolder, TokenizerSource, locate,
+    Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder, TokenizerSource, locate,
 };
 use crate::model::llama::{self, MODULES, SuperAdapter};
 use crate::supernet::{Catalog, Kind, ModelShape, SearchSpace};
@@ -30,10 +30,9 @@ impl BaseArg {
     pub(super) fn reference(&self) -> BaseReference {
         match &self.base {
             Some(path) => BaseReference { source: BaseSource::Path(path.clone()), sha256: None },
-            None => BaseReference {
-                source: DEFAULT_BASE.source(),
-                sha256: Some(DEFAULT_BASE.sha256.to_string()),
-            },
+            None => {
+                BaseReference { source: DEFAULT_BASE.source(), sha256: Some(DEFAULT_BASE.sha256.to_string()) }
+            }
         }
     }
 
@@ -93,7 +92,11 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
 fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> Result<(), Failure> {
     let (a, b) = (first.path().display(), other.path().display());
     if first.name == other.name {
-        return Err(format!("{a} and {b} are both named `{}`; requests could not tell them apart", first.name).into());
+        return Err(format!(
+            "{a} and {b} are both named `{}`; requests could not tell them apart",
+            first.name
+        )
+        .into());
     }
     let same_base = match (&first.base.sha256, &other.base.sha256) {
         (Some(one), Some(two)) => one == two,
@@ -170,7 +173,8 @@ pub(super) fn chat_template(base: &Base, tokenizer: &Tokenizer) -> Result<Option
         TokenizerSource::Gguf(vocabulary) => &vocabulary.chat_template,
     };
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-    let template = source.as_ref().map(|s| ChatTemplate::new(s, &text(tokenizer.bos()), &text(tokenizer.eos())));
+    let template =
+        source.as_ref().map(|s| ChatTemplate::new(s, &text(tokenizer.bos()), &text(tokenizer.eos())));
     Ok(template.transpose()?)
 }
 

@@ -23,7 +23,9 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_position(done).with_prefix(what);
             let style = "{prefix} {bar:30} {pos}/{len} {elapsed} elapsed, {eta} left  {wide_msg}";
-            bar.with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()))
+            bar.with_style(
+                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            )
         });
         let now = Instant::now();
         Self { what, total, skipped: done, started: now, last_line: now, bar }

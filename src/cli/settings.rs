@@ -43,10 +43,14 @@ pub(super) fn with_defaults(command: Command, path: &Path) -> Result<Command, cl
                 Some(true) => {}
             }
             let Some(values) = texts(value) else {
-                return Err(wrong(&mut command, format!("[{name}] {key}: expected a value or a list of values")));
+                return Err(wrong(
+                    &mut command,
+                    format!("[{name}] {key}: expected a value or a list of values"),
+                ));
             };
             let id = key.replace('-', "_");
-            command = command.mut_subcommand(&name, |c| c.mut_arg(id, |a| a.default_values(values).required(false)));
+            command = command
+                .mut_subcommand(&name, |c| c.mut_arg(id, |a| a.default_values(values).required(false)));
         }
     }
     Ok(command)
@@ -60,7 +64,9 @@ fn is(argument: &clap::Arg, key: &str) -> bool {
 fn texts(value: &toml::Value) -> Option<Vec<String>> {
     match value {
         toml::Value::String(text) => Some(vec![text.clone()]),
-        toml::Value::Array(values) => values.iter().map(|v| texts(v).filter(|t| t.len() == 1)?.pop()).collect(),
+        toml::Value::Array(values) => {
+            values.iter().map(|v| texts(v).filter(|t| t.len() == 1)?.pop()).collect()
+        }
         toml::Value::Table(_) => None,
         scalar => Some(vec![scalar.to_string()]),
     }

@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 /// Writes a model folder that `lonas serve` takes as it is. Run again with the same arguments after an interruption,
 /// it goes on from the last checkpoint.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  lonas train --data train.json --space space.json --out models/mine --reorder")]
+#[command(
+    after_help = "Example:\n  lonas train --data train.json --space space.json --out models/mine --reorder"
+)]
 pub(super) struct TrainArgs {
     #[command(flatten)]
     base: BaseArg,
@@ -222,11 +224,17 @@ fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
 
 fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
     if !(1..=4096).contains(&adapter.rank) || !(adapter.alpha.is_finite() && adapter.alpha > 0.0) {
-        return Err(format!("search space: rank {} or alpha {} is out of range", adapter.rank, adapter.alpha).into());
+        return Err(format!(
+            "search space: rank {} or alpha {} is out of range",
+            adapter.rank, adapter.alpha
+        )
+        .into());
     }
     let known = |t: &String| MODULES.iter().any(|m| m.rsplit('.').next() == Some(t));
     match adapter.target_modules.iter().find(|t| !known(t)) {
-        Some(unknown) => Err(format!("search space: targets: a LLaMA layer has no module `{unknown}`").into()),
+        Some(unknown) => {
+            Err(format!("search space: targets: a LLaMA layer has no module `{unknown}`").into())
+        }
         None if adapter.target_modules.is_empty() => Err("search space: targets: none".into()),
         None => Ok(()),
     }
@@ -358,7 +366,8 @@ fn natural_order(plan: &Plan, values: Vec<NamedTensor>) -> AdapterTensors {
     };
     let mut tensors = AdapterTensors::new();
     for (index, linear) in plan.shape.linears.iter().enumerate() {
-        let halves = (take(format!("{}.lora_A.weight", linear.name)), take(format!("{}.lora_B.weight", linear.name)));
+        let halves =
+            (take(format!("{}.lora_A.weight", linear.name)), take(format!("{}.lora_B.weight", linear.name)));
         let (Some(mut a), Some(mut b)) = halves else { continue };
         if let Some(order) = plan.orders.get(&(index / MODULES.len())) {
             let back = inverse(order);

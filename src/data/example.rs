@@ -69,7 +69,10 @@ mod tests {
             ("{}", "not a JSON array"),
             ("[]", "it is empty"),
             ("[3]", "item 0: expected an object"),
-            (r#"[{"instruction": "a", "output": "b"}, {"output": "b"}]"#, "item 1: field `instruction` is missing"),
+            (
+                r#"[{"instruction": "a", "output": "b"}, {"output": "b"}]"#,
+                "item 1: field `instruction` is missing",
+            ),
             (r#"[{"instruction": "a", "output": 3}]"#, "field `output`: expected a string, got 3"),
         ] {
             std::fs::write(&path, text).unwrap();

@@ -129,10 +129,15 @@ mod tests {
 
     #[test]
     fn an_example_without_options_has_no_short_form() {
-        for instruction in ["Say hello.", "Q\n\nAnswer1: a\n\nAnswer format: answer1/answer2", "\n\nAnswer format:"] {
+        for instruction in
+            ["Say hello.", "Q\n\nAnswer1: a\n\nAnswer format: answer1/answer2", "\n\nAnswer format:"]
+        {
             assert_eq!(PromptForm::Short.text(&example(instruction, "answer1")), None, "{instruction}");
         }
-        assert_eq!(PromptForm::Short.text(&example("question: Q\n\nAnswer1: a\n\nAnswer format: answer1", "?")), None);
+        assert_eq!(
+            PromptForm::Short.text(&example("question: Q\n\nAnswer1: a\n\nAnswer format: answer1", "?")),
+            None
+        );
     }
 
     #[test]

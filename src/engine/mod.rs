@@ -1,5 +1,21 @@
 //! Continuous batching: which sequences compute what in the next step, and the thread that computes it.
+//!
+//! [`scheduler`] is a pure state machine: no clock, no tensor, no await, no channel. [`worker`] is the thread that asks
+//! it for a step, computes the step, and sends what came of it. [`handle`] is what everybody else holds.
+//!
+//! Cancelling: whoever drops a sequence's receiver cancels it. The worker notices before its next step, wherever the
+//! sequence is (waiting, in the middle of its prompt, decoding), and its cache blocks are free at once.
 
+mod blocks;
+mod handle;
+mod observer;
 mod request;
+mod scheduler;
+#[cfg(test)]
+mod tests;
+mod worker;
 
+pub use handle::{Engine, EngineOptions};
+pub use observer::{Load, Observer, Step};
 pub use request::{Event, Finish, Request, SubmitError, TokenLogprob};
+pub use scheduler::{Planned, Scheduler, StepPlan};

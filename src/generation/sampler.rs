@@ -47,7 +47,8 @@ impl Sampler {
     }
 
     fn adjust(&self, logits: &mut [f32]) {
-        let Sampling { frequency_penalty, presence_penalty, repetition_penalty, logit_bias, .. } = &self.sampling;
+        let Sampling { frequency_penalty, presence_penalty, repetition_penalty, logit_bias, .. } =
+            &self.sampling;
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
@@ -147,7 +148,10 @@ mod tests {
     fn assert_near(got: &[f64], expected: &[f64]) {
         // Four standard deviations of 4000 draws.
         for (g, e) in got.iter().zip(expected) {
-            assert!((g - e).abs() <= 4.0 * (e * (1.0 - e) / 4000.0).sqrt() + 1e-9, "{got:?} not {expected:?}");
+            assert!(
+                (g - e).abs() <= 4.0 * (e * (1.0 - e) / 4000.0).sqrt() + 1e-9,
+                "{got:?} not {expected:?}"
+            );
         }
     }
 
@@ -187,10 +191,18 @@ mod tests {
         let greedy = Sampling::greedy;
         let mut twice = Sampler::new(Sampling { presence_penalty: 1.5, ..greedy() }, &[3]);
         let mut next = || twice.sample(&mut LOGITS.clone(), &[]).unwrap();
-        assert_eq!([next(), next(), next()], [3, 0, 3], "a prompt token is not penalised, a generated one once");
+        assert_eq!(
+            [next(), next(), next()],
+            [3, 0, 3],
+            "a prompt token is not penalised, a generated one once"
+        );
         let mut often = Sampler::new(Sampling { frequency_penalty: 0.6, ..greedy() }, &[]);
         let mut next = || often.sample(&mut LOGITS.clone(), &[]).unwrap();
-        assert_eq!([next(), next(), next(), next()], [3, 3, 0, 3], "3.0, 2.4 and then 1.8 against 2.0 and 1.4");
+        assert_eq!(
+            [next(), next(), next(), next()],
+            [3, 3, 0, 3],
+            "3.0, 2.4 and then 1.8 against 2.0 and 1.4"
+        );
         let mut repeated = Sampler::new(Sampling { repetition_penalty: 2.0, ..greedy() }, &[3]);
         assert_eq!(repeated.sample(&mut LOGITS.clone(), &[]), Ok(0), "3.0 / 2 is below 2.0");
         let mut biased = Sampler::new(Sampling { logit_bias: vec![(4, 5.0), (99, 1.0)], ..greedy() }, &[]);

@@ -1,4 +1,13 @@
 //! stub
 pub struct Series;
-impl Series { pub fn dots(_: &str, _: Vec<(f64,f64)>) -> Self { Series } pub fn line(_: &str, _: Vec<(f64,f64)>) -> Self { Series } }
-pub fn chart(_: &str, _: &str, _: &str, _: &[Series]) -> String { String::new() }
+impl Series {
+    pub fn dots(_: &str, _: Vec<(f64, f64)>) -> Self {
+        Series
+    }
+    pub fn line(_: &str, _: Vec<(f64, f64)>) -> Self {
+        Series
+    }
+}
+pub fn chart(_: &str, _: &str, _: &str, _: &[Series]) -> String {
+    String::new()
+}

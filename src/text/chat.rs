@@ -60,7 +60,8 @@ impl ChatTemplate {
 
     /// The prompt; with `add_generation_prompt` it ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
-        let template = self.environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
+        let template =
+            self.environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
         let rendered = template.render(context! {
             messages => Serde(messages),
             add_generation_prompt => add_generation_prompt,

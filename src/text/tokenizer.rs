@@ -14,7 +14,9 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper};
 pub enum TextError {
     #[error("{}: {reason}", path.display())]
     File { path: PathBuf, reason: String },
-    #[error("the base's tokenizer `{model}` with pre-tokenizer `{pre}` is not supported; supported: {SUPPORTED}")]
+    #[error(
+        "the base's tokenizer `{model}` with pre-tokenizer `{pre}` is not supported; supported: {SUPPORTED}"
+    )]
     Unsupported { model: String, pre: String },
     #[error("the base's tokenizer: {reason}")]
     Vocabulary { reason: String },
@@ -81,7 +83,8 @@ impl Tokenizer {
         if ids.len() != tokens.len() {
             return Err(wrong("two tokens have the same text".into()));
         }
-        let bpe = BPE::builder().vocab_and_merges(ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
+        let bpe = BPE::builder()
+            .vocab_and_merges(ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
         let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|e| wrong(e.to_string()))?);
         let bytes = ByteLevel::new(false, false, true);
         let mut cuts: Vec<PreTokenizerWrapper> = Vec::new();

@@ -34,7 +34,9 @@ impl Checkpoint {
         let meta = serde_json::to_string(&meta).map_err(|e| wrong(path, e.to_string()))?;
         let groups = [("value", values), ("moment1", moments1), ("moment2", moments2)];
         let bytes = groups.iter().flat_map(|(group, tensors)| {
-            tensors.iter().map(move |t| (format!("{group}/{}", t.name), vec![t.rows, t.columns], le_bytes(&t.values)))
+            tensors
+                .iter()
+                .map(move |t| (format!("{group}/{}", t.name), vec![t.rows, t.columns], le_bytes(&t.values)))
         });
         let bytes = bytes.collect::<Vec<_>>();
         let views = bytes.iter().map(|(name, shape, bytes)| {
@@ -64,9 +66,10 @@ impl Checkpoint {
         let meta = meta.ok_or_else(|| wrong(path, "not a checkpoint of lonas".into()))?;
         let Meta { checkpoint, done, steps } =
             serde_json::from_str(meta).map_err(|e| wrong(path, e.to_string()))?;
-        for (differs, what) in
-            [(checkpoint.recipe != self.recipe, "the recipe"), (checkpoint.inputs != self.inputs, "base, space or data")]
-        {
+        for (differs, what) in [
+            (checkpoint.recipe != self.recipe, "the recipe"),
+            (checkpoint.inputs != self.inputs, "base, space or data"),
+        ] {
             if differs {
                 return Err(TrainError::OtherTraining { path: path.to_path_buf(), what });
             }

@@ -178,11 +178,7 @@ impl Trainer {
     }
 
     /// The mean cross-entropy of every next token, and how many there are.
-    fn loss(
-        &self,
-        sequences: &[Vec<u32>],
-        sub_network: &SubNetwork,
-    ) -> Result<(Loss, usize), TrainError> {
+    fn loss(&self, sequences: &[Vec<u32>], sub_network: &SubNetwork) -> Result<(Loss, usize), TrainError> {
         let shape = Arc::new(self.space.resolve(&self.shape, sub_network));
         let (batch, targets) = whole_sequences(sequences, Selection { adapter: 0, subnetwork: 0, shape });
         let logits = self.model.forward(&self.backend, &batch, None)?;

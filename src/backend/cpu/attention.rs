@@ -68,8 +68,16 @@ impl PagedCache {
 /// One sequence's keys and values as runs of positions of one head.
 enum Context<'a> {
     /// This step's own rows.
-    Rows { k: &'a Rows, v: &'a Rows, first: usize },
-    Cache { cache: &'a PagedCache, layer: usize, blocks: &'a [u32] },
+    Rows {
+        k: &'a Rows,
+        v: &'a Rows,
+        first: usize,
+    },
+    Cache {
+        cache: &'a PagedCache,
+        layer: usize,
+        blocks: &'a [u32],
+    },
 }
 
 impl Context<'_> {
@@ -122,9 +130,11 @@ pub(super) fn attention(
     }
     let cache = cache.map(|(cache, layer)| (&*cache, layer));
     // One piece of work: a sequence's rows under one query head. Writes go to that head's columns of those rows.
-    let work = spans.iter().flat_map(|span| span.rows.clone().map(move |row| (span, row))).collect::<Vec<_>>();
+    let work =
+        spans.iter().flat_map(|span| span.rows.clone().map(move |row| (span, row))).collect::<Vec<_>>();
     let mut y = Rows::zeros(q.len(), q.width());
-    let outputs = y.values_mut().chunks_exact_mut(query_heads * head_size).map(Mutex::new).collect::<Vec<_>>();
+    let outputs =
+        y.values_mut().chunks_exact_mut(query_heads * head_size).map(Mutex::new).collect::<Vec<_>>();
     cpu.each(work.len(), |i| {
         let (span, row) = work[i];
         let context = match cache {

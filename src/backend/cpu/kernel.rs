@@ -186,7 +186,11 @@ fn multiply_add<const FUSED: bool>(a: f32, b: f32, sum: f32) -> f32 {
 }
 
 #[inline(always)]
-fn dense<W: Weight, const R: usize, const FUSED: bool>(weights: &[W], x: [&[f32]; R], lanes: &mut [Lanes; R]) {
+fn dense<W: Weight, const R: usize, const FUSED: bool>(
+    weights: &[W],
+    x: [&[f32]; R],
+    lanes: &mut [Lanes; R],
+) {
     for (k, weights) in weights.chunks_exact(PANEL).enumerate() {
         let wide: Lanes = std::array::from_fn(|lane| weights[lane].widen());
         for r in 0..R {

@@ -2,7 +2,9 @@
 
 use super::kernel::Kernel;
 use super::{Cpu, Dtype, Rows};
-use crate::backend::{Adapter, AttentionShape, Backend, CacheLayout, GatedMlp, Linear, Segment, Selection, SequenceSpan};
+use crate::backend::{
+    Adapter, AttentionShape, Backend, CacheLayout, GatedMlp, Linear, Segment, Selection, SequenceSpan,
+};
 use crate::supernet::{ActiveLinear, ActiveShape};
 use crate::weights::{BLOCK, HostData, HostMatrix};
 use rand::{Rng, SeedableRng};
@@ -23,7 +25,12 @@ fn blocks(seed: u64, rows: usize, columns: usize) -> HostMatrix {
     let count = rows * columns / BLOCK;
     let quants = random(seed, rows * columns).iter().map(|v| (v * 7.5 + 7.5) as i8).collect();
     let (scales, minimums) = (random(seed + 1, count), Some(random(seed + 2, count)));
-    HostMatrix { name: format!("b{seed}"), rows, columns, data: HostData::Blocks { quants, scales, minimums } }
+    HostMatrix {
+        name: format!("b{seed}"),
+        rows,
+        columns,
+        data: HostData::Blocks { quants, scales, minimums },
+    }
 }
 
 /// What is computed with: the packed matrix's own values, so that rounding to bf16 or int8 is not counted as error.
@@ -59,7 +66,12 @@ fn net(cpu: &Cpu, index: usize, weight: HostMatrix, rank: usize, with_bias: bool
         weight: unpacked(&weight),
         adapters: slow,
         bias: bias.clone().map_or(vec![0.0; out], |b| b.into_iter().map(f64::from).collect()),
-        linear: Linear { index, weight: Arc::new(weight), bias, adapters: adapters.into_iter().map(Some).collect() },
+        linear: Linear {
+            index,
+            weight: Arc::new(weight),
+            bias,
+            adapters: adapters.into_iter().map(Some).collect(),
+        },
     }
 }
 
@@ -70,7 +82,8 @@ impl Net {
         let x = x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let (a, b, scale) = &self.adapters[adapter];
         let shrunk = (0..active.rank).map(|r| scale * dot(&a[r], &x, active.inp)).collect::<Vec<_>>();
-        let row = |o: usize| dot(&self.weight[o], &x, active.inp) + self.bias[o] + dot(&b[o], &shrunk, active.rank);
+        let row =
+            |o: usize| dot(&self.weight[o], &x, active.inp) + self.bias[o] + dot(&b[o], &shrunk, active.rank);
         (0..self.weight.len()).map(|o| if o < active.out { row(o) } else { 0.0 }).collect()
     }
 }
@@ -102,7 +115,8 @@ fn segments(rows: usize, distribution: &str, actives: &[ActiveLinear], index: us
 
 #[test]
 fn the_low_rank_product_is_what_its_formula_says() {
-    let sizes: [(usize, usize, usize); 5] = [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32)];
+    let sizes: [(usize, usize, usize); 5] =
+        [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32)];
     for kernel in Kernel::available() {
         for (out, inp, rank) in sizes {
             for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Auto, 2)] {
@@ -121,7 +135,13 @@ fn the_low_rank_product_is_what_its_formula_says() {
                         let x = Rows::new(inp, random(7, rows * inp));
                         let segments = segments(rows, distribution, &actives, 2);
                         let y = cpu.linear(&x, &net.linear, &segments).unwrap();
-                        check(&net, &x, &y, &segments, &format!("{kernel:?} {dtype:?} {out}x{inp} {rows} {distribution}"));
+                        check(
+                            &net,
+                            &x,
+                            &y,
+                            &segments,
+                            &format!("{kernel:?} {dtype:?} {out}x{inp} {rows} {distribution}"),
+                        );
                     }
                 }
             }
@@ -136,7 +156,10 @@ fn check(net: &Net, x: &Rows, y: &Rows, segments: &[Segment], what: &str) {
             let slow = net.slow(x.row(row), active, segment.selection.adapter);
             for (o, (&got, expected)) in y.row(row).iter().zip(slow).enumerate() {
                 let off = (f64::from(got) - expected).abs();
-                assert!(off < 2e-4 * (1.0 + expected.abs()), "{what}: row {row} output {o}: {got} not {expected}");
+                assert!(
+                    off < 2e-4 * (1.0 + expected.abs()),
+                    "{what}: row {row} output {o}: {got} not {expected}"
+                );
             }
         }
     }
@@ -159,7 +182,8 @@ fn a_row_is_the_same_bit_for_bit_whatever_runs_beside_it() {
                 let linears = vec![first, ActiveLinear { out: hidden, inp: out, rank }];
                 Selection { adapter: i % 2, subnetwork: i as u32, shape: Arc::new(ActiveShape { linears }) }
             };
-            let all = (0..133).map(|i| Segment { rows: i..i + 1, selection: selection(i) }).collect::<Vec<_>>();
+            let all =
+                (0..133).map(|i| Segment { rows: i..i + 1, selection: selection(i) }).collect::<Vec<_>>();
             let mixed = cpu.gated_mlp(&x, &mlp, &all).unwrap();
             for row in [0, 1, 2, 31, 32, 100, 132] {
                 let alone = cpu.select(&x, &[row as u32]).unwrap();
@@ -199,7 +223,11 @@ fn fed(cpu: &Cpu, q: &Rows, k: &Rows, v: &Rows, chunk: usize) -> Vec<f32> {
 fn attention_does_not_depend_on_how_the_prompt_was_cut() {
     let cpu = Cpu::new(Dtype::Auto, 2);
     let rows = 37;
-    let (q, k, v) = (Rows::new(60, random(1, rows * 60)), Rows::new(20, random(2, rows * 20)), Rows::new(20, random(3, rows * 20)));
+    let (q, k, v) = (
+        Rows::new(60, random(1, rows * 60)),
+        Rows::new(20, random(2, rows * 20)),
+        Rows::new(20, random(3, rows * 20)),
+    );
     let whole = fed(&cpu, &q, &k, &v, rows);
     for chunk in [1, 3, 4, 16] {
         assert_eq!(fed(&cpu, &q, &k, &v, chunk), whole, "chunks of {chunk}");
@@ -211,7 +239,10 @@ fn attention_does_not_depend_on_how_the_prompt_was_cut() {
         for n in 0..6 {
             let expected = slow_attention(&q, &k, &v, row, n);
             for (got, expected) in got[n * 10..].iter().zip(expected) {
-                assert!((f64::from(*got) - expected).abs() < 1e-5, "row {row} head {n}: {got} not {expected}");
+                assert!(
+                    (f64::from(*got) - expected).abs() < 1e-5,
+                    "row {row} head {n}: {got} not {expected}"
+                );
             }
         }
     }
@@ -220,7 +251,8 @@ fn attention_does_not_depend_on_how_the_prompt_was_cut() {
 fn slow_attention(q: &Rows, k: &Rows, v: &Rows, row: usize, n: usize) -> Vec<f64> {
     let head = n / 3 * 10;
     let f = |x: &Rows, r: usize, at: usize| f64::from(x.row(r)[at]);
-    let score = |p: usize| (0..10).map(|d| f(q, row, n * 10 + d) * f(k, p, head + d)).sum::<f64>() / 10f64.sqrt();
+    let score =
+        |p: usize| (0..10).map(|d| f(q, row, n * 10 + d) * f(k, p, head + d)).sum::<f64>() / 10f64.sqrt();
     let weights = (0..=row).map(|p| score(p).exp()).collect::<Vec<_>>();
     let sum: f64 = weights.iter().sum();
     (0..10).map(|d| (0..=row).map(|p| weights[p] / sum * f(v, p, head + d)).sum()).collect()
@@ -238,7 +270,13 @@ fn what_does_not_fit_is_refused_and_nothing_panics() {
     }
     assert!(cpu.embed(&net.linear.weight, &[8]).is_err());
     assert!(cpu.select(&x, &[1]).is_err());
-    let huge = CacheLayout { layers: 1 << 20, kv_heads: 1 << 10, head_size: 1 << 10, blocks: 1 << 20, block_size: 16 };
+    let huge = CacheLayout {
+        layers: 1 << 20,
+        kv_heads: 1 << 10,
+        head_size: 1 << 10,
+        blocks: 1 << 20,
+        block_size: 16,
+    };
     assert!(cpu.cache(huge).is_err());
     let layout = CacheLayout { layers: 1, kv_heads: 2, head_size: 10, blocks: 2, block_size: 4 };
     let mut cache = cpu.cache(layout).unwrap();

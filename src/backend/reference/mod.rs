@@ -273,7 +273,8 @@ impl Backend for Reference {
         let rotated = || {
             let (rows, width) = x.dims2()?;
             let half = head_size / 2;
-            let angles = positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
+            let angles =
+                positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
             let angles = Tensor::from_vec(angles.collect::<Vec<f32>>(), (rows, 1, half), &self.device)?;
             let (cos, sin) = (angles.cos()?, angles.sin()?);
             let heads = x.reshape((rows, width / head_size, head_size))?;

@@ -66,9 +66,8 @@ impl<B: Backend> Llama<B> {
         cache: Option<(&mut B::Cache, usize)>,
     ) -> Result<B::Rows, BackendError> {
         let Batch { positions, segments, spans, .. } = batch;
-        let rotate = |rows| {
-            backend.rotary(rows, self.attention.head_size, positions, &self.inverse_frequencies)
-        };
+        let rotate =
+            |rows| backend.rotary(rows, self.attention.head_size, positions, &self.inverse_frequencies);
         let normed = backend.rms_norm(&x, &layer.attention_norm, self.eps)?;
         let q = rotate(backend.linear(&normed, &layer.q, segments)?)?;
         let k = rotate(backend.linear(&normed, &layer.k, segments)?)?;
@@ -88,9 +87,8 @@ impl<B: Backend> Llama<B> {
 
     /// What a batch must satisfy before anything is computed, so that a bad one leaves the pool untouched.
     fn check(&self, batch: &Batch) -> Result<(), BackendError> {
-        let wrong = |expected: String, got: String| {
-            Err(BackendError::Shape { operation: "forward", expected, got })
-        };
+        let wrong =
+            |expected: String, got: String| Err(BackendError::Shape { operation: "forward", expected, got });
         let rows = batch.tokens.len();
         if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= self.vocabulary) {
             return wrong(format!("tokens below {}", self.vocabulary), token.to_string());

@@ -61,7 +61,9 @@ pub struct GroupTemplate {
 pub enum TemplateError {
     #[error("search space: a LLaMA layer has no module `{module}`; it has {}", short_names().join(", "))]
     UnknownModule { module: String },
-    #[error("search space: a width group must be exactly gate_proj and up_proj (their products meet), got {modules:?}")]
+    #[error(
+        "search space: a width group must be exactly gate_proj and up_proj (their products meet), got {modules:?}"
+    )]
     WidthModules { modules: Vec<String> },
     #[error("search space: `{module}` has no adapter, so it has no rank to choose")]
     NoAdapter { module: String },
@@ -176,7 +178,10 @@ mod tests {
             (space.minimal(), 4.4919, 1.1499),
         ] {
             let (parameters, macs) = rounded(cost(sub_network));
-            assert!((parameters - billions).abs() < 5e-5, "{parameters} billion weights, expected {billions}");
+            assert!(
+                (parameters - billions).abs() < 5e-5,
+                "{parameters} billion weights, expected {billions}"
+            );
             assert!((macs - tera_macs).abs() < 5.1e-5, "{macs} TMACs, expected {tera_macs}");
         }
     }

@@ -1,0 +1,265 @@
+//! The engine's thread: plan a step, compute it, sample, send.
+
+use super::handle::{EngineOptions, Shared};
+use super::observer::{Load, Observer, Step};
+use super::{Event, Finish, Planned, Request, Scheduler, StepPlan, TokenLogprob};
+use crate::generation::{Sampler, token_logprob};
+use crate::model::{Executor, Logits};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// An accepted sequence on its way to the worker.
+pub(super) struct Submission {
+    pub(super) request: Request,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) submitted: Instant,
+}
+
+/// An accepted sequence.
+struct Task {
+    request: Request,
+    events: mpsc::Sender<Event>,
+    submitted: Instant,
+    sampler: Sampler,
+    generated: usize,
+    /// Whether it has left the queue once; a preempted one does not count as waiting again.
+    started: bool,
+    /// Log probabilities of prompt tokens `1..`, as far as they are known.
+    prompt_logprobs: Vec<TokenLogprob>,
+    prompt_sent: bool,
+}
+
+pub(super) struct Worker {
+    executor: Box<dyn Executor>,
+    scheduler: Scheduler,
+    tasks: HashMap<u64, Task>,
+    next_id: u64,
+    observer: Arc<dyn Observer>,
+    shared: Arc<Shared>,
+    submissions: Receiver<Submission>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        executor: Box<dyn Executor>,
+        options: EngineOptions,
+        observer: Arc<dyn Observer>,
+        shared: Arc<Shared>,
+        submissions: Receiver<Submission>,
+    ) -> Self {
+        let EngineOptions { max_running, step_tokens, .. } = options;
+        let scheduler = Scheduler::new(executor.blocks(), executor.block_size(), max_running, step_tokens);
+        Self { executor, scheduler, tasks: HashMap::new(), next_id: 0, observer, shared, submissions }
+    }
+
+    /// Until the handle is dropped.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.drop_cancelled();
+            self.step();
+        }
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            self.end(task, Event::Failed("the engine is shutting down".into()));
+        }
+        // What was accepted but never seen: a dropped sender tells its reader that nothing will come.
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
+    /// One step: the whole engine in a few lines.
+    fn step(&mut self) {
+        let Some(plan) = self.scheduler.plan() else { return };
+        self.announce(&plan);
+        let began = Instant::now();
+        let computed = catch_unwind(AssertUnwindSafe(|| self.executor.forward(&plan.batch)));
+        let logits = match computed {
+            Ok(Ok(logits)) => logits,
+            Ok(Err(error)) => return self.fail(&plan, &error.to_string()),
+            Err(_) => return self.fail(&plan, "the computation panicked"),
+        };
+        for planned in &plan.sequences {
+            self.deliver(planned, &logits);
+        }
+        self.report(&plan, began);
+    }
+
+    /// Takes in what was submitted; waits if there is nothing else to do. False when the engine is to end.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            self.observer.load(&self.load());
+            match self.submissions.recv() {
+                Ok(submission) => self.accept(submission),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match self.submissions.try_recv() {
+                Ok(submission) => self.accept(submission),
+                Err(TryRecvError::Empty) => return !self.shared.stopping.load(Ordering::Acquire),
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn accept(&mut self, submission: Submission) {
+        let Submission { request, events, submitted } = submission;
+        let id = self.next_id;
+        self.next_id += 1;
+        let sampler = Sampler::new(request.sampling.clone(), &request.prompt);
+        // The logits of position p say how likely token p + 1 is, so the prompt's last position is not among them.
+        let logits_until = request.prompt_logprobs.map_or(0, |_| request.prompt.len() - 1);
+        self.scheduler.add(id, request.selection.clone(), request.prompt.clone(), logits_until);
+        let task = Task {
+            request,
+            events,
+            submitted,
+            sampler,
+            generated: 0,
+            started: false,
+            prompt_logprobs: Vec::new(),
+            prompt_sent: false,
+        };
+        self.tasks.insert(id, task);
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone = |(&id, task): (&u64, &Task)| task.events.is_closed().then_some(id);
+        for id in self.tasks.iter().filter_map(gone).collect::<Vec<_>>() {
+            self.remove(id);
+        }
+    }
+
+    fn announce(&mut self, plan: &StepPlan) {
+        for id in &plan.preempted {
+            if let Some(task) = self.tasks.get(id) {
+                self.observer.preempted(task.request.selection.subnetwork);
+            }
+        }
+        for id in &plan.admitted {
+            let Some(task) = self.tasks.get_mut(id).filter(|t| !t.started) else { continue };
+            task.started = true;
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.observer.started(task.request.selection.subnetwork, task.submitted.elapsed());
+        }
+    }
+
+    /// Everything that one sequence gets out of a step.
+    fn deliver(&mut self, planned: &Planned, logits: &Logits) {
+        let Some(task) = self.tasks.get_mut(&planned.id) else { return };
+        task.note_prompt(planned, logits);
+        if !planned.last {
+            return;
+        }
+        if task.request.max_tokens == 0 {
+            return self.finish(planned.id, Event::Finished(Finish::Length));
+        }
+        let finished = match task.next_token(logits.row(planned.last_output())) {
+            Ok((token, event)) => {
+                // A closed receiver is noticed before the next step; a full channel cannot be.
+                let _ = task.events.try_send(event);
+                self.scheduler.push(planned.id, token);
+                task.finish_after(token).map(Event::Finished)
+            }
+            Err(error) => Some(Event::Failed(error)),
+        };
+        if let Some(event) = finished {
+            self.finish(planned.id, event);
+        }
+    }
+
+    /// A step that could not be computed ends the sequences in it; the others go on.
+    fn fail(&mut self, plan: &StepPlan, reason: &str) {
+        tracing::error!("a step of {} sequences failed: {reason}", plan.sequences.len());
+        for planned in &plan.sequences {
+            self.finish(planned.id, Event::Failed(reason.to_string()));
+        }
+    }
+
+    fn finish(&mut self, id: u64, event: Event) {
+        self.scheduler.remove(id);
+        if let Some(task) = self.tasks.remove(&id) {
+            self.end(task, event);
+        }
+    }
+
+    /// Without a last event: nobody listens any more.
+    fn remove(&mut self, id: u64) {
+        self.scheduler.remove(id);
+        if let Some(task) = self.tasks.remove(&id) {
+            self.leave(&task);
+        }
+    }
+
+    fn end(&self, task: Task, event: Event) {
+        self.leave(&task);
+        let _ = task.events.try_send(event);
+    }
+
+    fn leave(&self, task: &Task) {
+        if !task.started {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.shared.active.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn report(&self, plan: &StepPlan, began: Instant) {
+        let rows = plan.sequences.iter().map(|s| s.positions.len());
+        let decode_tokens = rows.clone().filter(|&n| n == 1).count();
+        self.observer.step(&Step {
+            duration: began.elapsed(),
+            prefill_tokens: rows.sum::<usize>() - decode_tokens,
+            decode_tokens,
+            sub_networks: plan.batch.segments.len(),
+            load: self.load(),
+        });
+    }
+
+    fn load(&self) -> Load {
+        let (blocks_used, blocks) = self.scheduler.blocks();
+        Load { by_sub_network: self.scheduler.by_sub_network(), blocks_used, blocks }
+    }
+}
+
+impl Task {
+    /// Keeps the log probabilities of prompt tokens that this step makes known; sends them when all are.
+    fn note_prompt(&mut self, planned: &Planned, logits: &Logits) {
+        let (Some(top), false) = (self.request.prompt_logprobs, self.prompt_sent) else { return };
+        for i in 0..planned.wanted {
+            let predicted = planned.positions.start + i + 1;
+            // After a preemption the same positions are computed again.
+            if predicted > self.prompt_logprobs.len() {
+                let token = self.request.prompt[predicted];
+                let (logprob, top) = token_logprob(logits.row(planned.first_output + i), token, top);
+                self.prompt_logprobs.push(TokenLogprob { token, logprob, top });
+            }
+        }
+        if planned.positions.end >= self.request.prompt.len() {
+            self.prompt_sent = true;
+            let _ = self.events.try_send(Event::Prompt(std::mem::take(&mut self.prompt_logprobs)));
+        }
+    }
+
+    /// Samples the next token from these logits; the event has its log probability if it was asked for.
+    fn next_token(&mut self, logits: &[f32]) -> Result<(u32, Event), String> {
+        let early = self.generated < self.request.min_tokens;
+        let forbidden: &[u32] = if early { &self.request.stop_tokens } else { &[] };
+        let token = self.sampler.sample(&mut logits.to_vec(), forbidden).map_err(|e| e.to_string())?;
+        let logprob = self.request.logprobs.map(|top| {
+            let (logprob, top) = token_logprob(logits, token, top);
+            TokenLogprob { token, logprob, top }
+        });
+        self.generated += 1;
+        Ok((token, Event::Token { token, logprob, at: Instant::now() }))
+    }
+
+    fn finish_after(&self, token: u32) -> Option<Finish> {
+        if self.request.stop_tokens.contains(&token) {
+            return Some(Finish::Stop(token));
+        }
+        (self.generated >= self.request.max_tokens).then_some(Finish::Length)
+    }
+}
