@@ -13,6 +13,8 @@ pub(super) struct Admission {
     places: Arc<Semaphore>,
     capacity: u32,
     draining: AtomicBool,
+    /// Has no permits; closed when whoever is still inside must leave.
+    cut: Arc<Semaphore>,
 }
 
 /// Why a request may not come in.
@@ -30,7 +32,7 @@ impl Admission {
     pub(super) fn new(capacity: usize) -> Self {
         let capacity = u32::try_from(capacity.clamp(1, Semaphore::MAX_PERMITS >> 1)).unwrap_or(u32::MAX);
         let places = Arc::new(Semaphore::new(capacity as usize));
-        Self { places, capacity, draining: AtomicBool::new(false) }
+        Self { places, capacity, draining: AtomicBool::new(false), cut: Arc::new(Semaphore::new(0)) }
     }
 
     /// Takes as many places at once or none.
@@ -50,6 +52,20 @@ impl Admission {
     /// From now on nobody comes in.
     pub(super) fn close(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Ends every request that is still inside.
+    pub(super) fn cut_off(&self) {
+        self.cut.close();
+    }
+
+    /// Ready once [`Self::cut_off`] was called.
+    pub(super) fn when_cut_off(&self) -> impl Future<Output = ()> + Send + 'static {
+        let cut = self.cut.clone();
+        async move {
+            // There never is a permit, so this only ever ends by the closing.
+            let _ = cut.acquire_owned().await;
+        }
     }
 
     /// Waits until all have left; `false` if some are still there after `timeout`.

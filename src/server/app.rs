@@ -5,7 +5,8 @@ use super::metrics::Metrics;
 use super::served::ServedModels;
 use super::validate::Limits;
 use super::wire::ApiError;
-use super::{access, chat, completions, generate::Generator, http, system};
+use super::{access, chat, completions, http, system};
+use crate::engine::Engine;
 use crate::text::{ChatTemplate, Tokenizer};
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 /// Everything that requests share.
 pub struct ServerState {
     pub(super) models: ServedModels,
-    pub(super) engine: Box<dyn Generator>,
+    pub(super) engine: Engine,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
     /// Tokens that end a text, unless a request says `ignore_eos`.
@@ -36,7 +37,7 @@ pub struct ServerState {
 /// What a server is made of.
 pub struct ServerParts {
     pub models: ServedModels,
-    pub engine: Box<dyn Generator>,
+    pub engine: Engine,
     pub tokenizer: Arc<Tokenizer>,
     /// Without one, `/v1/chat/completions` answers 400.
     pub chat_template: Option<ChatTemplate>,

@@ -20,7 +20,10 @@ use std::sync::Arc;
 pub(super) async fn handle(State(state): State<Arc<ServerState>>, request: Request) -> Response {
     let mut ticket = Ticket::new(state.metrics.clone(), Endpoint::Chat);
     match start(&state, &mut ticket, request).await {
-        Ok((head, sequences, format, mode)) => answer(Run::new(sequences, ticket), head, format, mode).await,
+        Ok((head, sequences, format, mode)) => {
+            let run = Run::new(sequences, ticket, state.admission.when_cut_off());
+            answer(run, head, format, mode).await
+        }
         Err(error) => {
             ticket.fail(&error);
             error.into_response()
@@ -35,7 +38,7 @@ async fn start(
 ) -> Result<(Head, Vec<Sequence>, ChatFormat, Option<StreamMode>), ApiError> {
     let mut request: ChatRequest = read_json(request).await?;
     let shared = request.take_shared();
-    let parameters = validate::chat(&request, &shared, &state.limits, state.tokenizer.vocabulary())?;
+    let parameters = validate::chat(&request, &shared, &state.limits)?;
     let messages = validate::messages(&mut request)?;
     let prompt = render(state, messages).await?;
     let (mode, logprobs) = (parameters.stream, parameters.logprobs.is_some());

@@ -23,7 +23,10 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 pub(super) async fn handle(State(state): State<Arc<ServerState>>, request: Request) -> Response {
     let mut ticket = Ticket::new(state.metrics.clone(), Endpoint::Completions);
     match start(&state, &mut ticket, request).await {
-        Ok((head, sequences, format, mode)) => answer(Run::new(sequences, ticket), head, format, mode).await,
+        Ok((head, sequences, format, mode)) => {
+            let run = Run::new(sequences, ticket, state.admission.when_cut_off());
+            answer(run, head, format, mode).await
+        }
         Err(error) => {
             ticket.fail(&error);
             error.into_response()
@@ -38,7 +41,7 @@ async fn start(
 ) -> Result<(Head, Vec<Sequence>, CompletionFormat, Option<StreamMode>), ApiError> {
     let mut request: CompletionRequest = read_json(request).await?;
     let shared = request.take_shared();
-    let parameters = validate::completion(&request, &shared, &state.limits, state.tokenizer.vocabulary())?;
+    let parameters = validate::completion(&request, &shared, &state.limits)?;
     let prompts = request.prompt.ok_or_else(|| ApiError::invalid("prompt", "prompt is missing".into()))?;
     let (mode, logprobs) = (parameters.stream, parameters.logprobs.is_some());
     let job = Job {

@@ -10,18 +10,8 @@ use super::select::{Chosen, Wish};
 use super::ticket::Ticket;
 use super::validate::Parameters;
 use super::wire::{ApiError, ElasticFields, Prompts};
-use crate::engine::{Event, Request, SubmitError};
+use crate::engine::{Request, SubmitError};
 use std::sync::Arc;
-use tokio::sync::mpsc;
-
-/// Whoever computes sequences: the engine.
-pub trait Generator: Send + Sync {
-    /// Takes all of them or none. Dropping a receiver cancels its sequence.
-    ///
-    /// # Errors
-    /// See [`SubmitError`].
-    fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<mpsc::Receiver<Event>>, SubmitError>;
-}
 
 /// What is to be generated.
 pub(super) struct Job {
@@ -104,7 +94,7 @@ fn refused(refusal: Refusal, job: &Job) -> ApiError {
     }
 }
 
-fn draining() -> ApiError {
+pub(super) fn draining() -> ApiError {
     ApiError::unavailable("shutting_down", "the server is shutting down".into())
 }
 
@@ -136,7 +126,7 @@ async fn tokenize(state: &Arc<ServerState>, job: &Job) -> Result<Vec<Prompt>, Ap
             on_blocking_thread(state, move || encode(&shared, texts, add_special, field)).await??
         }
     };
-    let vocabulary = state.tokenizer.vocabulary();
+    let vocabulary = state.limits.vocabulary;
     for prompt in &prompts {
         check_length(prompt.tokens.len(), state, field)?;
         if let Some(id) = prompt.tokens.iter().find(|&&id| id as usize >= vocabulary) {

@@ -264,6 +264,11 @@ impl Metrics {
         Ok(())
     }
 
+    /// Every sub-network's process-wide id and label.
+    pub(super) fn labels(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.labels.iter().map(|(&id, label)| (id, &**label))
+    }
+
     /// The label of a sub-network by its process-wide id.
     pub(super) fn label(&self, subnetwork: u32) -> &str {
         self.labels.get(&subnetwork).map_or(NO_SUBNET, AsRef::as_ref)

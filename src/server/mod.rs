@@ -14,6 +14,7 @@ mod completions;
 mod generate;
 mod http;
 mod metrics;
+mod observer;
 mod run;
 mod select;
 mod served;
@@ -24,7 +25,6 @@ mod validate;
 mod wire;
 
 pub use app::{ServerParts, ServerState, app};
-pub use generate::Generator;
 pub use metrics::{Metrics, RunInfo};
 pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork};
 pub use shutdown::{Drained, serve};

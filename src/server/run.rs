@@ -4,10 +4,12 @@
 //! because the client has gone, frees everything at once.
 
 use super::choice::{Choice, Delta, Finished};
+use super::generate::draining;
 use super::ticket::{Outcome, Ticket};
 use super::wire::{ApiError, Usage};
-use crate::engine::Event;
+use crate::engine::{Event, Finish};
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -38,13 +40,19 @@ pub(super) struct Run {
     /// Where to look first, so that no sequence starves the others.
     cursor: usize,
     longest: bool,
+    cut_off: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Run {
-    pub(super) fn new(sequences: Vec<Sequence>, ticket: Ticket) -> Self {
+    /// The run ends early with an error when `cut_off` is ready.
+    pub(super) fn new(
+        sequences: Vec<Sequence>,
+        ticket: Ticket,
+        cut_off: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let opening =
             sequences.iter().enumerate().filter_map(|(at, s)| Some((at, s.choice.opening()?))).collect();
-        Self { sequences, ticket, opening, cursor: 0, longest: false }
+        Self { sequences, ticket, opening, cursor: 0, longest: false, cut_off: Box::pin(cut_off) }
     }
 
     /// How many answers there are; their indices are `0..len`.
@@ -88,7 +96,10 @@ impl Run {
             }
         }
         if self.sequences.iter().any(|s| s.events.is_some()) {
-            return Poll::Pending;
+            return match self.cut_off.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(self.end_with(draining())))),
+                Poll::Pending => Poll::Pending,
+            };
         }
         self.ticket.end(if self.longest { Outcome::Length } else { Outcome::Stop });
         Poll::Ready(None)
@@ -97,9 +108,7 @@ impl Run {
     fn take(&mut self, at: usize, event: Option<Event>) -> Result<Option<Delta>, String> {
         let sequence = &mut self.sequences[at];
         let event = event.ok_or("the engine has stopped")?;
-        if !sequence.prompt_counted
-            && !matches!(event, Event::Failed(_) | Event::Finished(crate::engine::Finish::Failed))
-        {
+        if !sequence.prompt_counted && !matches!(event, Event::Failed(_) | Event::Finished(Finish::Failed)) {
             sequence.prompt_counted = true;
             self.ticket.prompt_done(sequence.prompt_tokens);
         }
@@ -120,10 +129,14 @@ impl Run {
 
     fn fail(&mut self, reason: &str) -> ApiError {
         tracing::error!(reason, "a sequence could not be computed");
+        self.end_with(ApiError::internal())
+    }
+
+    /// Cancels all sequences.
+    fn end_with(&mut self, error: ApiError) -> ApiError {
         for sequence in &mut self.sequences {
             sequence.events = None;
         }
-        let error = ApiError::internal();
         self.ticket.fail(&error);
         error
     }

@@ -1,7 +1,6 @@
 //! Serving until asked to stop, and stopping without losing an accepted request.
 
 use super::app::{ServerState, app};
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 pub enum Drained {
     /// Every accepted request was answered.
     All,
-    /// Some were still running after the drain timeout; their connections were closed.
+    /// Some were still running after the drain timeout; they were told so within their answers.
     TimedOut,
 }
 
@@ -47,15 +46,15 @@ pub async fn serve(
     tracing::info!(seconds = drain.as_secs(), "draining: new requests are refused, running ones finish");
     // The listener stays open meanwhile, so that newcomers are told to go elsewhere instead of finding nobody.
     let emptied = state.admission.emptied(drain).await;
-    let _ = close.send(());
     if !emptied {
         tracing::warn!("the drain timeout has passed; remaining requests are cut off");
-        serving.abort();
-        return Ok(Drained::TimedOut);
+        state.admission.cut_off();
     }
+    // If the receiver is gone, serving has ended by itself.
+    let _ = close.send(());
     match tokio::time::timeout(CLOSING, &mut serving).await {
         Ok(result) => joined(result)?,
         Err(_) => serving.abort(),
     }
-    Ok(Drained::All)
+    Ok(if emptied { Drained::All } else { Drained::TimedOut })
 }

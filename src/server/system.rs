@@ -48,7 +48,7 @@ pub(super) async fn tokenize(State(state): Shared, request: Request) -> Result<R
 /// `POST /detokenize`
 pub(super) async fn detokenize(State(state): Shared, request: Request) -> Result<Response, ApiError> {
     let DetokenizeRequest { tokens } = read_json(request).await?;
-    let vocabulary = state.tokenizer.vocabulary();
+    let vocabulary = state.limits.vocabulary;
     if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
         let message = format!("token id {id} is outside the vocabulary of {vocabulary}");
         return Err(ApiError::invalid("tokens", message));

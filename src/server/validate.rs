@@ -18,6 +18,8 @@ const MOST_MESSAGES: usize = 4096;
 pub struct Limits {
     /// Prompt and answer together, in tokens.
     pub max_model_len: usize,
+    /// Token ids from here on are refused: the smaller of the tokenizer's and the model's vocabulary.
+    pub vocabulary: usize,
     /// Sequences that may run or wait at the same time, over all requests.
     pub max_sequences: usize,
     /// Prompts of one request.
@@ -31,9 +33,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(max_model_len: usize, max_sequences: usize) -> Self {
+    pub fn new(max_model_len: usize, vocabulary: usize, max_sequences: usize) -> Self {
         Self {
             max_model_len,
+            vocabulary,
             max_sequences,
             max_prompts: 128,
             max_n: 16,
@@ -72,12 +75,11 @@ pub(super) fn completion(
     request: &CompletionRequest,
     shared: &Shared,
     limits: &Limits,
-    vocabulary: usize,
 ) -> Result<Parameters, ApiError> {
     if request.suffix.as_deref().is_some_and(|s| !s.is_empty()) {
         return Err(ApiError::invalid("suffix", "suffix is not supported by this model".into()));
     }
-    let mut parameters = shared_fields(shared, limits, vocabulary)?;
+    let mut parameters = shared_fields(shared, limits)?;
     parameters.logprobs = integer("logprobs", request.logprobs, 0, MOST_LOGPROBS)?.map(|n| n as usize);
     if let Some(best_of) = request.best_of
         && best_of != parameters.n as i64
@@ -91,14 +93,9 @@ pub(super) fn completion(
 }
 
 /// The same for `/v1/chat/completions`.
-pub(super) fn chat(
-    request: &ChatRequest,
-    shared: &Shared,
-    limits: &Limits,
-    vocabulary: usize,
-) -> Result<Parameters, ApiError> {
+pub(super) fn chat(request: &ChatRequest, shared: &Shared, limits: &Limits) -> Result<Parameters, ApiError> {
     refuse_unsupported(request)?;
-    let mut parameters = shared_fields(shared, limits, vocabulary)?;
+    let mut parameters = shared_fields(shared, limits)?;
     let longest = limits.max_model_len as i64;
     if let Some(n) = integer("max_completion_tokens", request.max_completion_tokens, 1, longest)? {
         parameters.max_tokens = Some(("max_completion_tokens", n as usize));
@@ -165,7 +162,7 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
     }
 }
 
-fn shared_fields(shared: &Shared, limits: &Limits, vocabulary: usize) -> Result<Parameters, ApiError> {
+fn shared_fields(shared: &Shared, limits: &Limits) -> Result<Parameters, ApiError> {
     let longest = limits.max_model_len as i64;
     let stream = shared.stream.unwrap_or(false);
     if shared.stream_options.is_some() && !stream {
@@ -175,12 +172,12 @@ fn shared_fields(shared: &Shared, limits: &Limits, vocabulary: usize) -> Result<
     let (usage, continuous) = (options.include_usage, options.continuous_usage_stats);
     let mode = StreamMode { usage: usage.unwrap_or(false), continuous: continuous.unwrap_or(false) };
     Ok(Parameters {
-        sampling: sampling(shared, vocabulary)?,
+        sampling: sampling(shared, limits.vocabulary)?,
         n: integer("n", shared.n, 1, limits.max_n as i64)?.unwrap_or(1) as usize,
         max_tokens: integer("max_tokens", shared.max_tokens, 0, longest)?.map(|n| ("max_tokens", n as usize)),
         min_tokens: integer("min_tokens", shared.min_tokens, 0, longest)?.unwrap_or(0) as usize,
         stop: stops(shared.stop.as_ref())?,
-        stop_tokens: stop_tokens(shared.stop_token_ids.as_deref(), vocabulary)?,
+        stop_tokens: stop_tokens(shared.stop_token_ids.as_deref(), limits.vocabulary)?,
         ignore_eos: shared.ignore_eos.unwrap_or(false),
         logprobs: None,
         stream: stream.then_some(mode),
