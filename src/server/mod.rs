@@ -1,1 +1,31 @@
-//! server
+//! HTTP: from JSON to sequences and from tokens back to JSON, in the words of OpenAI's API.
+//!
+//! wire -> validate -> select -> generate (admission, tokens, submission) ... run -> choice -> answer.
+//! Only this room knows status codes; it never sees a tensor and does not know how a sequence is computed. Invariant:
+//! an accepted request is counted exactly once, and when its client goes its sequences go too.
+
+mod access;
+mod admission;
+mod answer;
+mod app;
+mod chat;
+mod choice;
+mod completions;
+mod generate;
+mod http;
+mod metrics;
+mod observer;
+mod run;
+mod select;
+mod served;
+mod shutdown;
+mod system;
+mod ticket;
+mod validate;
+mod wire;
+
+pub use app::{ServerParts, ServerState, app};
+pub use metrics::{Metrics, RunInfo};
+pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork};
+pub use shutdown::{Drained, serve};
+pub use validate::Limits;

@@ -1,0 +1,108 @@
+//! The router: which path leads where, and what holds for every path.
+
+use super::admission::Admission;
+use super::metrics::Metrics;
+use super::served::ServedModels;
+use super::validate::Limits;
+use super::wire::ApiError;
+use super::{access, chat, completions, http, system};
+use crate::engine::Engine;
+use crate::text::{ChatTemplate, Tokenizer};
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Router, middleware};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+
+/// Everything that requests share.
+pub struct ServerState {
+    pub(super) models: ServedModels,
+    pub(super) engine: Engine,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) chat_template: Option<ChatTemplate>,
+    /// Tokens that end a text, unless a request says `ignore_eos`.
+    pub(super) end_tokens: Vec<u32>,
+    pub(super) limits: Limits,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) admission: Admission,
+    /// How many prompts are rendered or tokenized at the same time.
+    pub(super) text_work: Semaphore,
+    pub(super) api_keys: access::ApiKeys,
+    /// Unix time of the start; `created` of the model cards.
+    pub(super) created: u64,
+}
+
+/// What a server is made of.
+pub struct ServerParts {
+    pub models: ServedModels,
+    pub engine: Engine,
+    pub tokenizer: Arc<Tokenizer>,
+    /// Without one, `/v1/chat/completions` answers 400.
+    pub chat_template: Option<ChatTemplate>,
+    pub end_tokens: Vec<u32>,
+    pub limits: Limits,
+    pub metrics: Arc<Metrics>,
+    /// Keys of which a request must bring one; empty lets everybody in.
+    pub api_keys: Vec<String>,
+}
+
+impl ServerState {
+    pub fn new(parts: ServerParts) -> Arc<Self> {
+        let ServerParts { models, engine, tokenizer, chat_template, end_tokens, limits, metrics, api_keys } =
+            parts;
+        Arc::new(Self {
+            models,
+            engine,
+            tokenizer,
+            chat_template,
+            end_tokens,
+            admission: Admission::new(limits.max_sequences),
+            text_work: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            limits,
+            metrics,
+            api_keys: access::ApiKeys::new(&api_keys),
+            created: unix_time(),
+        })
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// The whole HTTP side.
+pub fn app(state: &Arc<ServerState>) -> Router {
+    let guarded = Router::new()
+        .route("/v1/completions", post(completions::handle))
+        .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/models", get(system::models))
+        .route("/v1/models/{id}", get(system::model))
+        .route("/tokenize", post(system::tokenize))
+        .route("/detokenize", post(system::detokenize))
+        .route("/tokenizer_info", get(system::tokenizer_info))
+        .route("/version", get(system::version))
+        .route("/metrics", get(system::metrics))
+        .fallback(not_found)
+        .layer(middleware::from_fn_with_state(state.clone(), access::check));
+    // Nothing is public unless it stands here.
+    let public = Router::new().route("/health", get(system::health));
+    public
+        .merge(guarded)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(state.limits.max_body))
+        .layer(http::catch_panic())
+        .layer(middleware::from_fn_with_state(state.clone(), http::observe))
+        .with_state(state.clone())
+}
+
+async fn not_found() -> ApiError {
+    ApiError::http(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path".into())
+}
+
+async fn method_not_allowed() -> ApiError {
+    let message = "this path does not take this method".to_string();
+    ApiError::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}

@@ -1,0 +1,197 @@
+//! One sequence on its way back: engine events become text, whole characters only and nothing of a stop string.
+//!
+//! Plain and streamed answers are both made of these [`Delta`]s, so a stream joined is the plain answer.
+
+use super::wire::StopReason;
+use crate::engine::{Event, Finish, TokenLogprob};
+use crate::text::{StopMatcher, StreamDecoder, Tokenizer};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What one event added to an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Delta {
+    pub(super) text: String,
+    /// Tokens whose text has begun to be given out; only if log probabilities were asked for.
+    pub(super) tokens: Vec<ScoredToken>,
+    pub(super) finish: Option<Finished>,
+}
+
+impl Delta {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.tokens.is_empty() && self.finish.is_none()
+    }
+}
+
+/// A token with its log probability.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ScoredToken {
+    pub(super) token: u32,
+    /// `None` for a first prompt token.
+    pub(super) score: Option<(f32, Vec<(u32, f32)>)>,
+    /// Where its text begins, in characters of the answer's text.
+    pub(super) offset: usize,
+    /// Whether it ended the sequence; it has no text then.
+    pub(super) end: bool,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finished {
+    pub(super) reason: &'static str,
+    pub(super) stop: Option<StopReason>,
+}
+
+/// How to make text of a sequence.
+#[derive(Debug, Clone)]
+pub(super) struct ChoiceSettings {
+    pub(super) stop: Vec<String>,
+    /// Stop strings are looked for after so many tokens.
+    pub(super) min_tokens: usize,
+    /// Tokens that the request itself named as stops; they are reported as the reason.
+    pub(super) named_stop_tokens: Arc<[u32]>,
+    /// Every token that ends the sequence.
+    pub(super) stop_tokens: Arc<[u32]>,
+    pub(super) logprobs: bool,
+    /// The prompt to give back in front of the answer.
+    pub(super) echo: Option<Echo>,
+}
+
+/// A prompt that is given back.
+#[derive(Debug, Clone)]
+pub(super) struct Echo {
+    pub(super) text: Arc<str>,
+    pub(super) tokens: Arc<[u32]>,
+}
+
+/// One answer in the making.
+pub(super) struct Choice {
+    tokenizer: Arc<Tokenizer>,
+    settings: ChoiceSettings,
+    decoder: StreamDecoder,
+    matcher: StopMatcher,
+    generated: usize,
+    /// Of the answer's text: what has been decoded, in bytes and characters, and what has been given out, in bytes.
+    decoded: usize,
+    decoded_chars: usize,
+    given: usize,
+    /// Tokens not yet given out, each with the byte at which its text begins.
+    pending: VecDeque<(usize, ScoredToken)>,
+}
+
+impl Choice {
+    pub(super) fn new(tokenizer: Arc<Tokenizer>, settings: ChoiceSettings) -> Self {
+        let echoed = settings.echo.as_ref().map_or("", |e| &e.text);
+        let (decoded, decoded_chars) = (echoed.len(), echoed.chars().count());
+        Self {
+            tokenizer,
+            matcher: StopMatcher::new(settings.stop.clone()),
+            settings,
+            decoder: StreamDecoder::new(),
+            generated: 0,
+            decoded,
+            decoded_chars,
+            given: decoded,
+            pending: VecDeque::new(),
+        }
+    }
+
+    /// Tokens generated so far.
+    pub(super) fn generated(&self) -> usize {
+        self.generated
+    }
+
+    /// What can be given out before the engine has said anything: an echo without log probabilities.
+    pub(super) fn opening(&self) -> Option<Delta> {
+        let echo = self.settings.echo.as_ref().filter(|_| !self.settings.logprobs)?;
+        Some(Delta { text: echo.text.to_string(), ..Delta::default() })
+    }
+
+    /// Takes the next event; `None` if there is nothing to give out yet.
+    ///
+    /// # Errors
+    /// The engine's reason for giving up this sequence.
+    pub(super) fn take(&mut self, event: Event) -> Result<Option<Delta>, String> {
+        let delta = match event {
+            Event::Prompt(scores) => self.prompt(scores),
+            Event::Token { token, logprob, .. } => self.token(token, logprob),
+            Event::Finished(Finish::Stop(token)) => {
+                let named = self.settings.named_stop_tokens.contains(&token);
+                self.finish("stop", named.then_some(StopReason::Token(token)))
+            }
+            Event::Finished(Finish::Length) => self.finish("length", None),
+            Event::Finished(Finish::Failed) => return Err("the engine gave the sequence up".into()),
+            Event::Failed(reason) => return Err(reason),
+        };
+        Ok(Some(delta).filter(|d| !d.is_empty()))
+    }
+
+    /// The echoed prompt, each token with its score.
+    fn prompt(&self, scores: Vec<TokenLogprob>) -> Delta {
+        let Some(echo) = &self.settings.echo else { return Delta::default() };
+        let offsets = offsets(&self.tokenizer, &echo.tokens);
+        let scores = std::iter::once(None).chain(scores.into_iter().map(|s| Some((s.logprob, s.top))));
+        let tokens = echo.tokens.iter().zip(offsets).zip(scores);
+        let tokens = tokens.map(|((&token, offset), score)| ScoredToken { token, score, offset, end: false });
+        Delta { text: echo.text.to_string(), tokens: tokens.collect(), finish: None }
+    }
+
+    fn token(&mut self, token: u32, logprob: Option<TokenLogprob>) -> Delta {
+        self.generated += 1;
+        // Before `min_tokens` no such token is sampled, so here it always ends the sequence; its text is not shown.
+        let end = self.settings.stop_tokens.contains(&token);
+        if let Some(scored) = logprob.filter(|_| self.settings.logprobs) {
+            let score = Some((scored.logprob, scored.top));
+            self.pending
+                .push_back((self.decoded, ScoredToken { token, score, offset: self.decoded_chars, end }));
+        }
+        let piece = if end { String::new() } else { self.decoder.push(&self.tokenizer, token) };
+        self.text(&piece)
+    }
+
+    /// Newly decoded text.
+    fn text(&mut self, piece: &str) -> Delta {
+        self.decoded += piece.len();
+        self.decoded_chars += piece.chars().count();
+        if self.generated < self.settings.min_tokens {
+            return self.give(piece.to_string(), None);
+        }
+        let pushed = self.matcher.push(piece);
+        let finish = pushed.matched.map(|s| Finished { reason: "stop", stop: Some(StopReason::Text(s)) });
+        self.give(pushed.text, finish)
+    }
+
+    fn finish(&mut self, reason: &'static str, stop: Option<StopReason>) -> Delta {
+        let rest = self.decoder.finish();
+        let mut delta = self.text(&rest);
+        if delta.finish.is_none() {
+            delta.text += &self.matcher.finish();
+            delta.tokens.extend(self.pending.drain(..).map(|(_, token)| token));
+            delta.finish = Some(Finished { reason, stop });
+        }
+        delta
+    }
+
+    /// Gives out text and the tokens that begin in it.
+    fn give(&mut self, text: String, finish: Option<Finished>) -> Delta {
+        self.given += text.len();
+        let begun = self.pending.iter().take_while(|(start, _)| *start < self.given).count();
+        let tokens = self.pending.drain(..begun).map(|(_, token)| token).collect();
+        Delta { text, tokens, finish }
+    }
+}
+
+/// Where each token's text begins, in characters of the joined text. A token that begins within a character counts
+/// from that character.
+fn offsets(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<usize> {
+    let continues = |byte: &u8| byte & 0xC0 == 0x80;
+    let mut characters = 0usize;
+    let offset = |&token: &u32| {
+        let bytes = tokenizer.token_bytes(token);
+        let within = usize::from(bytes.first().is_some_and(continues));
+        let begins = characters.saturating_sub(within);
+        characters += bytes.iter().filter(|b| !continues(b)).count();
+        begins
+    };
+    tokens.iter().map(offset).collect()
+}

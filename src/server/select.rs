@@ -1,0 +1,254 @@
+//! Which sub-network a request asks for; never a silent fall-back.
+//!
+//! First the names (an unknown one ends the request before anything costs time), then, once the prompt's length is
+//! known, wishes for accuracy or latency, answered from the catalog's measurements.
+
+use super::served::{ServedModel, ServedModels, ServedSubNetwork};
+use super::wire::{ApiError, ElasticAnswer, ElasticFields};
+use serde_json::{Value, json};
+
+/// What a request asks for, its names resolved.
+#[derive(Debug)]
+pub(super) struct Wish<'a> {
+    model: &'a ServedModel,
+    machine: Option<&'a str>,
+    kind: Kind<'a>,
+}
+
+#[derive(Debug)]
+enum Kind<'a> {
+    Named { sub_network: &'a ServedSubNetwork, requested: Value, reason: &'static str },
+    Measured(Bounds),
+}
+
+/// Bounds that a sub-network must keep.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Bounds {
+    min_accuracy: Option<f64>,
+    max_tpot_ms: Option<f64>,
+    max_ttft_ms: Option<f64>,
+}
+
+/// The sub-network that will answer.
+#[derive(Debug, Clone)]
+pub(super) struct Chosen {
+    pub(super) sub_network: ServedSubNetwork,
+    pub(super) fingerprint: String,
+    pub(super) answer: ElasticAnswer,
+}
+
+impl<'a> Wish<'a> {
+    /// Resolves the names in `model` and `elastic`.
+    pub(super) fn new(
+        models: &'a ServedModels,
+        model: Option<&str>,
+        elastic: Option<&ElasticFields>,
+    ) -> Result<Self, ApiError> {
+        let (served, by_model) = match model {
+            None => (&models.models()[0], None),
+            Some(id) => find_model(models, id)?,
+        };
+        let by_elastic = elastic.and_then(|e| e.subnetwork.as_deref());
+        let by_elastic = by_elastic.map(|name| find_sub_network(served, name, "elastic.subnetwork"));
+        let by_elastic = by_elastic.transpose()?;
+        let bounds = elastic.map(Bounds::new).transpose()?.unwrap_or_default();
+        let named = match (by_model, by_elastic) {
+            (Some(one), Some(two)) if one.name != two.name => {
+                return Err(contradiction(&format!(
+                    "`model` names {}, `elastic.subnetwork` {}",
+                    one.name, two.name
+                )));
+            }
+            (Some(one), _) => Some((one, "model")),
+            (None, Some(two)) => Some((two, "elastic")),
+            (None, None) => None,
+        };
+        let kind = match named {
+            Some((one, _)) if bounds != Bounds::default() => {
+                return Err(contradiction(&format!("{} is named and bounds are given as well", one.name)));
+            }
+            Some((sub_network, reason)) => {
+                Kind::Named { requested: json!(sub_network.name), sub_network, reason }
+            }
+            None if bounds != Bounds::default() => Kind::Measured(bounds),
+            None => {
+                let default = find_sub_network(served, &served.default, "model")?;
+                Kind::Named { sub_network: default, requested: Value::Null, reason: "default" }
+            }
+        };
+        Ok(Self { model: served, machine: models.machine(), kind })
+    }
+
+    /// The label of the sub-network where it is certain before the prompt's length is known.
+    pub(super) fn label(&self) -> Option<&std::sync::Arc<str>> {
+        match &self.kind {
+            Kind::Named { sub_network, .. } => Some(&sub_network.label),
+            Kind::Measured(_) => None,
+        }
+    }
+
+    /// The sub-network for a prompt of so many tokens.
+    pub(super) fn resolve(self, prompt_tokens: usize) -> Result<Chosen, ApiError> {
+        let Self { model, machine, kind } = self;
+        let (sub_network, requested, reason) = match kind {
+            Kind::Named { sub_network, requested, reason } => (sub_network, requested, reason),
+            Kind::Measured(bounds) => {
+                let found = bounds.best_of(model, machine, prompt_tokens)?;
+                let latency = bounds.max_tpot_ms.or(bounds.max_ttft_ms).is_some();
+                (found, bounds.to_json(), if latency { "latency" } else { "accuracy" })
+            }
+        };
+        let answer = ElasticAnswer { requested, served: sub_network.name.clone(), reason };
+        Ok(Chosen {
+            fingerprint: format!(
+                "fp_{}_{}_{}",
+                env!("CARGO_PKG_VERSION"),
+                model.fingerprint,
+                sub_network.name
+            ),
+            sub_network: sub_network.clone(),
+            answer,
+        })
+    }
+}
+
+fn contradiction(what: &str) -> ApiError {
+    ApiError::invalid("elastic", format!("contradictory choice of sub-network: {what}"))
+}
+
+/// `NAME` or `NAME:SUBNETWORK`.
+pub(super) fn find_model<'a>(
+    models: &'a ServedModels,
+    id: &str,
+) -> Result<(&'a ServedModel, Option<&'a ServedSubNetwork>), ApiError> {
+    let (name, sub_network) = match id.rsplit_once(':') {
+        Some((name, sub_network)) => (name, Some(sub_network)),
+        None => (id, None),
+    };
+    let Some(model) = models.get(name) else {
+        let known = listing(models.models().iter().map(|m| m.name.as_str()));
+        return Err(ApiError::no_model(
+            "model",
+            format!("the model {} does not exist; there is {known}", quoted(id)),
+        ));
+    };
+    let sub_network = sub_network.map(|name| find_sub_network(model, name, "model")).transpose()?;
+    Ok((model, sub_network))
+}
+
+fn find_sub_network<'a>(
+    model: &'a ServedModel,
+    name: &str,
+    param: &'static str,
+) -> Result<&'a ServedSubNetwork, ApiError> {
+    model.get(name).ok_or_else(|| {
+        let known = listing(model.sub_networks.iter().map(|s| s.name.as_str()));
+        let message =
+            format!("the model `{}` has no sub-network {}; there is {known}", model.name, quoted(name));
+        ApiError::no_model(param, message)
+    })
+}
+
+/// A client's own words in a message, cut to a sane length.
+fn quoted(text: &str) -> String {
+    let cut = text.chars().take(100).collect::<String>();
+    format!("`{}`{}", cut.escape_debug(), if cut.len() < text.len() { "…" } else { "" })
+}
+
+fn listing<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names = names.collect::<Vec<_>>();
+    let shown = names.iter().take(20).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(20) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+impl Bounds {
+    fn new(fields: &ElasticFields) -> Result<Self, ApiError> {
+        let within = |param: &str, value: Option<f64>, most: f64| match value {
+            Some(v) if !(v.is_finite() && v > 0.0 && v <= most) => {
+                Err(ApiError::invalid(param, format!("{param} must be above 0 and at most {most}, got {v}")))
+            }
+            other => Ok(other),
+        };
+        Ok(Self {
+            min_accuracy: within("elastic.min_accuracy", fields.min_accuracy, 1.0)?,
+            max_tpot_ms: within("elastic.max_tpot_ms", fields.max_tpot_ms, 1e9)?,
+            max_ttft_ms: within("elastic.max_ttft_ms", fields.max_ttft_ms, 1e9)?,
+        })
+    }
+
+    fn to_json(self) -> Value {
+        let fields = [
+            ("min_accuracy", self.min_accuracy),
+            ("max_tpot_ms", self.max_tpot_ms),
+            ("max_ttft_ms", self.max_ttft_ms),
+        ];
+        let given = fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?))));
+        Value::Object(given.collect())
+    }
+
+    /// With a latency bound the most accurate sub-network that keeps all bounds, otherwise the cheapest.
+    fn best_of<'a>(
+        &self,
+        model: &'a ServedModel,
+        machine: Option<&str>,
+        prompt_tokens: usize,
+    ) -> Result<&'a ServedSubNetwork, ApiError> {
+        let mut kept = model.sub_networks.iter().collect::<Vec<_>>();
+        if let Some(least) = self.min_accuracy {
+            let known = kept.iter().filter_map(|s| Some((*s, accuracy(s)?))).collect::<Vec<_>>();
+            kept = keep("elastic.min_accuracy", &known, least, true)?;
+        }
+        let latency = |s: &ServedSubNetwork| machine.and_then(|m| s.latency.get(m)).cloned();
+        if let Some(most) = self.max_tpot_ms {
+            let known = kept.iter().filter_map(|s| Some((*s, latency(s)?.decode_seconds_per_token * 1e3)));
+            kept = keep("elastic.max_tpot_ms", &known.collect::<Vec<_>>(), most, false)?;
+        }
+        if let Some(most) = self.max_ttft_ms {
+            let expected = |s: &ServedSubNetwork| {
+                latency(s).map(|l| l.prefill_seconds_per_token * prompt_tokens as f64 * 1e3)
+            };
+            let known = kept.iter().filter_map(|s| Some((*s, expected(s)?)));
+            kept = keep("elastic.max_ttft_ms", &known.collect::<Vec<_>>(), most, false)?;
+        }
+        let latency_bound = self.max_tpot_ms.or(self.max_ttft_ms).is_some();
+        let best = if latency_bound {
+            let rank = |s: &ServedSubNetwork| (accuracy(s).unwrap_or(0.0), s.cost.macs);
+            kept.into_iter().max_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal))
+        } else {
+            kept.into_iter().min_by_key(|s| s.cost.macs)
+        };
+        best.ok_or_else(|| ApiError::invalid("elastic", "no sub-network keeps these bounds".into()))
+    }
+}
+
+/// The mean over the catalog's tasks.
+fn accuracy(sub_network: &ServedSubNetwork) -> Option<f64> {
+    let scores = &sub_network.scores;
+    (!scores.is_empty()).then(|| scores.values().sum::<f64>() / scores.len() as f64)
+}
+
+/// The sub-networks on the right side of a bound; where there is none, says how near the best one comes.
+fn keep<'a>(
+    param: &'static str,
+    known: &[(&'a ServedSubNetwork, f64)],
+    bound: f64,
+    at_least: bool,
+) -> Result<Vec<&'a ServedSubNetwork>, ApiError> {
+    let keeps = |value: f64| if at_least { value >= bound } else { value <= bound };
+    let kept = known.iter().filter(|(_, v)| keeps(*v)).map(|(s, _)| *s).collect::<Vec<_>>();
+    if !kept.is_empty() {
+        return Ok(kept);
+    }
+    let order = |a: &&(_, f64), b: &&(_, f64)| a.1.total_cmp(&b.1);
+    let best = if at_least { known.iter().max_by(order) } else { known.iter().min_by(order) };
+    let message = match best {
+        None => format!("{param} cannot be kept: the catalog has no such measurement for this machine"),
+        Some((s, v)) => {
+            format!("no sub-network keeps {param} {bound}; the nearest is `{}` with {v:.4}", s.name)
+        }
+    };
+    Err(ApiError::invalid(param, message))
+}

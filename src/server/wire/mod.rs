@@ -1,0 +1,27 @@
+//! The JSON on the wire, as OpenAI's API writes it: what is read and what is written, and nothing else.
+//!
+//! Reading checks types only; ranges are `validate`'s. Keys that the API requires are always written, as null if
+//! there is nothing to say.
+
+mod answer;
+mod body;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod models;
+
+pub(super) use answer::{ElasticAnswer, StopReason, Usage, logprob_on_wire};
+pub(super) use body::read_json;
+pub(super) use chat::{
+    AnswerMessage, ChatAnswer, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatRequest,
+    ChatToken, ChatTopToken,
+};
+pub(super) use completions::{
+    CompletionAnswer, CompletionChoice, CompletionLogprobs, CompletionRequest, TopLogprobs,
+};
+pub(super) use error::ApiError;
+pub(super) use fields::{Content, ElasticFields, Prompts, Shared, Stop, StreamOptions};
+pub(super) use models::{
+    Card, CardList, DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest,
+};
