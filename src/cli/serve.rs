@@ -1,4 +1,151 @@
-//! stub
-#[derive(Debug, clap::Args)]
-pub(super) struct ServeArgs { #[arg(long, default_value_t = 8080)] port: u16 }
-pub(super) fn run(_: &ServeArgs) -> Result<(), super::Failure> { Ok(()) }
+//! `lonas serve`
+
+use super::Failure;
+use super::open::{self, BaseArg, ComputeArgs};
+use crate::engine::{Engine, EngineOptions};
+use crate::server::{
+    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, serve as serve_http,
+};
+use clap::Args;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Serve every sub-network over an OpenAI-style HTTP API.
+///
+/// The base is loaded once, whatever the number of super-adapters and sub-networks. A request picks its sub-network by
+/// `"model": "NAME:SUBNETWORK"`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lonas serve\n  lonas serve models/commonsense models/math --port 9000")]
+pub(super) struct ServeArgs {
+    /// Model folders; several share one base.
+    #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
+    models: Vec<PathBuf>,
+
+    #[arg(long, env = "LONAS_HOST", default_value = "127.0.0.1")]
+    host: String,
+
+    #[arg(long, env = "LONAS_PORT", default_value_t = 8080)]
+    port: u16,
+
+    /// Which sub-network answers where a request names none.
+    #[arg(long, env = "LONAS_DEFAULT_SUBNETWORK", default_value = crate::supernet::MAXIMAL, value_name = "NAME")]
+    default_subnetwork: String,
+
+    /// Tokens that the key-value pool holds, all sequences together.
+    #[arg(long, env = "LONAS_KV_TOKENS", default_value_t = 16384, value_name = "N")]
+    kv_tokens: usize,
+
+    /// Longest prompt and answer together, in tokens; 0 takes what the base allows and the pool holds.
+    #[arg(long, env = "LONAS_MAX_MODEL_LEN", default_value_t = 0, value_name = "N")]
+    max_model_len: usize,
+
+    /// Sequences that compute together.
+    #[arg(long, env = "LONAS_MAX_RUNNING", default_value_t = 64, value_name = "N")]
+    max_running: usize,
+
+    /// Sequences that may wait; beyond that a request is answered 503 at once.
+    #[arg(long, env = "LONAS_MAX_WAITING", default_value_t = 256, value_name = "N")]
+    max_waiting: usize,
+
+    /// Tokens computed in one step; longer prompts are computed in chunks.
+    #[arg(long, env = "LONAS_STEP_TOKENS", default_value_t = 512, value_name = "N")]
+    step_tokens: usize,
+
+    /// Seconds that running requests may take to finish after SIGTERM.
+    #[arg(long, env = "LONAS_DRAIN_SECONDS", default_value_t = 30, value_name = "SECONDS")]
+    drain_seconds: u64,
+
+    /// A key that requests must bring as `Authorization: Bearer KEY`; may be given several times.
+    #[arg(long, env = "LONAS_API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY")]
+    api_key: Vec<String>,
+
+    /// The machine whose measured latencies in the catalog hold here.
+    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
+    machine: Option<String>,
+
+    #[command(flatten)]
+    base: BaseArg,
+
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let began = Instant::now();
+    let opened = open::models(&args.models, &args.base)?;
+    let tokenizer = open::tokenizer(&opened.base)?;
+    let chat_template = open::chat_template(&opened.base, &tokenizer)?;
+    let executor = args.compute.executor(&opened, args.kv_tokens)?;
+    let capacity = executor.blocks() * executor.block_size();
+    let longest = opened.base.config.max_positions.min(capacity);
+    let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };
+
+    let models = served_models(args, &opened)?;
+    let info = RunInfo { dtype: args.compute.dtype_name().into(), device: args.compute.device_name() };
+    let metrics = Arc::new(Metrics::new(&models, &info)?);
+    let (max_running, max_waiting) = (args.max_running.max(1), args.max_waiting.max(1));
+    let options = EngineOptions { max_running, max_waiting, step_tokens: args.step_tokens.max(1) };
+    let vocabulary = executor.vocabulary();
+    let engine = Engine::start(executor, options, metrics.clone())?;
+    let cards = models.sub_networks().map(|s| s.label.to_string()).collect::<Vec<_>>();
+    let end_tokens = open::end_tokens(&opened.base, &tokenizer);
+    let state = ServerState::new(ServerParts {
+        models,
+        engine,
+        tokenizer: Arc::new(tokenizer),
+        chat_template,
+        end_tokens,
+        limits: Limits::new(longest, vocabulary, max_running + max_waiting),
+        metrics,
+        api_keys: args.api_key.clone(),
+    });
+    tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe());
+    tracing::info!("sub-networks: {}", cards.join(", "));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(listen(args, state))
+}
+
+async fn listen(args: &ServeArgs, state: Arc<ServerState>) -> Result<(), Failure> {
+    let address = format!("{}:{}", args.host, args.port);
+    let listener = tokio::net::TcpListener::bind(&address).await;
+    let listener = listener.map_err(|e| format!("cannot listen on {address}: {e}"))?;
+    let stop = stop_signal()?;
+    tracing::info!("listening on http://{}", listener.local_addr()?);
+    let drain = Duration::from_secs(args.drain_seconds);
+    serve_http(listener, state, stop, drain).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ready at the first SIGTERM or Ctrl-C. The handlers are in place when this returns.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels, Failure> {
+    let base = open::name_of(opened.base.path());
+    let mut selections = open::selections(opened).into_iter();
+    let mut models = Vec::with_capacity(opened.models.len());
+    for model in &opened.models {
+        let count = model.catalog.entries().len();
+        let of_model = selections.by_ref().take(count).map(|(_, selection)| selection);
+        let entries = model.catalog.entries().iter().zip(of_model);
+        let fingerprint = crate::artifact::sha256_of_file(&model.folder.path().join("adapter_model.safetensors"))?;
+        let mut served = ServedModel::new(&model.folder.name, &base, &fingerprint[..12], entries);
+        if served.get(&args.default_subnetwork).is_none() {
+            let known = model.catalog.entries().iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+            let (name, wanted) = (&model.folder.name, &args.default_subnetwork);
+            return Err(format!("--default-subnetwork {wanted}: `{name}` has {known}").into());
+        }
+        served.default.clone_from(&args.default_subnetwork);
+        models.push(served);
+    }
+    Ok(ServedModels::new(models, args.machine.clone())?)
+}
