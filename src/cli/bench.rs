@@ -149,7 +149,10 @@ fn median(values: &[f64]) -> f64 {
 fn table(args: &BenchArgs, selections: &[open::Named], rates: &[Rates], mixed: &[f64]) -> String {
     let batched = format!("decode x{}", args.streams);
     // Writing to a string cannot fail.
-    let mut text = format!("{:<16} {:>18} {:>18} {:>18}  (tokens/s, median min..max)\n", "sub-network", "prefill", "decode", batched);
+    let mut text = format!(
+        "{:<16} {:>18} {:>18} {:>18}  (tokens/s, median min..max)\n",
+        "sub-network", "prefill", "decode", batched
+    );
     let cell = |values: &[f64]| {
         let (low, high) = values.iter().fold((f64::INFINITY, 0f64), |(l, h), &v| (l.min(v), h.max(v)));
         format!("{:.0} {low:.0}..{high:.0}", median(values))

@@ -15,7 +15,9 @@ use std::path::PathBuf;
 /// Each option is scored as it follows `Question: ...` and `Answer:`; the likeliest is the model's answer. Results go
 /// into the model folder's catalog.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  lonas eval models/mine --task arc-easy=ARC-Easy.json --subnetwork minimal")]
+#[command(
+    after_help = "Example:\n  lonas eval models/mine --task arc-easy=ARC-Easy.json --subnetwork minimal"
+)]
 pub(super) struct EvalArgs {
     /// The model folder.
     #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
@@ -68,13 +70,21 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     let chosen = chosen.collect::<Vec<_>>();
     let mut results = Vec::new();
     for task in &args.task {
-        let (name, path) = task.split_once('=').ok_or_else(|| format!("--task {task}: expected NAME=FILE"))?;
+        let (name, path) =
+            task.split_once('=').ok_or_else(|| format!("--task {task}: expected NAME=FILE"))?;
         let items = items(&tokenizer, &PathBuf::from(path), args.limit)?;
         let texts = items.iter().map(|i| i.options.len()).sum::<usize>() * chosen.len();
         let mut progress = Progress::new("text", texts as u64, 0);
-        let scores = multiple_choice(&mut *executor, &items, &chosen, |done| progress.set(done as u64, name))?;
+        let scores =
+            multiple_choice(&mut *executor, &items, &chosen, |done| progress.set(done as u64, name))?;
         progress.finish();
-        results.extend(names.iter().cloned().zip(scores).map(|(subnetwork, score)| (name.to_string(), subnetwork, score)));
+        results.extend(
+            names
+                .iter()
+                .cloned()
+                .zip(scores)
+                .map(|(subnetwork, score)| (name.to_string(), subnetwork, score)),
+        );
     }
     if args.json {
         println!("{:#}", json(&results));
@@ -107,10 +117,15 @@ fn items(tokenizer: &Tokenizer, path: &PathBuf, limit: Option<usize>) -> Result<
     let examples = data::read(path)?;
     let choices = examples.iter().filter_map(Choice::of).collect::<Vec<_>>();
     if choices.len() < examples.len() {
-        tracing::warn!("{}: {} items are no questions with options", path.display(), examples.len() - choices.len());
+        tracing::warn!(
+            "{}: {} items are no questions with options",
+            path.display(),
+            examples.len() - choices.len()
+        );
     }
     let item = |choice: &Choice| -> Result<Item, Failure> {
-        let options = (0..choice.options.len()).map(|i| Ok(tokenizer.encode(&choice.continuation(i), false)?));
+        let options =
+            (0..choice.options.len()).map(|i| Ok(tokenizer.encode(&choice.continuation(i), false)?));
         let options = options.collect::<Result<Vec<_>, Failure>>()?;
         Ok(Item { context: tokenizer.encode(&choice.prompt(), true)?, options, correct: choice.correct })
     };

@@ -32,12 +32,26 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
         }
         let config = &opened.base.config;
         println!("{}", model.folder.name);
-        println!("  base       {} ({} layers, hidden {})", opened.base.path().display(), config.layers, config.hidden);
+        println!(
+            "  base       {} ({} layers, hidden {})",
+            opened.base.path().display(),
+            config.layers,
+            config.hidden
+        );
         let adapter = &model.folder.adapter_config;
-        println!("  adapter    rank {}, alpha {}, on {}", adapter.rank, adapter.alpha, adapter.target_modules.join(", "));
+        println!(
+            "  adapter    rank {}, alpha {}, on {}",
+            adapter.rank,
+            adapter.alpha,
+            adapter.target_modules.join(", ")
+        );
         let order = if opened.orders.is_empty() { "the base's own" } else { "by importance (supernet.json)" };
         println!("  channels   {order}");
-        println!("  space      {} groups, 10^{:.1} sub-networks", model.space.groups().len(), model.space.log10_size());
+        println!(
+            "  space      {} groups, 10^{:.1} sub-networks",
+            model.space.groups().len(),
+            model.space.log10_size()
+        );
         for line in group_lines(&model.space) {
             println!("    {line}");
         }
@@ -48,7 +62,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
             let (parameters, macs) = (short(entry.cost.parameters), short(entry.cost.macs));
             println!("  {:<16} {parameters:>12} {macs:>12}  {scores}", entry.name);
         }
-        println!("\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule).");
+        println!(
+            "\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule)."
+        );
     }
     Ok(())
 }
@@ -93,6 +109,7 @@ fn json(model: &open::OpenedModel) -> serde_json::Value {
 /// 143123456 as `143.1M`.
 fn short(number: u64) -> String {
     let number = number as f64;
-    let unit = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter().find(|(size, _)| number >= *size);
+    let unit =
+        [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter().find(|(size, _)| number >= *size);
     unit.map_or(format!("{number}"), |(size, unit)| format!("{:.1}{unit}", number / size))
 }

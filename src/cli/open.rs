@@ -200,7 +200,12 @@ impl ComputeArgs {
         }
     }
 
-    fn load<B: Backend>(&self, backend: B, opened: &Opened, blocks: usize) -> Result<LlamaExecutor<B>, Failure> {
+    fn load<B: Backend>(
+        &self,
+        backend: B,
+        opened: &Opened,
+        blocks: usize,
+    ) -> Result<LlamaExecutor<B>, Failure> {
         let model = llama::load(&backend, &opened.base, opened.super_adapters()?, &opened.orders)?;
         Ok(LlamaExecutor::new(model, backend, blocks, BLOCK_SIZE)?)
     }

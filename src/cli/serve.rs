@@ -102,7 +102,11 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     });
     tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe());
     tracing::info!("sub-networks: {}", cards.join(", "));
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(listen(args, state))
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(listen(args, state))
 }
 
 async fn listen(args: &ServeArgs, state: Arc<ServerState>) -> Result<(), Failure> {
@@ -137,10 +141,12 @@ fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels
         let count = model.catalog.entries().len();
         let of_model = selections.by_ref().take(count).map(|(_, selection)| selection);
         let entries = model.catalog.entries().iter().zip(of_model);
-        let fingerprint = crate::artifact::sha256_of_file(&model.folder.path().join("adapter_model.safetensors"))?;
+        let fingerprint =
+            crate::artifact::sha256_of_file(&model.folder.path().join("adapter_model.safetensors"))?;
         let mut served = ServedModel::new(&model.folder.name, &base, &fingerprint[..12], entries);
         if served.get(&args.default_subnetwork).is_none() {
-            let known = model.catalog.entries().iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+            let known =
+                model.catalog.entries().iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
             let (name, wanted) = (&model.folder.name, &args.default_subnetwork);
             return Err(format!("--default-subnetwork {wanted}: `{name}` has {known}").into());
         }

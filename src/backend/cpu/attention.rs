@@ -82,6 +82,7 @@ enum Context<'a> {
 
 impl Context<'_> {
     /// Calls `each` with key and value of positions `0..count` of one key-value head, in order.
+    #[inline(always)]
     fn visit(&self, head: usize, size: usize, count: usize, mut each: impl FnMut(usize, &[f32], &[f32])) {
         match self {
             Self::Rows { k, v, first } => {
@@ -144,16 +145,19 @@ pub(super) fn attention(
         let count = span.start + (row - span.rows.start) + 1;
         // Each row is one piece of work, so its lock is always free; a poisoned one would mean a panic elsewhere.
         let Ok(mut output) = outputs[row].lock() else { return };
-        for (n, output) in output.chunks_exact_mut(head_size).enumerate() {
-            let q = &q.row(row)[n * head_size..(n + 1) * head_size];
-            attend(q, &context, n / (query_heads / kv_heads), count, output);
-        }
+        cpu.kernel.vectorised(|| {
+            for (n, output) in output.chunks_exact_mut(head_size).enumerate() {
+                let q = &q.row(row)[n * head_size..(n + 1) * head_size];
+                attend(q, &context, n / (query_heads / kv_heads), count, output);
+            }
+        });
     });
     drop(outputs);
     Ok(y)
 }
 
 /// Softmax attention of one query over `count` positions, in two passes, each in the order of the positions.
+#[inline(always)]
 fn attend(q: &[f32], context: &Context<'_>, head: usize, count: usize, output: &mut [f32]) {
     let scale = 1.0 / (q.len() as f32).sqrt();
     let mut scores = vec![0.0; count];

@@ -1,13 +1,14 @@
 //! The inner loop: a few rows of activations times one panel of weights.
 //!
-//! It is written once, over arrays that the compiler turns into vector registers, and compiled for each instruction
-//! set. Every output has one accumulator that takes the inputs in rising order, so the number of rows in a tile
+//! It is written once over [`Vector`] and compiled for each instruction set. Every output has one accumulator that takes the inputs in rising order, so the number of rows in a tile
 //! changes nothing in any of them.
 #![allow(unsafe_code)]
 
 use super::matrix::{BlockPanels, Matrix, PANEL, Panels};
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512};
+use super::vector::{Portable, Vector};
 use crate::weights::BLOCK;
-use half::bf16;
 
 /// Accumulators of one row: the outputs of one panel.
 pub(super) type Lanes = [f32; PANEL];
@@ -53,192 +54,175 @@ impl Kernel {
     ///
     /// `x` gives the rows' inputs, each at least `inp` long; `sums[r]` row `r`'s sums by block (see [`block_sums`]), read
     /// only where the matrix has minimums.
-    pub(super) fn accumulate(
-        self,
-        matrix: &Matrix,
-        panel: usize,
-        inp: usize,
-        x: &[&[f32]],
-        sums: &[&[f32]],
-        lanes: &mut [Lanes],
-    ) {
-        let columns = matrix.columns();
-        assert!(inp <= columns && x.len() == lanes.len() && x.iter().all(|x| x.len() >= inp));
-        let values = panel * columns * PANEL..(panel * columns + inp) * PANEL;
+    pub(super) fn accumulate(self, tile: &Tile<'_>, lanes: &mut [Lanes]) {
+        let Tile { matrix, inp, x, sums, .. } = *tile;
+        assert!(inp <= matrix.columns() && x.len() == lanes.len() && sums.len() == x.len());
+        assert!(x.iter().all(|x| x.len() >= inp));
         match self {
-            // Without fused instructions `mul_add` would be a library call.
-            Self::Portable => accumulate::<2, false>(matrix, panel, values, x, sums, lanes),
+            Self::Portable => accumulate::<Portable>(tile, lanes),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `available` has seen these instructions on this processor.
-            Self::Avx2 => unsafe { accumulate_avx2(matrix, panel, values, x, sums, lanes) },
+            Self::Avx2 => unsafe { accumulate_avx2(tile, lanes) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `available` has seen these instructions on this processor.
-            Self::Avx512 => unsafe { accumulate_avx512(matrix, panel, values, x, sums, lanes) },
+            Self::Avx512 => unsafe { accumulate_avx512(tile, lanes) },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => accumulate::<2, false>(matrix, panel, values, x, sums, lanes),
+            _ => accumulate::<Portable>(tile, lanes),
         }
     }
+
+    /// Runs plain loops compiled for this instruction set, so that the compiler can use its registers in them.
+    #[inline(always)]
+    pub(super) fn vectorised(self, work: impl FnOnce()) {
+        match self {
+            Self::Portable => work(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `available` has seen these instructions on this processor.
+            Self::Avx2 => unsafe { vectorised_avx2(work) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `available` has seen these instructions on this processor.
+            Self::Avx512 => unsafe { vectorised_avx512(work) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => work(),
+        }
+    }
+}
+
+/// One panel times some rows.
+pub(super) struct Tile<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) panel: usize,
+    /// Active inputs.
+    pub(super) inp: usize,
+    /// By row: the inputs, at least `inp`.
+    pub(super) x: &'a [&'a [f32]],
+    /// By row: sums by block.
+    pub(super) sums: &'a [&'a [f32]],
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn accumulate_avx2(
-    matrix: &Matrix,
-    panel: usize,
-    values: std::ops::Range<usize>,
-    x: &[&[f32]],
-    sums: &[&[f32]],
-    lanes: &mut [Lanes],
-) {
-    // Three rows of four 256-bit accumulators leave four registers for weights and broadcasts.
-    accumulate::<3, true>(matrix, panel, values, x, sums, lanes);
+fn accumulate_avx2(tile: &Tile<'_>, lanes: &mut [Lanes]) {
+    accumulate::<Avx2>(tile, lanes);
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-fn accumulate_avx512(
-    matrix: &Matrix,
-    panel: usize,
-    values: std::ops::Range<usize>,
-    x: &[&[f32]],
-    sums: &[&[f32]],
-    lanes: &mut [Lanes],
-) {
-    // Eight rows of two 512-bit accumulators; each pair of weight vectors is loaded once for the eight.
-    accumulate::<8, true>(matrix, panel, values, x, sums, lanes);
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+fn accumulate_avx512(tile: &Tile<'_>, lanes: &mut [Lanes]) {
+    accumulate::<Avx512>(tile, lanes);
 }
 
-/// Cuts the rows into tiles of `R` and what is left into single rows.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn vectorised_avx2(work: impl FnOnce()) {
+    work();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+fn vectorised_avx512(work: impl FnOnce()) {
+    work();
+}
+
+/// Takes as many rows at a time as the registers hold, then the rest in fewer.
 #[inline(always)]
-fn accumulate<const R: usize, const FUSED: bool>(
-    matrix: &Matrix,
-    panel: usize,
-    values: std::ops::Range<usize>,
-    x: &[&[f32]],
-    sums: &[&[f32]],
-    lanes: &mut [Lanes],
-) {
+fn accumulate<V: Vector>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
     let mut row = 0;
-    while row < x.len() {
-        let left = x.len() - row;
-        if left >= R {
-            tile::<R, FUSED>(matrix, panel, values.clone(), &x[row..], &sums[row..], &mut lanes[row..]);
-            row += R;
-        } else if R > 4 && left >= 4 {
-            tile::<4, FUSED>(matrix, panel, values.clone(), &x[row..], &sums[row..], &mut lanes[row..]);
-            row += 4;
-        } else if R > 2 && left >= 2 {
-            tile::<2, FUSED>(matrix, panel, values.clone(), &x[row..], &sums[row..], &mut lanes[row..]);
-            row += 2;
-        } else {
-            tile::<1, FUSED>(matrix, panel, values.clone(), &x[row..], &sums[row..], &mut lanes[row..]);
-            row += 1;
-        }
+    while row < lanes.len() {
+        row += match lanes.len() - row {
+            8.. if V::ROWS >= 8 => rows::<V, 8>(tile, row, lanes),
+            4.. if V::ROWS >= 4 => rows::<V, 4>(tile, row, lanes),
+            2.. if V::ROWS >= 2 => rows::<V, 2>(tile, row, lanes),
+            _ => rows::<V, 1>(tile, row, lanes),
+        };
     }
 }
 
+/// `R` rows from `row` on; returns `R`.
 #[inline(always)]
-fn tile<const R: usize, const FUSED: bool>(
-    matrix: &Matrix,
-    panel: usize,
-    values: std::ops::Range<usize>,
-    x: &[&[f32]],
-    sums: &[&[f32]],
-    lanes: &mut [Lanes],
-) {
-    let inp = values.len() / PANEL;
-    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r][..inp]);
-    let mut accumulators: [Lanes; R] = std::array::from_fn(|r| lanes[r]);
-    match &matrix.panels {
-        Panels::F32(weights) => dense::<f32, R, FUSED>(&weights[values], x, &mut accumulators),
-        Panels::Bf16(weights) => dense::<bf16, R, FUSED>(&weights[values], x, &mut accumulators),
+fn rows<V: Vector, const R: usize>(tile: &Tile<'_>, row: usize, lanes: &mut [Lanes]) -> usize {
+    let Tile { matrix, panel, inp, .. } = *tile;
+    let columns = matrix.columns();
+    let values = panel * columns * PANEL..(panel * columns + inp) * PANEL;
+    let x: [&[f32]; R] = std::array::from_fn(|r| &tile.x[row + r][..inp]);
+    let start: [V; R] = std::array::from_fn(|r| V::load(&lanes[row + r]));
+    let end = match &matrix.panels {
+        Panels::F32(weights) => dense(&weights[values], x, start, V::load),
+        Panels::Bf16(weights) => dense(&weights[values], x, start, V::load_bf16),
         Panels::Blocks(blocks) => {
-            let sums: [&[f32]; R] = std::array::from_fn(|r| sums[r]);
-            let first = panel * matrix.columns().div_ceil(BLOCK) * PANEL;
-            blocked::<R, FUSED>(blocks, values, first, x, sums, &mut accumulators);
+            let sums: [&[f32]; R] = std::array::from_fn(|r| tile.sums[row + r]);
+            blocked(blocks, values, panel * columns.div_ceil(BLOCK) * PANEL, x, sums, start)
         }
+    };
+    for r in 0..R {
+        end[r].store(&mut lanes[row + r]);
     }
-    lanes[..R].copy_from_slice(&accumulators);
-}
-
-/// A weight as it lies in memory.
-trait Weight: Copy {
-    fn widen(self) -> f32;
-}
-
-impl Weight for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-}
-
-impl Weight for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
+    R
 }
 
 #[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, sum: f32) -> f32 {
-    if FUSED { a.mul_add(b, sum) } else { a * b + sum }
-}
-
-#[inline(always)]
-fn dense<W: Weight, const R: usize, const FUSED: bool>(
-    weights: &[W],
+fn dense<V: Vector, T, const R: usize>(
+    weights: &[T],
     x: [&[f32]; R],
-    lanes: &mut [Lanes; R],
-) {
-    for (k, weights) in weights.chunks_exact(PANEL).enumerate() {
-        let wide: Lanes = std::array::from_fn(|lane| weights[lane].widen());
+    start: [V; R],
+    load: impl Fn(&[T; PANEL]) -> V,
+) -> [V; R] {
+    let mut sums = start;
+    for (k, weights) in weights.as_chunks::<PANEL>().0.iter().enumerate() {
+        let weights = load(weights);
         for r in 0..R {
-            let x = x[r][k];
-            for lane in 0..PANEL {
-                lanes[r][lane] = multiply_add::<FUSED>(x, wide[lane], lanes[r][lane]);
-            }
+            sums[r] = sums[r].add_product(V::splat(x[r][k]), weights);
         }
     }
+    sums
 }
 
 /// Within a block the quants are summed by themselves; then its scale, and its minimum times the sum of the inputs.
+/// `first` is where the panel's scales begin.
 #[inline(always)]
-fn blocked<const R: usize, const FUSED: bool>(
+fn blocked<V: Vector, const R: usize>(
     blocks: &BlockPanels,
     values: std::ops::Range<usize>,
     first: usize,
     x: [&[f32]; R],
-    sums: [&[f32]; R],
-    lanes: &mut [Lanes; R],
-) {
-    for (b, quants) in blocks.quants[values].chunks(BLOCK * PANEL).enumerate() {
-        let mut partial = [[0.0f32; PANEL]; R];
-        for (k, quants) in quants.chunks_exact(PANEL).enumerate() {
-            let wide: Lanes = std::array::from_fn(|lane| f32::from(quants[lane]));
-            for r in 0..R {
-                let x = x[r][b * BLOCK + k];
-                for lane in 0..PANEL {
-                    partial[r][lane] = multiply_add::<FUSED>(x, wide[lane], partial[r][lane]);
-                }
-            }
-        }
+    block_sums: [&[f32]; R],
+    start: [V; R],
+) -> [V; R] {
+    let mut sums = start;
+    let quants = blocks.quants[values].as_chunks::<PANEL>().0;
+    for (b, quants) in quants.chunks(BLOCK).enumerate() {
+        let x: [&[f32]; R] = std::array::from_fn(|r| &x[r][b * BLOCK..b * BLOCK + quants.len()]);
+        let partial = dense_i8(quants, x);
         let at = first + b * PANEL;
-        let scales = &blocks.scales[at..at + PANEL];
+        let scales = V::load(lanes_at(&blocks.scales, at));
         for r in 0..R {
-            for lane in 0..PANEL {
-                lanes[r][lane] = multiply_add::<FUSED>(scales[lane], partial[r][lane], lanes[r][lane]);
-            }
+            sums[r] = sums[r].add_product(scales, partial[r]);
         }
-        if let Some(minimums) = blocks.minimums.get(at..at + PANEL) {
+        if !blocks.minimums.is_empty() {
+            let minimums = V::load(lanes_at(&blocks.minimums, at));
             for r in 0..R {
-                let sum = sums[r][b];
-                for lane in 0..PANEL {
-                    lanes[r][lane] = multiply_add::<FUSED>(sum, minimums[lane], lanes[r][lane]);
-                }
+                sums[r] = sums[r].add_product(V::splat(block_sums[r][b]), minimums);
             }
         }
     }
+    sums
+}
+
+#[inline(always)]
+fn dense_i8<V: Vector, const R: usize>(quants: &[[i8; PANEL]], x: [&[f32]; R]) -> [V; R] {
+    let mut sums = [V::zero(); R];
+    for (k, quants) in quants.iter().enumerate() {
+        let weights = V::load_i8(quants);
+        for r in 0..R {
+            sums[r] = sums[r].add_product(V::splat(x[r][k]), weights);
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn lanes_at(values: &[f32], at: usize) -> &Lanes {
+    values[at..].first_chunk().expect("scales and minimums are packed in whole panels")
 }
 
 /// The sum of each block of a row's first `inp` inputs, where the matrix has minimums to multiply with; else nothing.

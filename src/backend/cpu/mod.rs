@@ -10,6 +10,7 @@ mod product;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 pub use attention::PagedCache;
 pub use matrix::{Dtype, Matrix};

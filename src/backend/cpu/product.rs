@@ -4,7 +4,7 @@
 //! panel is touched, so each base weight is read from memory once a step, whatever sub-networks the rows use.
 #![allow(unsafe_code)]
 
-use super::kernel::{Lanes, block_sums};
+use super::kernel::{Lanes, Tile, block_sums};
 use super::matrix::{Matrix, PANEL};
 use super::rows::silu;
 use super::{Cpu, Rows};
@@ -71,10 +71,12 @@ pub(super) fn gated_mlp(
             }
             for rows in chunks(&of_gate.rows) {
                 let (gates, ups) = (gate.panel(of_gate, panel, &rows), up.panel(of_up, panel, &rows));
-                for ((row, gates), ups) in rows.clone().zip(gates).zip(ups) {
-                    let product: Lanes = std::array::from_fn(|lane| silu(gates[lane]) * ups[lane]);
-                    columns.write(row, panel * PANEL, &product[..kept]);
-                }
+                cpu.kernel.vectorised(|| {
+                    for ((row, gates), ups) in rows.clone().zip(gates).zip(ups) {
+                        let product: Lanes = std::array::from_fn(|lane| silu(gates[lane]) * ups[lane]);
+                        columns.write(row, panel * PANEL, &product[..kept]);
+                    }
+                });
             }
         }
     });
@@ -129,10 +131,12 @@ impl<'a> Product<'a> {
         let mut lanes = vec![start; rows.len()];
         let x = rows.clone().map(|r| self.x.row(r)).collect::<Vec<_>>();
         let sums = rows.clone().map(|r| self.sums[r].as_slice()).collect::<Vec<_>>();
-        self.cpu.kernel.accumulate(self.weight, panel, part.active.inp, &x, &sums, &mut lanes);
+        let tile = Tile { matrix: self.weight, panel, inp: part.active.inp, x: &x, sums: &sums };
+        self.cpu.kernel.accumulate(&tile, &mut lanes);
         if let Some(adapter) = part.adapter {
             let shrunk = rows.clone().map(|r| self.shrunk.row(r)).collect::<Vec<_>>();
-            self.cpu.kernel.accumulate(&adapter.b, panel, part.active.rank, &shrunk, &sums, &mut lanes);
+            let tile = Tile { matrix: &adapter.b, panel, inp: part.active.rank, x: &shrunk, sums: &sums };
+            self.cpu.kernel.accumulate(&tile, &mut lanes);
         }
         lanes
     }
@@ -182,7 +186,8 @@ fn shrink(cpu: &Cpu, x: &Rows, parts: &[Part<'_>]) -> Rows {
         let sums = vec![none; x.len()];
         for panel in 0..part.active.rank.div_ceil(PANEL) {
             let mut lanes = vec![[0.0; PANEL]; x.len()];
-            cpu.kernel.accumulate(&adapter.a, panel, part.active.inp, &x, &sums, &mut lanes);
+            let tile = Tile { matrix: &adapter.a, panel, inp: part.active.inp, x: &x, sums: &sums };
+            cpu.kernel.accumulate(&tile, &mut lanes);
             let kept = kept(part.active.rank, panel);
             for (row, mut lanes) in rows.clone().zip(lanes) {
                 lanes.iter_mut().for_each(|l| *l *= adapter.scale);
