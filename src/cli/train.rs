@@ -154,9 +154,10 @@ struct Plan {
 }
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
-    if args.threads > 0 {
-        rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
-    }
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if args.threads == 0 { cores() } else { args.threads };
+    candle_stays_on_its_thread();
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let plan = plan(args)?;
     std::fs::create_dir_all(&args.out)?;
     let checkpoint = Checkpoint { recipe: plan.recipe.clone(), inputs: digest(&plan) };
@@ -181,6 +182,17 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     })?;
     tracing::info!("wrote {}; serve it with: lonas serve {}", args.out.display(), args.out.display());
     Ok(())
+}
+
+/// The trainer runs one graph on each thread; candle's own threads inside each operation would only get in their way.
+fn candle_stays_on_its_thread() {
+    for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+        #[expect(unsafe_code, reason = "candle reads the number of its threads from the environment only")]
+        // SAFETY: no other thread has been started yet.
+        unsafe {
+            std::env::set_var(name, "1");
+        }
+    }
 }
 
 fn plan(args: &TrainArgs) -> Result<Plan, Failure> {

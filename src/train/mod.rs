@@ -3,6 +3,9 @@
 //! One random sub-network for each micro-batch, uniform and independent in every group; causal cross-entropy over
 //! the whole sequence; gradients of several micro-batches, and so of several sub-networks, in one AdamW step. Knows
 //! tokens, not text; knows neither a terminal nor a clock.
+//!
+//! Threads split a micro-batch by sequences, each with a graph of its own over the same weights, and their gradients are
+//! summed in a fixed order: the products of one micro-batch are too small for threads inside them to pay.
 
 mod adapter;
 mod checkpoint;
@@ -26,11 +29,13 @@ use crate::model::llama::Llama;
 use crate::supernet::{HEURISTIC, MAXIMAL, MINIMAL, ModelShape, SearchSpace, SubNetwork};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A super-network in training.
 pub struct Trainer {
-    backend: Reference,
+    /// One for each thread; the first has the variables.
+    backends: Vec<Reference>,
     model: Llama<Reference>,
     shape: ModelShape,
     space: SearchSpace,
@@ -90,7 +95,10 @@ impl Trainer {
         }
         let options = AdamWOptions { weight_decay: recipe.weight_decay, ..AdamWOptions::default() };
         let optimizer = AdamW::new(&backend, options)?;
-        Ok(Self { backend, model, shape, space, recipe, optimizer, sequences, done: 0 })
+        let others = 1..rayon::current_num_threads() as u64;
+        let others = others.map(|i| backend.beside(recipe.seed.wrapping_add(i))).collect::<Vec<_>>();
+        let backends = std::iter::once(backend).chain(others).collect();
+        Ok(Self { backends, model, shape, space, recipe, optimizer, sequences, done: 0 })
     }
 
     /// Micro-batches of the whole training.
@@ -131,13 +139,23 @@ impl Trainer {
         sub_network: SubNetwork,
     ) -> Result<MicroBatch, TrainError> {
         let number = self.done + 1;
-        self.backend.start_dropout(number);
-        let (loss, tokens) = self.loss(sequences, &sub_network)?;
-        let value = loss.value()?;
+        let parts = parts(sequences, self.backends.len());
+        let run = |(part, backend): (&Vec<&[u32]>, &Reference)| {
+            backend.start_dropout(number);
+            let (loss, tokens) = self.loss(backend, part, &sub_network)?;
+            Ok((loss.value()?, tokens, loss.backward()?))
+        };
+        let done = parts.par_iter().zip(&self.backends).map(run).collect::<Result<Vec<_>, TrainError>>()?;
+        let tokens = done.iter().map(|(_, tokens, _)| tokens).sum::<usize>();
+        let share = |of_part: usize| of_part as f64 / tokens as f64;
+        let value =
+            done.iter().map(|(loss, of_part, _)| f64::from(*loss) * share(*of_part)).sum::<f64>() as f32;
         if !value.is_finite() {
             return Err(TrainError::Diverged { micro_batch: number, loss: value });
         }
-        self.optimizer.accumulate(&loss, 1.0 / self.recipe.accumulation as f64)?;
+        for (_, of_part, gradients) in &done {
+            self.optimizer.accumulate(gradients, share(*of_part) / self.recipe.accumulation as f64)?;
+        }
         let learning_rate = self.recipe.learning_rate_at(number, self.per_epoch());
         let full = number.is_multiple_of(self.recipe.accumulation as u64);
         let gradient_norm = match full {
@@ -152,13 +170,18 @@ impl Trainer {
     /// Mean loss over `sequences`, each token counted once, of the three sub-networks that always exist.
     pub fn validate(&self, sequences: &[Vec<u32>]) -> Result<Validation, TrainError> {
         let mean = |sub_network: SubNetwork| -> Result<f64, TrainError> {
-            let (mut sum, mut count) = (0.0, 0);
-            for chunk in sequences.chunks(self.recipe.micro_batch) {
-                let (loss, tokens) = self.backend.without_dropout(|| self.loss(chunk, &sub_network))?;
-                sum += f64::from(loss.value()?) * tokens as f64;
-                count += tokens;
-            }
-            Ok(sum / f64::from(u32::try_from(count.max(1)).unwrap_or(u32::MAX)))
+            let chunks = sequences.par_chunks(self.recipe.micro_batch);
+            let losses = chunks.map(|chunk| {
+                // Any backend would do: none of them is changed by this.
+                let backend =
+                    &self.backends[rayon::current_thread_index().unwrap_or(0) % self.backends.len()];
+                let chunk = chunk.iter().map(Vec::as_slice).collect::<Vec<_>>();
+                let (loss, tokens) = backend.without_dropout(|| self.loss(backend, &chunk, &sub_network))?;
+                Ok((f64::from(loss.value()?) * tokens as f64, tokens))
+            });
+            let losses = losses.collect::<Result<Vec<_>, TrainError>>()?;
+            let count = losses.iter().map(|(_, tokens)| tokens).sum::<usize>();
+            Ok(losses.iter().map(|(sum, _)| sum).sum::<f64>() / count.max(1) as f64)
         };
         Ok(Validation {
             maximal: mean(self.space.maximal())?,
@@ -167,9 +190,11 @@ impl Trainer {
         })
     }
 
-    /// Gradients that the next optimizer step would use, for tests.
+    /// The mean loss of one sub-network over `sequences`, without dropout; nothing is learnt from it.
     pub fn loss_of(&self, sequences: &[Vec<u32>], sub_network: &SubNetwork) -> Result<f32, TrainError> {
-        let (loss, _) = self.backend.without_dropout(|| self.loss(sequences, sub_network))?;
+        let sequences = sequences.iter().map(Vec::as_slice).collect::<Vec<_>>();
+        let backend = &self.backends[0];
+        let (loss, _) = backend.without_dropout(|| self.loss(backend, &sequences, sub_network))?;
         Ok(loss.value()?)
     }
 
@@ -178,25 +203,45 @@ impl Trainer {
     }
 
     /// The mean cross-entropy of every next token, and how many there are.
-    fn loss(&self, sequences: &[Vec<u32>], sub_network: &SubNetwork) -> Result<(Loss, usize), TrainError> {
+    fn loss(
+        &self,
+        backend: &Reference,
+        sequences: &[&[u32]],
+        sub_network: &SubNetwork,
+    ) -> Result<(Loss, usize), TrainError> {
         let shape = Arc::new(self.space.resolve(&self.shape, sub_network));
         let (batch, targets) = whole_sequences(sequences, Selection { adapter: 0, subnetwork: 0, shape });
-        let logits = self.model.forward(&self.backend, &batch, None)?;
-        Ok((self.backend.cross_entropy(&logits, &targets)?, targets.len()))
+        let logits = self.model.forward(backend, &batch, None)?;
+        Ok((backend.cross_entropy(&logits, &targets)?, targets.len()))
     }
+}
+
+/// Sequences in at most `count` parts of about equally many tokens, none of them empty: the longest first, each to the
+/// part that has the fewest.
+fn parts(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<&[u32]>> {
+    let mut longest_first = sequences.iter().map(Vec::as_slice).collect::<Vec<_>>();
+    longest_first.sort_by_key(|s| std::cmp::Reverse(s.len()));
+    let mut parts = vec![Vec::new(); count.clamp(1, sequences.len().max(1))];
+    for sequence in longest_first {
+        let tokens = |part: &Vec<&[u32]>| part.iter().map(|s| s.len()).sum::<usize>();
+        if let Some(lightest) = parts.iter_mut().min_by_key(|part| tokens(part)) {
+            lightest.push(sequence);
+        }
+    }
+    parts
 }
 
 /// The catalog's names in the order of [`Validation`]'s fields.
 pub const VALIDATED: [&str; 3] = [MAXIMAL, HEURISTIC, MINIMAL];
 
 /// Packs whole sequences below each other; every row but each sequence's last one predicts the next token.
-fn whole_sequences(sequences: &[Vec<u32>], selection: Selection) -> (Batch, Vec<u32>) {
+fn whole_sequences(sequences: &[&[u32]], selection: Selection) -> (Batch, Vec<u32>) {
     let mut batch = Batch::default();
     let mut targets = Vec::new();
     for sequence in sequences {
         let first = batch.tokens.len();
         let rows = first..first + sequence.len();
-        batch.tokens.extend(sequence);
+        batch.tokens.extend(*sequence);
         batch.positions.extend(0..sequence.len() as u32);
         batch.outputs.extend(first as u32..(rows.end - 1) as u32);
         targets.extend(&sequence[1..]);

@@ -26,7 +26,7 @@ pub fn importance_orders(
     let shape = llama::model_shape(&base.config, None);
     let selection = Selection { adapter: 0, subnetwork: 0, shape: Arc::new(shape.full()) };
     for sequence in sequences.iter().filter(|s| s.len() >= 2).take(CALIBRATION_SEQUENCES) {
-        let (batch, _) = whole_sequences(std::slice::from_ref(sequence), selection.clone());
+        let (batch, _) = whole_sequences(&[sequence.as_slice()], selection.clone());
         model.forward(&backend, &batch, None)?;
     }
     let mut orders = BTreeMap::new();

@@ -1,15 +1,19 @@
 //! The reference backend: candle tensors in f32, composed of differentiable operations only.
 //!
 //! It trains, and it is the oracle for the other backends, so every operation is written to be read. candle's fused
-//! norm, softmax, rotary and attention operations drop the gradient without an error and are not used; the frozen
-//! products are one operation of our own ([`frozen`]), because candle's product would compute a gradient of the
-//! frozen weight too.
+//! norm, softmax, rotary and attention operations drop the gradient without an error and are not used. What dominates
+//! a training step is an operation of our own with its backward pass beside it ([`elastic`], [`fused`]); everything
+//! else is composed.
 
 mod attention;
-mod frozen;
+mod elastic;
+mod fused;
+mod product;
+#[cfg(test)]
+mod tests;
 mod training;
 
-pub use training::{AdamW, AdamWOptions, AdamWState, Loss, NamedTensor};
+pub use training::{AdamW, AdamWOptions, AdamWState, Gradients, Loss, NamedTensor};
 
 use super::{
     Adapter, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan,
@@ -17,7 +21,9 @@ use super::{
 use crate::supernet::ActiveLinear;
 use crate::weights::{HostMatrix, HostVector};
 use attention::{PagedCache, attend};
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
+use elastic::{Elastic, Frozen, Mask};
+use fused::{Gated, RmsNorm, Rotary};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -27,6 +33,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// f32 on candle's CPU device.
 pub struct Reference {
     device: Device,
+    /// That one product may use.
+    threads: usize,
     training: Option<Training>,
     /// Present while MLP channels are being measured.
     channels: Option<Mutex<ChannelSquares>>,
@@ -53,7 +61,8 @@ struct TrainingState {
 impl Reference {
     /// For inference: no variable, no dropout.
     pub fn new() -> Self {
-        Self { device: Device::Cpu, training: None, channels: None }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { device: Device::Cpu, threads, training: None, channels: None }
     }
 
     /// For inference that also measures how strongly each MLP channel is used; see [`Self::channel_squares`].
@@ -67,10 +76,17 @@ impl Reference {
     }
 
     /// For training: adapters become variables; their input is dropped out with probability `dropout` in `[0, 1)`.
+    /// Its products use one thread: a training runs several of these side by side, see [`Self::beside`].
     pub fn for_training(dropout: f64, seed: u64) -> Self {
         let state = TrainingState { random: ChaCha8Rng::seed_from_u64(seed), variables: Vec::new() };
         let training = Training { dropout, dropping: AtomicBool::new(true), state: Mutex::new(state) };
-        Self { device: Device::Cpu, training: Some(training), channels: None }
+        Self { device: Device::Cpu, threads: 1, training: Some(training), channels: None }
+    }
+
+    /// Another one for the same model on another thread, with the dropout of its own that `seed` decides. The variables
+    /// stay with the first.
+    pub fn beside(&self, seed: u64) -> Self {
+        Self::for_training(self.training.as_ref().map_or(0.0, |t| t.dropout), seed)
     }
 
     /// Runs `compute` with dropout off, as validation does.
@@ -90,20 +106,19 @@ impl Reference {
         Tensor::from_vec(host.to_f32(), (host.rows, host.columns), &self.device)
     }
 
-    /// Zeroes each element with the training's probability and scales the others up; the identity outside training.
-    fn dropout(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let on = |t: &&Training| t.dropout > 0.0 && t.dropping.load(Ordering::Relaxed);
-        let Some(training) = self.training.as_ref().filter(on) else { return Ok(x.clone()) };
+    /// Which of so many elements stay, by the training's probability; `None` for all of them.
+    fn dropout(&self, elements: usize) -> Option<Mask> {
+        let training = self.training.as_ref()?;
+        if training.dropout <= 0.0 || !training.dropping.load(Ordering::Relaxed) {
+            return None;
+        }
         // 16 random bits decide an element: p is exact to 1/65536, which no training can see.
         let threshold = (training.dropout * 65536.0).round() as u32;
-        let keep = (1.0 / (1.0 - training.dropout)) as f32;
-        let mut bits = vec![0u8; x.elem_count() * 2];
+        let mut bits = vec![0u8; elements * 2];
         lock(&training.state).random.fill_bytes(&mut bits);
-        let mask = bits.chunks_exact(2).map(|b| {
-            let drop = u32::from(u16::from_le_bytes([b[0], b[1]])) < threshold;
-            if drop { 0.0 } else { keep }
-        });
-        x.mul(&Tensor::from_vec(mask.collect::<Vec<f32>>(), x.shape(), &self.device)?)
+        let stays = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]])) >= threshold;
+        let keep = bits.chunks_exact(2).map(stays).collect();
+        Some(Mask { keep, scale: (1.0 / (1.0 - training.dropout)) as f32 })
     }
 
     /// `W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)` for the rows `x (t, i)` of one segment.
@@ -114,18 +129,18 @@ impl Reference {
         active: ActiveLinear,
         adapter: usize,
     ) -> candle_core::Result<Tensor> {
-        let mut y = frozen::product(x, &prefix(&linear.weight, active.out, active.inp)?)?;
-        if let Some(bias) = &linear.bias {
-            y = y.broadcast_add(&bias.narrow(0, 0, active.out)?)?;
+        let (weight, threads) = (Tensor::clone(&linear.weight), self.threads);
+        let y = match linear.adapters.get(adapter).and_then(Option::as_ref) {
+            Some(Adapter { a, b, scale }) => {
+                let dropout = self.dropout(x.elem_count());
+                Elastic { dropout, ..Elastic::new(weight, active, *scale, threads) }.product(x, a, b)?
+            }
+            None => Frozen { weight, out: active.out, inp: active.inp, threads }.product(x)?,
+        };
+        match &linear.bias {
+            Some(bias) => y.broadcast_add(&bias.narrow(0, 0, active.out)?),
+            None => Ok(y),
         }
-        if let Some(Adapter { a, b, scale }) = linear.adapters.get(adapter).and_then(Option::as_ref) {
-            let a = prefix(a, active.rank, active.inp)?;
-            let b = prefix(b, active.out, active.rank)?;
-            let shrunk = self.dropout(x)?.matmul(&a.t()?)?;
-            let expanded = shrunk.matmul(&b.t()?)?;
-            y = (y + (expanded * f64::from(*scale))?)?;
-        }
-        Ok(y)
     }
 
     /// Runs `compute` on each segment's rows and puts the results below each other, padded with zeros to `width`.
@@ -170,17 +185,9 @@ fn add_squares(channels: &Mutex<ChannelSquares>, down: usize, gated: &Tensor) ->
     Ok(())
 }
 
-fn prefix(matrix: &Tensor, rows: usize, columns: usize) -> candle_core::Result<Tensor> {
-    matrix.narrow(0, 0, rows)?.narrow(1, 0, columns)
-}
-
 /// Names the operation in an error that candle gave.
 fn named<T>(operation: &'static str, result: candle_core::Result<T>) -> Result<T, BackendError> {
     result.map_err(|e| BackendError::Library { operation, message: e.to_string() })
-}
-
-fn silu(x: &Tensor) -> candle_core::Result<Tensor> {
-    x.div(&(x.neg()?.exp()? + 1.0)?)
 }
 
 impl Backend for Reference {
@@ -217,10 +224,7 @@ impl Backend for Reference {
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, BackendError> {
-        let normalised = || {
-            let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-            x.broadcast_div(&(mean_square + f64::from(eps))?.sqrt()?)?.broadcast_mul(weight)
-        };
+        let normalised = || x.contiguous()?.apply_op1(RmsNorm { weight: weight.clone(), eps });
         named("rms norm", normalised())
     }
 
@@ -253,7 +257,8 @@ impl Backend for Reference {
                     let active = segment.selection.shape.linears[linear.index];
                     self.elastic(x, linear, active, segment.selection.adapter)
                 };
-                let gated = (silu(&run(x, &mlp.gate)?)? * run(x, &mlp.up)?)?;
+                let (gate, up) = (run(x, &mlp.gate)?, run(x, &mlp.up)?);
+                let gated = gate.contiguous()?.apply_op2(&up.contiguous()?, Gated)?;
                 if let Some(channels) = &self.channels {
                     add_squares(channels, mlp.down.index, &gated)?;
                 }
@@ -270,20 +275,9 @@ impl Backend for Reference {
         positions: &[u32],
         inverse_frequencies: &[f32],
     ) -> Result<Tensor, BackendError> {
-        let rotated = || {
-            let (rows, width) = x.dims2()?;
-            let half = head_size / 2;
-            let angles =
-                positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f));
-            let angles = Tensor::from_vec(angles.collect::<Vec<f32>>(), (rows, 1, half), &self.device)?;
-            let (cos, sin) = (angles.cos()?, angles.sin()?);
-            let heads = x.reshape((rows, width / head_size, head_size))?;
-            let (first, second) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
-            let turned_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
-            let turned_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
-            Tensor::cat(&[turned_first, turned_second], 2)?.reshape((rows, width))
-        };
-        named("rotary", rotated())
+        let turn = |&p: &u32| inverse_frequencies.iter().map(move |f| (p as f32 * f).sin_cos());
+        let turns = std::sync::Arc::new(positions.iter().flat_map(turn).collect());
+        named("rotary", x.contiguous().and_then(|x| x.apply_op1(Rotary { turns, head_size })))
     }
 
     fn attention(
@@ -318,7 +312,11 @@ impl Backend for Reference {
     }
 
     fn logits(&self, x: &Tensor, head: &Tensor) -> Result<Tensor, BackendError> {
-        named("logits", frozen::product(x, head))
+        let product = || {
+            let (out, inp) = head.dims2()?;
+            Frozen { weight: head.clone(), out, inp, threads: self.threads }.product(x)
+        };
+        named("logits", product())
     }
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<f32>, BackendError> {

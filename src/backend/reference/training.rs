@@ -4,9 +4,13 @@
 //! read. A variable outside the sampled prefix has a zero gradient, not none: its moments decay and weight decay
 //! still acts, as in LoNAS.
 
+use super::fused::CrossEntropy;
+use super::product::with_values;
 use super::{Reference, lock, named};
 use crate::backend::BackendError;
-use candle_core::{D, Tensor, Var};
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
 
 /// A scalar with its graph.
 pub struct Loss(Tensor);
@@ -15,7 +19,15 @@ impl Loss {
     pub fn value(&self) -> Result<f32, BackendError> {
         named("loss", self.0.to_scalar())
     }
+
+    /// Runs backwards through everything that the loss came from.
+    pub fn backward(&self) -> Result<Gradients, BackendError> {
+        named("backward", self.0.backward()).map(Gradients)
+    }
 }
+
+/// The gradient of one loss for every variable that it depends on.
+pub struct Gradients(GradStore);
 
 /// A tensor's name, shape and row-major values.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,13 +41,8 @@ pub struct NamedTensor {
 impl Reference {
     /// The mean cross-entropy of `logits (n, V)` against `targets (n)`, natural log.
     pub fn cross_entropy(&self, logits: &Tensor, targets: &[u32]) -> Result<Loss, BackendError> {
-        let mean = || {
-            let targets = Tensor::new(targets, &self.device)?.unsqueeze(1)?;
-            let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-            let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-            (log_sum - shifted.gather(&targets, 1)?)?.mean_all()
-        };
-        named("cross entropy", mean()).map(Loss)
+        let mean = logits.contiguous().and_then(|l| l.apply_op1(CrossEntropy { targets: targets.to_vec() }));
+        named("cross entropy", mean).map(Loss)
     }
 
     fn variables(&self) -> Vec<(String, Var)> {
@@ -46,7 +53,7 @@ impl Reference {
     /// can continue after a restart without remembering a generator.
     pub fn start_dropout(&self, micro_batch: u64) {
         if let Some(training) = &self.training {
-            lock(&training.state).random.set_word_pos(u128::from(micro_batch) << 36);
+            lock(&training.state).random.set_word_pos(u128::from(micro_batch) << 40);
         }
     }
 }
@@ -105,16 +112,17 @@ impl AdamW {
         Ok(Self { options, steps: 0, parameters })
     }
 
-    /// Adds `weight` times the gradient of `loss` to what the next step will use.
-    pub fn accumulate(&mut self, loss: &Loss, weight: f64) -> Result<(), BackendError> {
-        let gradients = named("backward", loss.0.backward())?;
-        for parameter in &mut self.parameters {
-            let Some(gradient) = gradients.get(parameter.variable.as_tensor()) else { continue };
-            for (sum, g) in parameter.gradient.iter_mut().zip(flat(gradient)?) {
-                *sum += (f64::from(g) * weight) as f32;
-            }
-        }
-        Ok(())
+    /// Adds `weight` times these gradients to what the next step will use.
+    pub fn accumulate(&mut self, gradients: &Gradients, weight: f64) -> Result<(), BackendError> {
+        self.parameters.par_iter_mut().try_for_each(|parameter| {
+            let Some(gradient) = gradients.0.get(parameter.variable.as_tensor()) else { return Ok(()) };
+            let sums = &mut parameter.gradient;
+            let add = |gradient: &[f32]| {
+                sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g * weight as f32);
+                Ok(())
+            };
+            named("gradient", gradient.contiguous().and_then(|g| with_values(&g, add)))
+        })
     }
 
     /// The accumulated gradients.
@@ -131,13 +139,14 @@ impl AdamW {
     /// gradient. Returns the norm before clipping.
     pub fn step(&mut self, learning_rate: f64, max_norm: f64) -> Result<f64, BackendError> {
         let square = |p: &Parameter| p.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-        let norm = self.parameters.iter().map(square).sum::<f64>().sqrt();
+        // Collected first, so that the sum does not depend on which thread was faster.
+        let norm = self.parameters.par_iter().map(square).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
         // torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
         let clip = (max_norm / (norm + 1e-6)).min(1.0);
         self.steps += 1;
-        for parameter in &mut self.parameters {
-            parameter.update(&self.options, self.steps, learning_rate, clip)?;
-        }
+        let (options, steps) = (self.options, self.steps);
+        let update = |p: &mut Parameter| p.update(&options, steps, learning_rate, clip);
+        self.parameters.par_iter_mut().try_for_each(update)?;
         Ok(norm)
     }
 

@@ -1,0 +1,209 @@
+//! Row-wise operations with a backward pass of their own: norm, gated activation, rotary, cross-entropy.
+//!
+//! candle's own fused versions drop the gradient; composed of its elementwise operations each would be a handful of
+//! nodes that write and read all activations once more. The composed twins are in the tests.
+
+use super::product::{contiguous, with_values};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+/// `x / sqrt(mean(x^2) + eps) * weight` for each row of `x (T, H)`; `weight (H)` is frozen.
+pub(super) struct RmsNorm {
+    pub(super) weight: Tensor,
+    pub(super) eps: f32,
+}
+
+impl RmsNorm {
+    fn scale(&self, row: &[f32]) -> f32 {
+        1.0 / (row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32 + self.eps).sqrt()
+    }
+}
+
+impl CustomOp1 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let width = self.weight.elem_count();
+        let mut y = contiguous(x, layout)?.to_vec();
+        if layout.shape().dims2()?.1 != width {
+            bail!("rms norm: x {:?}, weight ({width})", layout.dims());
+        }
+        with_values(&self.weight, |weight| {
+            for row in y.chunks_exact_mut(width) {
+                let scale = self.scale(row);
+                row.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
+            }
+            Ok(())
+        })?;
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    /// With `n = 1 / sqrt(mean(x^2) + eps)` and `g = weight dy`: `dx = n g - x n^3 mean(g x)`.
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let width = self.weight.elem_count();
+        let mut dx = with_values(&dy.contiguous()?, |dy| Ok(dy.to_vec()))?;
+        with_values(x, |x| {
+            with_values(&self.weight, |weight| {
+                for (dx, x) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    dx.iter_mut().zip(weight).for_each(|(d, w)| *d *= w);
+                    let scale = self.scale(x);
+                    let mean = dx.iter().zip(x).map(|(g, x)| g * x).sum::<f32>() / width as f32;
+                    let along = scale * scale * scale * mean;
+                    dx.iter_mut().zip(x).for_each(|(g, x)| *g = scale * *g - along * x);
+                }
+                Ok(())
+            })
+        })?;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
+
+/// `silu(gate) * up`, elementwise.
+pub(super) struct Gated;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if gate_layout.shape() != up_layout.shape() {
+            bail!("gated: gate {:?}, up {:?}", gate_layout.dims(), up_layout.dims());
+        }
+        let (gate, up) = (contiguous(gate, gate_layout)?, contiguous(up, up_layout)?);
+        let y = gate.iter().zip(up).map(|(&g, u)| g * sigmoid(g) * u).collect();
+        Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dgate, dup): (Vec<f32>, Vec<f32>) = with_values(&dy.contiguous()?, |dy| {
+            with_values(gate, |gate| {
+                with_values(up, |up| {
+                    let gradients = gate.iter().zip(up).zip(dy).map(|((&g, &u), &d)| {
+                        let s = sigmoid(g);
+                        (d * u * s * (1.0 + g * (1.0 - s)), d * g * s)
+                    });
+                    Ok(gradients.unzip())
+                })
+            })
+        })?;
+        let like = |values| Tensor::from_vec(values, gate.shape(), gate.device()).map(Some);
+        Ok((like(dgate)?, like(dup)?))
+    }
+}
+
+/// Turns the pair `(d, d + D/2)` of each head of each row by the row's angle `d`; `turns (T, D/2)` are (sin, cos).
+#[derive(Clone)]
+pub(super) struct Rotary {
+    pub(super) turns: std::sync::Arc<Vec<(f32, f32)>>,
+    pub(super) head_size: usize,
+}
+
+impl Rotary {
+    /// `direction` is 1, or -1 for the inverse.
+    fn turn(&self, x: &mut [f32], width: usize, direction: f32) {
+        let half = self.head_size / 2;
+        for (row, turns) in x.chunks_exact_mut(width).zip(self.turns.chunks_exact(half)) {
+            for head in row.chunks_exact_mut(self.head_size) {
+                let (first, second) = head.split_at_mut(half);
+                for ((a, b), &(sin, cos)) in first.iter_mut().zip(second).zip(turns) {
+                    let sin = sin * direction;
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    }
+}
+
+impl CustomOp1 for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, width) = layout.shape().dims2()?;
+        if self.turns.len() != rows * (self.head_size / 2) || !width.is_multiple_of(self.head_size) {
+            bail!("rotary: x {:?}, heads of {}, {} turns", layout.dims(), self.head_size, self.turns.len());
+        }
+        let mut y = contiguous(x, layout)?.to_vec();
+        self.turn(&mut y, width, 1.0);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    /// A rotation's transpose is the rotation back.
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let mut dx = with_values(&dy.contiguous()?, |dy| Ok(dy.to_vec()))?;
+        self.turn(&mut dx, x.dim(1)?, -1.0);
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
+
+/// The mean of `-log softmax(logits)[target]` over the rows of `logits (n, V)`.
+pub(super) struct CrossEntropy {
+    pub(super) targets: Vec<u32>,
+}
+
+impl CrossEntropy {
+    /// `(target, the row's logits)`
+    fn rows<'a>(&'a self, logits: &'a [f32]) -> impl Iterator<Item = (usize, &'a [f32])> {
+        let width = logits.len() / self.targets.len();
+        self.targets.iter().map(|&t| t as usize).zip(logits.chunks_exact(width))
+    }
+}
+
+fn log_sum_exp(row: &[f32]) -> f32 {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Each chunk in f32, their sum in f64: a vocabulary is too long for one f32 sum.
+    let sum =
+        row.chunks(256).map(|c| f64::from(c.iter().map(|x| (x - most).exp()).sum::<f32>())).sum::<f64>();
+    most + sum.ln() as f32
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross entropy"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, width) = layout.shape().dims2()?;
+        if rows == 0 || rows != self.targets.len() || self.targets.iter().any(|&t| t as usize >= width) {
+            bail!("cross entropy: logits {:?}, {} targets", layout.dims(), self.targets.len());
+        }
+        let losses =
+            self.rows(contiguous(logits, layout)?).map(|(t, row)| f64::from(log_sum_exp(row) - row[t]));
+        let mean = losses.sum::<f64>() / rows as f64;
+        Ok((CpuStorage::F32(vec![mean as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, logits: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let weight = dy.to_scalar::<f32>()? / self.targets.len() as f32;
+        let gradient = with_values(logits, |logits| {
+            let mut gradient = Vec::with_capacity(logits.len());
+            for (target, row) in self.rows(logits) {
+                let total = log_sum_exp(row);
+                let start = gradient.len();
+                gradient.extend(row.iter().map(|x| (x - total).exp() * weight));
+                gradient[start + target] -= weight;
+            }
+            Ok(gradient)
+        })?;
+        Tensor::from_vec(gradient, logits.shape(), logits.device()).map(Some)
+    }
+}

@@ -1,0 +1,201 @@
+//! Operations with a backward pass of their own against the same composed of candle's: values and gradients.
+
+use super::elastic::{Elastic, Frozen, Mask};
+use super::fused::{CrossEntropy, Gated, RmsNorm, Rotary};
+use super::product::{Onto, View, multiply};
+use crate::supernet::ActiveLinear;
+use candle_core::{D, Device, Result, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+
+const ROWS: [usize; 6] = [1, 2, 3, 7, 16, 133];
+
+fn random(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..rows * columns).map(|_| random.random_range(-1.0..1.0)).collect()
+}
+
+fn variable(rows: usize, columns: usize, seed: u64) -> Var {
+    Var::from_vec(random(rows, columns, seed), (rows, columns), &Device::Cpu).unwrap()
+}
+
+/// Runs both on fresh variables of these shapes and compares the results and every variable's gradient; the result is
+/// weighted with fixed random numbers, so that no gradient is trivial.
+fn check(
+    name: &str,
+    shapes: &[(usize, usize)],
+    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let run = |operation: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+        let variables =
+            shapes.iter().zip(1..).map(|(&(r, c), seed)| variable(r, c, seed)).collect::<Vec<_>>();
+        let inputs = variables.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
+        let y = operation(&inputs).unwrap();
+        let weights = Tensor::from_vec(random(1, y.elem_count(), 99), y.shape(), &Device::Cpu).unwrap();
+        let gradients = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradient = |t: &Tensor| gradients.get(t).unwrap().clone();
+        let all = std::iter::once(y).chain(inputs.iter().map(gradient));
+        all.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
+    };
+    let (got, expected) = (run(&fused), run(&composed));
+    for (what, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        assert_eq!(got.len(), expected.len(), "{name} {shapes:?}: output {what}");
+        let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+        let off = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off <= 2e-5 * largest, "{name} {shapes:?}: output {what} is off by {off} of {largest}");
+    }
+}
+
+fn prefix(matrix: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
+    matrix.narrow(0, 0, rows)?.narrow(1, 0, columns)
+}
+
+#[test]
+fn the_elastic_product_is_its_formula_and_so_are_its_gradients() {
+    let (full_out, full_inp, full_rank) = (37, 29, 9);
+    let weight =
+        Tensor::from_vec(random(full_out, full_inp, 50), (full_out, full_inp), &Device::Cpu).unwrap();
+    for rows in ROWS {
+        for (out, inp, rank) in [(37, 29, 9), (37, 13, 9), (20, 29, 5), (1, 1, 1)] {
+            for dropout in [false, true] {
+                let keep = random(rows, inp, 7).iter().map(|&v| v > -0.5).collect::<Vec<_>>();
+                let mask = || dropout.then(|| Mask { keep: keep.clone(), scale: 4.0 / 3.0 });
+                let factors = keep.iter().map(|&k| if k || !dropout { 1.0 } else { 0.0f32 });
+                let factor = if dropout { 4.0 / 3.0 } else { 1.0 };
+                let factors = factors.map(|k| k * factor).collect::<Vec<_>>();
+                let active = ActiveLinear { out, inp, rank };
+                check(
+                    &format!("elastic {active:?}, dropout {dropout}"),
+                    &[(rows, inp), (full_rank, full_inp), (full_out, full_rank)],
+                    |v| {
+                        let elastic = Elastic::new(weight.clone(), active, 2.0, 1);
+                        Elastic { dropout: mask(), ..elastic }.product(&v[0], &v[1], &v[2])
+                    },
+                    |v| {
+                        let (x, a, b) = (&v[0], prefix(&v[1], rank, inp)?, prefix(&v[2], out, rank)?);
+                        let factors = Tensor::from_vec(factors.clone(), (rows, inp), &Device::Cpu)?;
+                        let base = x.matmul(&prefix(&weight, out, inp)?.t()?)?;
+                        base + (x.mul(&factors)?.matmul(&a.t()?)?.matmul(&b.t()?)? * 2.0)?
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_parameter_outside_the_active_prefix_has_a_gradient_of_zero() {
+    let weight = Tensor::from_vec(random(8, 6, 50), (8, 6), &Device::Cpu).unwrap();
+    let (x, a, b) = (variable(3, 4, 1), variable(5, 6, 2), variable(8, 5, 3));
+    let elastic = Elastic::new(weight, ActiveLinear { out: 7, inp: 4, rank: 2 }, 2.0, 1);
+    let y = elastic.product(x.as_tensor(), a.as_tensor(), b.as_tensor()).unwrap();
+    let gradients = y.sum_all().unwrap().backward().unwrap();
+    let rows = |v: &Var| gradients.get(v.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+    for (r, row) in rows(&a).iter().enumerate() {
+        for (c, value) in row.iter().enumerate() {
+            assert_eq!(*value != 0.0, r < 2 && c < 4, "A ({r}, {c})");
+        }
+    }
+    for (r, row) in rows(&b).iter().enumerate() {
+        for (c, value) in row.iter().enumerate() {
+            assert_eq!(*value != 0.0, r < 7 && c < 2, "B ({r}, {c})");
+        }
+    }
+}
+
+#[test]
+fn the_frozen_product_has_the_gradient_of_its_input() {
+    let weight = Tensor::from_vec(random(37, 29, 50), (37, 29), &Device::Cpu).unwrap();
+    for rows in ROWS {
+        for (out, inp) in [(37, 29), (20, 13)] {
+            check(
+                "frozen",
+                &[(rows, inp)],
+                |v| Frozen { weight: weight.clone(), out, inp, threads: 2 }.product(&v[0]),
+                |v| v[0].matmul(&prefix(&weight, out, inp)?.t()?),
+            );
+        }
+    }
+}
+
+#[test]
+fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
+    let device = Device::Cpu;
+    for rows in ROWS {
+        let weight = Tensor::from_vec(random(1, 24, 50), 24, &device).unwrap();
+        check(
+            "rms norm",
+            &[(rows, 24)],
+            |v| v[0].apply_op1(RmsNorm { weight: weight.clone(), eps: 1e-5 }),
+            |v| {
+                let mean_square = (v[0].sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
+                v[0].broadcast_div(&mean_square.sqrt()?)?.broadcast_mul(&weight)
+            },
+        );
+        check(
+            "gated",
+            &[(rows, 24), (rows, 24)],
+            |v| v[0].apply_op2(&v[1], Gated),
+            |v| v[0].div(&(v[0].neg()?.exp()? + 1.0)?)?.mul(&v[1]),
+        );
+        let angles = random(rows, 4, 60);
+        check(
+            "rotary",
+            &[(rows, 24)],
+            |v| {
+                let turns = Arc::new(angles.iter().map(|a| a.sin_cos()).collect());
+                v[0].apply_op1(Rotary { turns, head_size: 8 })
+            },
+            |v| {
+                let angles = Tensor::from_vec(angles.clone(), (rows, 1, 4), &device)?;
+                let (sin, cos) = (angles.sin()?, angles.cos()?);
+                let heads = v[0].reshape((rows, 3, 8))?;
+                let (a, b) = (heads.narrow(2, 0, 4)?, heads.narrow(2, 4, 4)?);
+                let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+                let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+                Tensor::cat(&[first, second], 2)?.reshape((rows, 24))
+            },
+        );
+        let targets = (0..rows as u32).map(|r| r * 31 % 300).collect::<Vec<_>>();
+        check(
+            "cross entropy",
+            &[(rows, 300)],
+            |v| v[0].apply_op1(CrossEntropy { targets: targets.clone() }),
+            |v| {
+                let targets = Tensor::new(targets.as_slice(), &device)?.unsqueeze(1)?;
+                let log_sum = v[0].exp()?.sum_keepdim(D::Minus1)?.log()?;
+                (log_sum - v[0].gather(&targets, 1)?)?.mean_all()
+            },
+        );
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    let weight = Tensor::zeros((4, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let x = variable(2, 3, 1);
+    let frozen = |out, inp| Frozen { weight: weight.clone(), out, inp, threads: 1 };
+    assert!(frozen(4, 3).product(x.as_tensor()).is_ok());
+    assert!(frozen(5, 3).product(x.as_tensor()).is_err());
+    assert!(frozen(4, 2).product(x.as_tensor()).is_err());
+    let wrong_targets = CrossEntropy { targets: vec![0, 3] };
+    assert!(x.as_tensor().apply_op1(wrong_targets).is_err());
+    let too_few = Rotary { turns: Arc::new(vec![(0.0, 1.0)]), head_size: 2 };
+    assert!(x.as_tensor().apply_op1(too_few).is_err());
+}
+
+#[test]
+fn a_product_may_use_any_part_of_its_operands() {
+    // (1 2; 3 4) in rows of three, times its own transpose, added to ones in rows of four.
+    let a = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0];
+    let a = View::prefix(&a, 2, 2, 3);
+    for threads in [1, 2] {
+        let mut into = [1.0; 8];
+        multiply((&mut into, 4), Onto::Sum, 2.0, a, a.t(), threads);
+        assert_eq!(into, [11.0, 23.0, 1.0, 1.0, 23.0, 51.0, 1.0, 1.0]);
+        multiply((&mut into, 4), Onto::Fresh, 1.0, a, a.t(), threads);
+        assert_eq!(into, [5.0, 11.0, 1.0, 1.0, 11.0, 25.0, 1.0, 1.0]);
+    }
+}
