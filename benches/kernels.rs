@@ -1,1 +1,135 @@
-fn main() {}
+//! The elastic low-rank product of the cpu backend beside what bounds it.
+//!
+//! Each group runs the same shapes by several means in one process, so that the ratios hold on a noisy machine:
+//! `decode` beside reading the same bytes, `prefill` beside the gemm crate's product of the base weight alone,
+//! `mixed` (several sub-networks in one batch) beside the same rows in one sub-network.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use lonas::backend::cpu::{Cpu, Dtype, Rows};
+use lonas::backend::{Adapter, Backend, Linear, Segment, Selection};
+use lonas::supernet::{ActiveLinear, ActiveShape};
+use lonas::weights::{HostData, HostMatrix};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::hint::black_box;
+use std::sync::Arc;
+
+/// Name, outputs, inputs: the gate of SmolLM2-135M's MLP, and LLaMA-7B's.
+const SHAPES: [(&str, usize, usize); 2] = [("smollm2-gate", 1536, 576), ("llama-7b-gate", 11008, 4096)];
+const RANK: usize = 32;
+const DTYPES: [(&str, Dtype); 3] = [("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("int8", Dtype::Int8)];
+
+fn random(count: usize) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    (0..count).map(|_| random.random_range(-0.1..0.1)).collect()
+}
+
+fn matrix(rows: usize, columns: usize) -> HostMatrix {
+    HostMatrix { name: "w".into(), rows, columns, data: HostData::F32(random(rows * columns)) }
+}
+
+fn linear(cpu: &Cpu, out: usize, inp: usize) -> Linear<Cpu> {
+    let a = cpu.adapter_matrix(matrix(RANK, inp)).expect("a matrix of these sizes");
+    let b = cpu.adapter_matrix(matrix(out, RANK)).expect("a matrix of these sizes");
+    let weight = Arc::new(cpu.matrix(matrix(out, inp)).expect("a matrix of these sizes"));
+    Linear { index: 0, weight, bias: None, adapters: vec![Some(Adapter { a, b, scale: 2.0 })] }
+}
+
+/// `rows` rows cut evenly among sub-networks that keep these eighths of the outputs.
+fn segments(rows: usize, (out, inp): (usize, usize), eighths: &[usize]) -> Vec<Segment> {
+    let each = rows / eighths.len();
+    let segment = |(i, &kept): (usize, &usize)| {
+        let linears = vec![ActiveLinear { out: out * kept / 8, inp, rank: RANK }];
+        let shape = Arc::new(ActiveShape { linears });
+        let selection = Selection { adapter: 0, subnetwork: kept as u32, shape };
+        Segment { rows: i * each..(i + 1) * each, selection }
+    };
+    eighths.iter().enumerate().map(segment).collect()
+}
+
+/// One row: bound by the bytes of the weight.
+fn decode(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decode");
+    for (name, out, inp) in SHAPES {
+        let x = Rows::new(inp, random(inp));
+        for (dtype_name, dtype) in DTYPES {
+            let cpu = Cpu::new(dtype, 0);
+            let linear = linear(&cpu, out, inp);
+            let segments = segments(1, (out, inp), &[8]);
+            group.throughput(Throughput::Bytes(linear.weight.bytes() as u64));
+            group.bench_function(BenchmarkId::new(dtype_name, name), |b| {
+                b.iter(|| cpu.linear(black_box(&x), &linear, &segments));
+            });
+        }
+        let bytes = vec![1u64; out * inp / 2];
+        group.throughput(Throughput::Bytes(bytes.len() as u64 * 8));
+        group.bench_function(BenchmarkId::new("read-f32", name), |b| b.iter(|| read(&bytes)));
+    }
+    group.finish();
+}
+
+/// Reads memory on all threads, as fast as it comes.
+fn read(words: &[u64]) -> u64 {
+    use rayon::prelude::*;
+    let parts = words.par_chunks(words.len().div_ceil(rayon::current_num_threads()));
+    parts.map(|part| part.iter().fold(0, |sum, word| sum ^ word)).reduce(|| 0, |a, b| a ^ b)
+}
+
+/// 128 rows: bound by arithmetic.
+fn prefill(criterion: &mut Criterion) {
+    let rows = 128;
+    let mut group = criterion.benchmark_group("prefill");
+    group.sample_size(20);
+    for (name, out, inp) in SHAPES {
+        let x = Rows::new(inp, random(rows * inp));
+        group.throughput(Throughput::Elements((2 * rows * out * inp) as u64));
+        for (dtype_name, dtype) in DTYPES {
+            let cpu = Cpu::new(dtype, 0);
+            let linear = linear(&cpu, out, inp);
+            let segments = segments(rows, (out, inp), &[8]);
+            group.bench_function(BenchmarkId::new(dtype_name, name), |b| {
+                b.iter(|| cpu.linear(black_box(&x), &linear, &segments));
+            });
+        }
+        let (weight, mut y) = (random(out * inp), vec![0.0; rows * out]);
+        group.bench_function(BenchmarkId::new("gemm-f32-base-only", name), |b| {
+            b.iter(|| gemm(&mut y, x.values(), &weight, (rows, out, inp)));
+        });
+    }
+    group.finish();
+}
+
+#[expect(unsafe_code, reason = "the gemm crate's interface")]
+fn gemm(y: &mut [f32], x: &[f32], weight: &[f32], (rows, out, inp): (usize, usize, usize)) {
+    assert!(y.len() == rows * out && x.len() == rows * inp && weight.len() == out * inp);
+    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
+    let (o, i) = (out as isize, inp as isize);
+    let (y, x, weight) = (y.as_mut_ptr(), x.as_ptr(), weight.as_ptr());
+    // SAFETY: the three matrices are exactly as large as their shapes say.
+    unsafe {
+        gemm::gemm(
+            rows, out, inp, y, 1, o, false, x, 1, i, weight, i, 1, 0.0, 1.0, false, false, false, threads,
+        );
+    }
+}
+
+/// Eight rows in four sub-networks beside eight rows in each of the four.
+fn mixed(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mixed");
+    let (name, out, inp) = SHAPES[0];
+    let x = Rows::new(inp, random(8 * inp));
+    let cpu = Cpu::new(Dtype::Bf16, 0);
+    let linear = linear(&cpu, out, inp);
+    for (what, eighths) in
+        [("8/8", &[8][..]), ("7/8", &[7]), ("6/8", &[6]), ("4/8", &[4]), ("all four", &[8, 7, 6, 4])]
+    {
+        let segments = segments(8, (out, inp), eighths);
+        group.bench_function(BenchmarkId::new(what, name), |b| {
+            b.iter(|| cpu.linear(black_box(&x), &linear, &segments));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, prefill, mixed);
+criterion_main!(benches);

@@ -82,7 +82,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Causal attention with grouped queries. `q (T, N*D)`, `k` and `v (T, K*D)`, result `(T, N*D)`.
     ///
     /// With a cache, writes this step's keys and values of `layer` into the spans' blocks and lets every row see all
-    /// positions of its sequence up to its own. Without one, every span must start at position 0.
+    /// positions of its sequence up to its own. A span sees what spans before it have written in the same step, so
+    /// sequences with a common beginning can share its blocks. Without one, every span must start at position 0.
     fn attention(
         &self,
         q: &Self::Rows,

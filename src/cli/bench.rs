@@ -68,7 +68,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let mut opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
     let tokens = (args.prompt + args.output).next_multiple_of(16) * args.streams;
-    let mut executor = args.compute.executor(&opened, tokens)?;
+    let mut executor = args.compute.executor(&opened, tokens, open::BLOCK_SIZE)?;
     println!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe());
     let selections = open::selections(&opened);
     let mut rates = vec![Rates::default(); selections.len()];

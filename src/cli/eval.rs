@@ -54,11 +54,15 @@ pub(super) struct EvalArgs {
     compute: ComputeArgs,
 }
 
+/// Of the pool: one step's texts, or the longest single one.
+const POOL_TOKENS: usize = 8192;
+
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     let mut opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
-    let mut executor = args.compute.executor(&opened, 64 * 512)?;
+    // Blocks of one position: the options of a question share all of its context.
+    let mut executor = args.compute.executor(&opened, POOL_TOKENS, 1)?;
     let mut selections = open::selections(&opened);
     let names = names(args, &selections)?;
     selections.retain(|(entry, _)| names.contains(&entry.1));

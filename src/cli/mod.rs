@@ -61,7 +61,9 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_default();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let to_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_target(false).with_ansi(to_terminal).init();
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),

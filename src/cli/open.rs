@@ -187,13 +187,18 @@ enum DeviceArg {
     Reference,
 }
 
-/// Positions in one block of the key-value pool.
-const BLOCK_SIZE: usize = 16;
+/// Positions in one block of the key-value pool where sequences are served.
+pub(super) const BLOCK_SIZE: usize = 16;
 
 impl ComputeArgs {
-    /// Loads the model with all its super-adapters, and a pool for `kv_tokens` tokens.
-    pub(super) fn executor(&self, opened: &Opened, kv_tokens: usize) -> Result<Box<dyn Executor>, Failure> {
-        let blocks = kv_tokens.div_ceil(BLOCK_SIZE).max(1);
+    /// Loads the model with all its super-adapters, and a pool for `kv_tokens` tokens in blocks of `block_size`.
+    pub(super) fn executor(
+        &self,
+        opened: &Opened,
+        kv_tokens: usize,
+        block_size: usize,
+    ) -> Result<Box<dyn Executor>, Failure> {
+        let blocks = (kv_tokens.div_ceil(block_size).max(1), block_size);
         match self.device {
             DeviceArg::Cpu => Ok(Box::new(self.load(self.cpu(), opened, blocks)?)),
             DeviceArg::Reference => Ok(Box::new(self.load(Reference::new(), opened, blocks)?)),
@@ -204,10 +209,10 @@ impl ComputeArgs {
         &self,
         backend: B,
         opened: &Opened,
-        blocks: usize,
+        (blocks, block_size): (usize, usize),
     ) -> Result<LlamaExecutor<B>, Failure> {
         let model = llama::load(&backend, &opened.base, opened.super_adapters()?, &opened.orders)?;
-        Ok(LlamaExecutor::new(model, backend, blocks, BLOCK_SIZE)?)
+        Ok(LlamaExecutor::new(model, backend, blocks, block_size)?)
     }
 
     fn cpu(&self) -> Cpu {

@@ -76,7 +76,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let opened = open::models(&args.models, &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
     let chat_template = open::chat_template(&opened.base, &tokenizer)?;
-    let executor = args.compute.executor(&opened, args.kv_tokens)?;
+    let executor = args.compute.executor(&opened, args.kv_tokens, open::BLOCK_SIZE)?;
     let capacity = executor.blocks() * executor.block_size();
     let longest = opened.base.config.max_positions.min(capacity);
     let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };

@@ -172,6 +172,65 @@ mod tests {
         assert!(score(&mut Successor, &[text(&[0; 33], 1)], |_| {}).is_err());
     }
 
+    /// Blocks of one position, and a memory of what was written where: a token may only build on its own beginning.
+    struct Remembering {
+        written: Vec<u32>,
+        computed: usize,
+    }
+
+    impl Executor for Remembering {
+        fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError> {
+            self.computed += batch.tokens.len();
+            let mut rows = Vec::new();
+            for span in &batch.spans {
+                for (i, &token) in batch.tokens[span.rows.clone()].iter().enumerate() {
+                    self.written[span.blocks[span.start + i] as usize] = token;
+                    let seen = &span.blocks[..=span.start + i];
+                    // Every logit depends on the whole sequence so far.
+                    let hash = seen.iter().fold(7u32, |h, &b| (h * 31 + self.written[b as usize] + 1) % 1009);
+                    rows.push((0..4).map(|t| ((hash * (t + 3)) % 11) as f32).collect::<Vec<_>>());
+                }
+            }
+            let values = batch.outputs.iter().flat_map(|&r| rows[r as usize].clone()).collect();
+            Ok(Logits { values, vocabulary: 4 })
+        }
+
+        fn vocabulary(&self) -> usize {
+            4
+        }
+
+        fn blocks(&self) -> usize {
+            self.written.len()
+        }
+
+        fn block_size(&self) -> usize {
+            1
+        }
+    }
+
+    #[test]
+    fn a_common_context_is_computed_once_and_changes_nothing() {
+        let new = || Remembering { written: vec![0; 40], computed: 0 };
+        let text =
+            |tokens: &[u32], context, id| Text { tokens: tokens.to_vec(), context, selection: selection(id) };
+        let texts = [
+            text(&[1, 2, 3, 0, 1], 3, 0),
+            text(&[1, 2, 3, 2], 3, 0),
+            text(&[1, 2, 3, 3, 3, 1], 3, 0),
+            text(&[1, 2, 3, 3], 3, 1),
+            text(&[1, 2, 1, 3], 3, 1),
+            text(&[1, 2], 1, 1),
+        ];
+        let mut together = new();
+        let scored = score(&mut together, &texts, |_| {}).unwrap();
+        for (text, scored) in texts.iter().zip(&scored) {
+            let alone = score(&mut new(), std::slice::from_ref(text), |_| {}).unwrap();
+            assert_eq!(alone[0], *scored, "{:?}", text.tokens);
+        }
+        // The second and third text take two tokens from the first; nobody else has the same context.
+        assert_eq!(together.computed, 5 + 2 + 4 + 4 + 4 + 2);
+    }
+
     #[test]
     fn the_likeliest_option_is_the_answer() {
         // Options after 0: "1 2" (1/4), "3" (1/6): summed the first wins, and by the token too; "2" and "3" are equal.

@@ -25,8 +25,9 @@ pub struct Scored {
 /// Tokens in one step; as many rows of logits may be wanted.
 const STEP_TOKENS: usize = 512;
 
-/// Scores every text; texts that stand together and share a sub-network share a segment. `progress` is told how many
-/// are done. A text that does not fit the executor's pool is an error.
+/// Scores every text; texts that stand together and share a sub-network share a segment, and where they have the same
+/// context it is computed once: as much of it as fills whole blocks of the pool, so blocks of one position share most.
+/// `progress` is told how many are done. A text that does not fit the executor's pool is an error.
 pub fn score(
     executor: &mut dyn Executor,
     texts: &[Text],
@@ -44,12 +45,22 @@ pub fn score(
     Ok(scored)
 }
 
+/// How many of its first positions a text takes from the one before it. The last context token stays its own, since
+/// its logits say how likely the continuation's first token is.
+fn shared(before: Option<&Text>, text: &Text, block_size: usize) -> usize {
+    let context = &text.tokens[..text.context];
+    let same = |b: &&Text| b.selection == text.selection && &b.tokens[..b.context] == context;
+    before.filter(same).map_or(0, |_| (text.context - 1) / block_size * block_size)
+}
+
 /// How many of the first texts go into one step: within its budget and the pool, but at least one.
 fn fitting(executor: &dyn Executor, texts: &[Text]) -> Result<usize, BackendError> {
     let (mut tokens, mut blocks, mut count) = (0, 0, 0);
-    for text in texts {
-        tokens += text.tokens.len();
-        blocks += text.tokens.len().div_ceil(executor.block_size());
+    for (i, text) in texts.iter().enumerate() {
+        let before = i.checked_sub(1).map(|i| &texts[i]);
+        let own = text.tokens.len() - shared(before, text, executor.block_size());
+        tokens += own;
+        blocks += own.div_ceil(executor.block_size());
         if blocks > executor.blocks() || (count > 0 && tokens > STEP_TOKENS) {
             break;
         }
@@ -67,17 +78,22 @@ fn fitting(executor: &dyn Executor, texts: &[Text]) -> Result<usize, BackendErro
 
 fn score_step(executor: &mut dyn Executor, texts: &[Text]) -> Result<Vec<Scored>, BackendError> {
     let mut batch = Batch::default();
-    let mut next_block = 0;
-    for text in texts {
+    let (mut next_block, mut blocks_before, block_size) = (0, Vec::new(), executor.block_size());
+    for (i, text) in texts.iter().enumerate() {
+        let start = shared(i.checked_sub(1).map(|i| &texts[i]), text, block_size);
         let first = batch.tokens.len();
-        let rows = first..first + text.tokens.len();
-        let blocks = text.tokens.len().div_ceil(executor.block_size()) as u32;
-        batch.tokens.extend(&text.tokens);
-        batch.positions.extend(0..text.tokens.len() as u32);
-        batch.outputs.extend((rows.start + text.context - 1..rows.end - 1).map(|r| r as u32));
-        let (start, of_text) = (0, (next_block..next_block + blocks).collect());
-        batch.spans.push(SequenceSpan { rows: rows.clone(), start, blocks: of_text });
-        next_block += blocks;
+        let rows = first..first + text.tokens.len() - start;
+        let own = rows.len().div_ceil(block_size) as u32;
+        let mut blocks: Vec<u32> = std::mem::take(&mut blocks_before);
+        blocks.truncate(start / block_size);
+        blocks.extend(next_block..next_block + own);
+        next_block += own;
+        batch.tokens.extend(&text.tokens[start..]);
+        batch.positions.extend(start as u32..text.tokens.len() as u32);
+        let predicting = text.context - 1 - start..text.tokens.len() - 1 - start;
+        batch.outputs.extend(predicting.map(|r| (first + r) as u32));
+        batch.spans.push(SequenceSpan { rows: rows.clone(), start, blocks: blocks.clone() });
+        blocks_before = blocks;
         match batch.segments.last_mut() {
             Some(segment) if segment.selection == text.selection => segment.rows.end = rows.end,
             _ => batch.segments.push(Segment { rows, selection: text.selection.clone() }),

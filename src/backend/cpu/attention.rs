@@ -21,11 +21,12 @@ impl PagedCache {
             what: "the key-value pool".into(),
             bytes: floats.map_or(usize::MAX, |n| n.saturating_mul(8)),
         };
+        // Asked for first, since running out of memory must be an error; then zeroed by the system, which gives a page
+        // only when it is written: a pool costs memory as it fills.
         let pool = || {
-            let mut pool = Vec::new();
-            pool.try_reserve_exact(floats.ok_or_else(memory)?).map_err(|_| memory())?;
-            pool.resize(floats.unwrap_or(0), 0.0);
-            Ok(pool)
+            let floats = floats.ok_or_else(memory)?;
+            Vec::<f32>::new().try_reserve_exact(floats).map_err(|_| memory())?;
+            Ok(vec![0.0; floats])
         };
         Ok(Self { layout, keys: pool()?, values: pool()? })
     }
