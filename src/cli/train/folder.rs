@@ -1,0 +1,116 @@
+//! What a training leaves: a model folder that `lonas serve` takes as it is.
+
+use super::TrainArgs;
+use super::card::{Facts, card};
+use super::plan::Plan;
+use crate::artifact::{AdapterTensors, BaseReference, ModelFolder, write_adapter};
+use crate::backend::reference::NamedTensor;
+use crate::cli::{Failure, open};
+use crate::model::llama::MODULES;
+use crate::plot;
+use crate::supernet::Catalog;
+use crate::train::{LogLine, Trainer, TrainingLog};
+use crate::weights::{HostData, HostMatrix};
+use std::collections::BTreeMap;
+
+/// Writes adapter, supernet.json, catalog.json, the loss curve and, where there is none, the model card.
+pub(super) fn write(
+    args: &TrainArgs,
+    plan: &Plan,
+    trainer: &Trainer,
+    log: &TrainingLog,
+) -> Result<(), Failure> {
+    let tensors = natural_order(plan, trainer.optimizer().values());
+    write_adapter(&args.out, &plan.adapter, &tensors, args.adapter_type)?;
+    let orders = open::orders_by_group(&plan.space, &plan.orders);
+    let name = open::name_of(&args.out);
+    let base = BaseReference { sha256: base_digest(plan)?, ..plan.base_reference.clone() };
+    let (shape, space) = (&plan.shape, &plan.space);
+    ModelFolder::write_supernet(&args.out, &name, &base, plan.adapter.scale(), shape, space, &orders)?;
+    ModelFolder::open(&args.out)?.write_catalog(&Catalog::new(shape, space))?;
+    std::fs::write(args.out.join("loss.svg"), loss_curve(log))?;
+    // A card that somebody has written stays.
+    let path = args.out.join("README.md");
+    if !path.exists() {
+        std::fs::write(path, card(&facts(args, plan, &name), log))?;
+    }
+    Ok(())
+}
+
+fn facts<'a>(args: &'a TrainArgs, plan: &'a Plan, name: &'a str) -> Facts<'a> {
+    let space = &plan.space;
+    Facts {
+        name,
+        base: open::name_of(plan.base.path()),
+        data: &args.data,
+        form: args.form.name(),
+        sequences: (plan.sequences.len(), plan.sequences.iter().map(Vec::len).sum(), plan.validation.len()),
+        space: format!("{} groups, 10^{:.1} sub-networks", space.groups().len(), space.log10_size()),
+        reordered: !plan.orders.is_empty(),
+        recipe: &plan.recipe,
+        command: std::iter::once("lonas".into()).chain(std::env::args().skip(1)).collect(),
+    }
+}
+
+fn base_digest(plan: &Plan) -> Result<Option<String>, Failure> {
+    match &plan.base_reference.sha256 {
+        Some(known) => Ok(Some(known.clone())),
+        None => Ok(Some(plan.base.sha256()?)),
+    }
+}
+
+/// The trained tensors by module, put back into the base's own channel order.
+fn natural_order(plan: &Plan, values: Vec<NamedTensor>) -> AdapterTensors {
+    let mut by_name = values.into_iter().map(|t| (t.name.clone(), t)).collect::<BTreeMap<_, _>>();
+    let mut take = |name: String| {
+        let NamedTensor { name, rows, columns, values } = by_name.remove(&name)?;
+        Some(HostMatrix { name, rows, columns, data: HostData::F32(values) })
+    };
+    let mut tensors = AdapterTensors::new();
+    for (index, linear) in plan.shape.linears.iter().enumerate() {
+        let halves =
+            (take(format!("{}.lora_A.weight", linear.name)), take(format!("{}.lora_B.weight", linear.name)));
+        let (Some(mut a), Some(mut b)) = halves else { continue };
+        if let Some(order) = plan.orders.get(&(index / MODULES.len())) {
+            let back = inverse(order);
+            match MODULES[index % MODULES.len()] {
+                "mlp.gate_proj" | "mlp.up_proj" => b = b.permute_rows(&back),
+                "mlp.down_proj" => a = a.permute_columns(&back),
+                _ => {}
+            }
+        }
+        tensors.insert(linear.name.clone(), (a, b));
+    }
+    tensors
+}
+
+fn inverse(order: &[usize]) -> Vec<usize> {
+    let mut inverse = vec![0; order.len()];
+    for (place, &channel) in order.iter().enumerate() {
+        inverse[channel] = place;
+    }
+    inverse
+}
+
+fn loss_curve(log: &TrainingLog) -> String {
+    let mut micro_batches = Vec::new();
+    let mut validated = [Vec::new(), Vec::new(), Vec::new()];
+    for line in log.lines() {
+        match line {
+            LogLine::MicroBatch { micro_batch, loss, .. } => {
+                micro_batches.push((*micro_batch as f64, f64::from(*loss)));
+            }
+            LogLine::Validation { micro_batch, losses } => {
+                let all = [losses.maximal, losses.heuristic, losses.minimal];
+                for (series, loss) in validated.iter_mut().zip(all) {
+                    series.push((*micro_batch as f64, loss));
+                }
+            }
+        }
+    }
+    let mut series = vec![plot::Series::dots("each micro-batch's random sub-network", micro_batches)];
+    for (name, points) in crate::train::VALIDATED.into_iter().zip(validated) {
+        series.push(plot::Series::line(&format!("validation, {name}"), points));
+    }
+    plot::chart("Training loss", "micro-batch", "loss (nats per token)", &series)
+}

@@ -1,0 +1,133 @@
+//! What a training starts from: base, search space, recipe, token sequences, channel order.
+
+use super::TrainArgs;
+use crate::artifact::{AdapterConfig, Base, BaseReference};
+use crate::cli::{Failure, open};
+use crate::data::{self, PromptForm};
+use crate::model::llama::{self, GroupTemplate, MODULES};
+use crate::supernet::{ModelShape, SearchSpace};
+use crate::text::Tokenizer;
+use crate::train::{CALIBRATION_SEQUENCES, Recipe, importance_orders};
+use std::collections::BTreeMap;
+
+/// A search-space file.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpaceFile {
+    /// The adapters' full rank.
+    rank: usize,
+    /// The adapters' scale is `alpha / rank`.
+    alpha: f64,
+    /// Short names of the modules that get an adapter.
+    targets: Vec<String>,
+    groups: Vec<GroupTemplate>,
+}
+
+/// Everything a training starts from, all of it decided by the arguments.
+pub(super) struct Plan {
+    pub(super) base: Base,
+    pub(super) base_reference: BaseReference,
+    pub(super) adapter: AdapterConfig,
+    pub(super) shape: ModelShape,
+    pub(super) space: SearchSpace,
+    /// Channel orders by layer.
+    pub(super) orders: BTreeMap<usize, Vec<usize>>,
+    pub(super) recipe: Recipe,
+    pub(super) sequences: Vec<Vec<u32>>,
+    pub(super) validation: Vec<Vec<u32>>,
+}
+
+pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
+    let base_reference = args.base.reference();
+    let base = open::base(&base_reference)?;
+    let space_text = std::fs::read(&args.space).map_err(|e| format!("{}: {e}", args.space.display()))?;
+    let file: SpaceFile =
+        serde_json::from_slice(&space_text).map_err(|e| format!("{}: {e}", args.space.display()))?;
+    let adapter = AdapterConfig {
+        rank: file.rank,
+        alpha: file.alpha,
+        dropout: args.dropout,
+        target_modules: file.targets,
+        base_model_name: open::name_of(base.path()),
+    };
+    check_targets(&adapter)?;
+    let shape = llama::model_shape(&base.config, Some(&adapter));
+    let space = llama::search_space(&shape, &file.groups)?;
+    let recipe = Recipe {
+        epochs: args.epochs,
+        micro_batch: args.micro_batch,
+        accumulation: args.accumulation,
+        learning_rate: args.learning_rate,
+        weight_decay: args.weight_decay,
+        dropout: args.dropout,
+        seed: args.seed,
+        ..Recipe::default()
+    };
+    let (sequences, validation) = sequences(args, &base, &open::tokenizer(&base)?)?;
+    let orders = if let Some(folder) = &args.order {
+        let other = open::models(std::slice::from_ref(folder), &args.base)?;
+        other.orders
+    } else if args.reorder {
+        tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
+        importance_orders(&base, &validation_or(&validation, &sequences))?
+    } else {
+        BTreeMap::new()
+    };
+    Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, sequences, validation })
+}
+
+fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
+    if !(1..=4096).contains(&adapter.rank) || !(adapter.alpha.is_finite() && adapter.alpha > 0.0) {
+        return Err(format!(
+            "search space: rank {} or alpha {} is out of range",
+            adapter.rank, adapter.alpha
+        )
+        .into());
+    }
+    let known = |t: &String| MODULES.iter().any(|m| m.rsplit('.').next() == Some(t));
+    match adapter.target_modules.iter().find(|t| !known(t)) {
+        Some(unknown) => {
+            Err(format!("search space: targets: a LLaMA layer has no module `{unknown}`").into())
+        }
+        None if adapter.target_modules.is_empty() => Err("search space: targets: none".into()),
+        None => Ok(()),
+    }
+}
+
+/// Calibration should not see what is trained on, where something was held out.
+fn validation_or<'a>(validation: &'a [Vec<u32>], sequences: &'a [Vec<u32>]) -> &'a [Vec<u32>] {
+    if validation.len() >= CALIBRATION_SEQUENCES { validation } else { sequences }
+}
+
+/// The token sequences to train on and those held out.
+type Sequences = (Vec<Vec<u32>>, Vec<Vec<u32>>);
+
+fn sequences(args: &TrainArgs, base: &Base, tokenizer: &Tokenizer) -> Result<Sequences, Failure> {
+    let mut examples = Vec::new();
+    for path in &args.data {
+        examples.extend(data::read(path)?);
+    }
+    let (mut training, validation) = data::split(examples, args.validation, args.seed);
+    training.truncate(args.limit.unwrap_or(usize::MAX));
+    let cutoff = args.cutoff.min(base.config.max_positions);
+    let form = PromptForm::from(args.form);
+    let tokens = |examples: Vec<data::Example>| -> Result<Vec<Vec<u32>>, Failure> {
+        let texts = examples.iter().filter_map(|e| form.text(e));
+        let tokens = texts.map(|(prompt, response)| tokenizer.encode(&(prompt + &response), true));
+        let closed = tokens.map(|t| Ok(data::training_tokens(t?, tokenizer.eos(), cutoff)));
+        closed.collect()
+    };
+    let (given, kept) = (training.len(), tokens(training)?);
+    if kept.len() < given {
+        tracing::warn!("{} of {given} examples have no such form and are left out", given - kept.len());
+    }
+    Ok((kept, tokens(validation)?))
+}
+
+/// What a checkpoint must have been made from to be continued.
+pub(super) fn digest(plan: &Plan) -> String {
+    use sha2::{Digest, Sha256};
+    let inputs = (&plan.base_reference, &plan.adapter.target_modules, plan.adapter.rank);
+    let text = format!("{inputs:?} {:?} {:?} {:?}", plan.space, plan.orders, plan.sequences);
+    Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
+}
