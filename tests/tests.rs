@@ -2,6 +2,8 @@
 
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
+/// GGUF files against gguf-py and transformers.
+mod gguf;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
 /// The default base: tokenizer, greedy text and losses against transformers.
