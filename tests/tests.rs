@@ -2,6 +2,8 @@
 
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
+/// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
+mod dtypes;
 /// GGUF files against gguf-py and transformers.
 mod gguf;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
