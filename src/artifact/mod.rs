@@ -9,6 +9,7 @@ mod base;
 mod error;
 mod fetch;
 mod gguf;
+mod gguf_header;
 mod hugging_face;
 mod model_folder;
 #[cfg(test)]
