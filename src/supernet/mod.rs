@@ -9,6 +9,8 @@ mod error;
 mod group;
 mod shape;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{Catalog, CatalogEntry, HEURISTIC, Latency, MAXIMAL, MINIMAL};
 pub use cost::{COST_TOKENS, Cost};
