@@ -1,4 +1,5 @@
 //! All integration tests, in one binary. What belongs where:
+#![allow(clippy::unwrap_used, reason = "here a panic is a failed test, in helpers too")]
 
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
@@ -10,8 +11,12 @@ mod gguf;
 mod logits;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
+/// tokenizer.json files against Hugging Face's own library.
+mod tokenizers;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
 mod training;
 
+/// Copies of golden folders that a test may damage.
+mod files;
 /// Opening what lies under `tests/golden`.
 mod golden;
