@@ -1,6 +1,8 @@
 //! All integration tests, in one binary. What belongs where:
 #![allow(clippy::unwrap_used, reason = "here a panic is a failed test, in helpers too")]
 
+/// Super-adapters as PEFT writes them, whole and damaged.
+mod adapters;
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
