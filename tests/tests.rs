@@ -11,6 +11,8 @@ mod dtypes;
 mod gguf;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
+/// supernet.json and catalog.json, written, read back, damaged.
+mod model_folder;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
 /// tokenizer.json files against Hugging Face's own library.
