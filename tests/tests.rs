@@ -9,6 +9,12 @@ mod architecture;
 mod dtypes;
 /// GGUF files against gguf-py and transformers.
 mod gguf;
+/// GGUF files that are damaged or lie.
+mod gguf_damaged;
+/// Arbitrary and mutated files of every kind.
+mod hostile;
+/// Hugging Face folders, whole and damaged.
+mod hugging_face;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
 /// supernet.json and catalog.json, written, read back, damaged.
