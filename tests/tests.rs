@@ -5,12 +5,16 @@
 mod adapters;
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
+/// Training that is killed and goes on.
+mod checkpoints;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
 mod dtypes;
 /// GGUF files against gguf-py and transformers.
 mod gguf;
 /// GGUF files that are damaged or lie.
 mod gguf_damaged;
+/// Every adapter tensor's gradient against finite differences.
+mod gradients;
 /// Arbitrary and mutated files of every kind.
 mod hostile;
 /// Hugging Face folders, whole and damaged.
