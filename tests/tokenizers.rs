@@ -64,6 +64,12 @@ fn both_kinds_decode_as_hugging_face_does_but_for_the_first_space() {
     }
 }
 
+/// A post-processor whose template for one text has this piece.
+fn template(piece: &serde_json::Value) -> serde_json::Value {
+    let template = json!({"type": "TemplateProcessing", "single": [piece], "pair": [], "special_tokens": {}});
+    json!({"type": "Sequence", "processors": [template]})
+}
+
 #[test]
 fn a_tokenizer_file_that_cannot_be_used_is_refused_by_name() {
     let refused = |edit: fn(&mut serde_json::Value)| {
@@ -76,6 +82,12 @@ fn a_tokenizer_file_that_cannot_be_used_is_refused_by_name() {
     };
     // A gigabyte of empty tokens, if it were believed.
     assert_names(&refused(|j| j["model"]["vocab"]["!"] = json!(4_000_000_000u32)), &["4000000000", "range"]);
+    let message =
+        refused(|j| j["post_processor"] = template(&json!({"SpecialToken": {"id": "<x>", "type_id": 0}})));
+    assert_names(&message, &["post_processor", "`<x>`"]);
+    let message =
+        refused(|j| j["post_processor"] = template(&json!({"Sequence": {"id": "B", "type_id": 0}})));
+    assert_names(&message, &["post_processor", "a second one"]);
     refused(|j| j["model"]["type"] = json!("BPEX"));
     refused(|j| j["model"]["merges"][0] = json!(["nope", "never"]));
     refused(|j| j["model"]["vocab"] = json!(3));

@@ -1,8 +1,8 @@
 //! Text to token ids and back.
 
+use super::tokenizer_json;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -26,16 +26,6 @@ pub enum TextError {
 }
 
 const SUPPORTED: &str = "gpt2 with smollm, gpt-2 or default";
-
-/// tokenizer.json, all but its decoder skipped.
-#[derive(serde::Deserialize)]
-struct DecoderPart {
-    #[serde(default, rename = "decoder")]
-    _decoder: serde_json::Value,
-}
-
-/// No vocabulary is larger; a file must not make us allocate by its word.
-const MAX_ID: u32 = 1 << 24;
 
 /// A vocabulary as a GGUF file carries it.
 #[derive(Debug, Clone, Default)]
@@ -69,17 +59,9 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From a tokenizer.json; `bos` and `eos` are the special tokens' texts, as tokenizer_config.json gives them.
     pub fn from_hugging_face(path: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
-        let file = |reason: String| TextError::File { path: path.into(), reason };
-        let text = std::fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
-        // The library's own reader panics where the decoder's part is no JSON, so that part is read here first.
-        serde_json::from_str::<DecoderPart>(&text).map_err(|e| file(e.to_string()))?;
-        let inner = tokenizers::Tokenizer::from_str(&text).map_err(|e| file(e.to_string()))?;
+        let inner = tokenizer_json::read(path)?;
         let id = |text: Option<&str>| text.and_then(|t| inner.token_to_id(t));
         let (bos, eos) = (id(bos), id(eos));
-        let last = inner.get_vocab(true).into_values().max().unwrap_or(0);
-        if last > MAX_ID {
-            return Err(file(format!("token id {last} is out of range")));
-        }
         Ok(Self::new(inner, bos, eos, false))
     }
 
