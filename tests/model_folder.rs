@@ -102,7 +102,7 @@ fn choices_that_no_tensor_has_are_refused_by_group() {
 }
 
 #[test]
-fn a_group_of_tensors_that_do_not_belong_together_is_refused_by_group() {
+fn a_tensor_that_does_not_exist_or_is_cut_twice_is_refused_by_group() {
     // Groups 0, 1, 2 are the ranks of q, k, v by layer; 3, 4, 5 the widths; 6, 7, 8 the ranks of gate, up.
     let message =
         refused(|j| j["groups"][0]["members"][0] = json!("model.layers.3.self_attn.q_proj.lora_A.weight"));
@@ -123,7 +123,10 @@ fn a_group_of_tensors_that_do_not_belong_together_is_refused_by_group() {
         j["groups"].as_array_mut().unwrap().push(again);
     });
     assert_names(&message, &["groups 0 and 9 both cut the rows", "q_proj.lora_A"]);
+}
 
+#[test]
+fn a_group_that_cuts_too_little_or_too_much_is_refused_by_group() {
     let wrong_tensors = |message: String, group: &str, tensor: &str| {
         assert_names(&message, &[group, "such a group has members", tensor]);
     };
