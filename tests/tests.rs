@@ -1,13 +1,36 @@
 //! All integration tests, in one binary. What belongs where:
+#![allow(clippy::unwrap_used, reason = "here a panic is a failed test, in helpers too")]
 
+/// Super-adapters as PEFT writes them, whole and damaged.
+mod adapters;
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
+/// Training that is killed and goes on.
+mod checkpoints;
+/// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
+mod dtypes;
+/// GGUF files against gguf-py and transformers.
+mod gguf;
+/// GGUF files that are damaged or lie.
+mod gguf_damaged;
+/// Every adapter tensor's gradient against finite differences.
+mod gradients;
+/// Arbitrary and mutated files of every kind.
+mod hostile;
+/// Hugging Face folders, whole and damaged.
+mod hugging_face;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
+/// supernet.json and catalog.json, written, read back, damaged.
+mod model_folder;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
+/// tokenizer.json files against Hugging Face's own library.
+mod tokenizers;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
 mod training;
 
+/// Copies of golden folders that a test may damage.
+mod files;
 /// Opening what lies under `tests/golden`.
 mod golden;

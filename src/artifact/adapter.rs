@@ -61,7 +61,9 @@ pub fn read_adapter(folder: &Path) -> Result<(AdapterConfig, AdapterTensors), Ar
             let reason = format!("tensor `{key}`: expected a matrix, got shape {:?}", view.shape());
             return Err(ArtifactError::wrong(&path, reason));
         };
-        let data = file.matrix(key, &[rows, columns])?;
+        // A is (R, inp), B is (out, R).
+        let expected = if half == 0 { [config.rank, columns] } else { [rows, config.rank] };
+        let data = file.matrix(key, &expected)?;
         let name = format!("{module}.{}", ["lora_A.weight", "lora_B.weight"][half]);
         let slot = &mut halves.entry(module.to_string()).or_default()[half];
         if slot.replace(HostMatrix { name, rows, columns, data }).is_some() {
@@ -87,6 +89,31 @@ fn parse_key(key: &str) -> Option<(&str, usize)> {
     rest.strip_suffix(".lora_A").map(|m| (m, 0)).or_else(|| rest.strip_suffix(".lora_B").map(|m| (m, 1)))
 }
 
+/// Fields of adapter_config.json that make an adapter compute something else than `W x + s B A x` on plain Linears.
+const OFF: [&str; 17] = [
+    "use_rslora",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "monteclora_config",
+    "kasa_config",
+];
+
+fn is_empty(value: &Value) -> bool {
+    value.as_object().is_some_and(serde_json::Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
+}
+
 fn read_config(path: &Path) -> Result<AdapterConfig, ArtifactError> {
     let json: Value = read_json(path)?;
     let field = |name: &str| json.get(name).filter(|v| !v.is_null());
@@ -97,32 +124,31 @@ fn read_config(path: &Path) -> Result<AdapterConfig, ArtifactError> {
     if field("peft_type").and_then(Value::as_str) != Some("LORA") {
         return Err(wrong("peft_type", "\"LORA\""));
     }
-    for name in ["use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"] {
-        if field(name).is_some_and(|v| v != &Value::Bool(false)) {
-            return Err(wrong(name, "false"));
+    for name in OFF {
+        if field(name).is_some_and(|v| v != &Value::Bool(false) && !is_empty(v)) {
+            return Err(wrong(name, "nothing or false"));
         }
     }
     if field("bias").is_some_and(|v| v != "none") {
         return Err(wrong("bias", "\"none\""));
     }
-    let empty = |v: &Value| {
-        v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty)
-    };
-    for name in ["rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"] {
-        if field(name).is_some_and(|v| !empty(v)) {
-            return Err(wrong(name, "nothing"));
-        }
+    let keeps_the_base =
+        |v: &Value| v.is_boolean() || ["gaussian", "eva", "orthogonal"].iter().any(|k| v == k);
+    if field("init_lora_weights").is_some_and(|v| !keeps_the_base(v)) {
+        // PiSSA, OLoRA, CorDA and their like change the base weights too, and do so again when PEFT loads them.
+        return Err(wrong("init_lora_weights", "an initialisation that leaves the base as it is"));
     }
     let rank = field("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
     let rank =
         rank.filter(|&r| (1..=4096).contains(&r)).ok_or_else(|| wrong("r", "a rank from 1 to 4096"))?;
-    let alpha = field("lora_alpha").and_then(Value::as_f64).filter(|a| a.is_finite());
+    let alpha = field("lora_alpha").and_then(Value::as_f64).filter(|a| a.abs() <= f64::from(f32::MAX));
+    let dropout = field("lora_dropout").map_or(Some(0.0), Value::as_f64).filter(|d| (0.0..1.0).contains(d));
     let targets = field("target_modules").and_then(Value::as_array);
     let targets = targets.and_then(|t| t.iter().map(|m| m.as_str().map(String::from)).collect());
     Ok(AdapterConfig {
         rank,
         alpha: alpha.ok_or_else(|| wrong("lora_alpha", "a number"))?,
-        dropout: field("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
+        dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number from 0 to below 1"))?,
         target_modules: targets.ok_or_else(|| wrong("target_modules", "a list of module names"))?,
         base_model_name: field("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().into(),
     })
@@ -137,7 +163,8 @@ pub fn write_adapter(
 ) -> Result<(), ArtifactError> {
     let path = folder.join(TENSORS);
     let wrong = |e: safetensors::SafeTensorError| ArtifactError::wrong(&path, e.to_string());
-    let (dtype, encode): (_, fn(&[f32]) -> Vec<u8>) = match number_type {
+    type Encode = fn(&[f32]) -> Vec<u8>;
+    let (dtype, encode): (_, Encode) = match number_type {
         TensorType::F32 => (Dtype::F32, |values| values.iter().flat_map(|v| v.to_le_bytes()).collect()),
         TensorType::Bf16 => {
             (Dtype::BF16, |values| values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect())

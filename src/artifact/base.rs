@@ -30,6 +30,17 @@ pub struct BaseConfig {
 
 /// No base model that this program can run is larger; a hostile file must not make us allocate by its word.
 const MAX_DIMENSION: usize = 1 << 24;
+/// Layers are allocated for before any tensor is looked at.
+const MAX_LAYERS: usize = 1 << 12;
+
+/// The size of a head where a file does not state it: each has the same share of the hidden size.
+pub(super) fn even_share(path: &Path, hidden: usize, heads: usize) -> Result<usize, ArtifactError> {
+    if heads > 0 && hidden.is_multiple_of(heads) {
+        return Ok(hidden / heads);
+    }
+    let reason = format!("{heads} attention heads do not divide a hidden size of {hidden}");
+    Err(ArtifactError::field(path, "num_attention_heads", reason))
+}
 
 impl BaseConfig {
     /// Checks what every family needs. `path` is for the message.
@@ -45,7 +56,8 @@ impl BaseConfig {
             ("max_position_embeddings", self.max_positions),
         ];
         for (field, size) in sizes {
-            if size == 0 || size > MAX_DIMENSION {
+            let most = if field == "num_hidden_layers" { MAX_LAYERS } else { MAX_DIMENSION };
+            if size == 0 || size > most {
                 return Err(ArtifactError::field(path, field, format!("{size} is out of range")));
             }
         }

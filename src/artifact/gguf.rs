@@ -1,14 +1,14 @@
 //! GGUF files of the LLaMA family, under Hugging Face's tensor names.
 //!
-//! candle reads the header (its lengths are bounded there); the tensors come from a memory map, every range checked
-//! against the file. llama.cpp stores the rows of q and k so that the two halves of a head interleave; here they are
+//! The tensors come from a memory map, every range checked against the file. llama.cpp stores the rows of q and k so that the two halves of a head interleave; here they are
 //! put back into Hugging Face's order, which is exact, since blocks run along a row.
 
-use super::base::{BaseConfig, GgufVocabulary};
+use super::base::{BaseConfig, GgufVocabulary, even_share};
 use super::error::ArtifactError;
+use super::gguf_header::{Header, TensorInfo, Value};
 use crate::weights::{BLOCK, HostData, HostMatrix, HostVector};
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use candle_core::quantized::gguf_file::TensorInfo as CandleTensor;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct GgufFile {
     path: PathBuf,
     map: Mmap,
-    content: Content,
+    header: Header,
     query_heads: usize,
     kv_heads: usize,
 }
@@ -32,12 +32,11 @@ impl GgufFile {
         // SAFETY: the map is read only; a file that another process truncates meanwhile ends this one with SIGBUS, which
         // no check here could prevent, and bases are written by renaming.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let content = Content::read(&mut Cursor::new(&map[..]));
-        let content = content.map_err(|e| ArtifactError::wrong(path, format!("not a GGUF file: {e}")))?;
-        let metadata = Metadata { path, content: &content };
+        let header = Header::parse(path, &map)?;
+        let metadata = Metadata { path, header: &header };
         let (config, vocabulary) = (metadata.config()?, metadata.vocabulary()?);
         let (query_heads, kv_heads) = (config.query_heads, config.kv_heads);
-        Ok((Self { path: path.into(), map, content, query_heads, kv_heads }, config, vocabulary))
+        Ok((Self { path: path.into(), map, header, query_heads, kv_heads }, config, vocabulary))
     }
 
     pub(super) fn matrix(
@@ -46,8 +45,8 @@ impl GgufFile {
         rows: usize,
         columns: usize,
     ) -> Result<HostMatrix, ArtifactError> {
-        let (info, bytes) = self.tensor(name, &[rows, columns])?;
-        let data = self.decode(name, info, bytes, rows * columns)?;
+        let (format, bytes) = self.tensor(name, &[rows, columns])?;
+        let data = self.decode(name, format, bytes, &[rows, columns])?;
         let matrix = HostMatrix { name: name.into(), rows, columns, data };
         let heads = match gguf_name(name).unwrap_or_default() {
             n if n.ends_with("attn_q.weight") => self.query_heads,
@@ -58,47 +57,50 @@ impl GgufFile {
     }
 
     pub(super) fn vector(&self, name: &str, length: usize) -> Result<HostVector, ArtifactError> {
-        let (info, bytes) = self.tensor(name, &[length])?;
-        let data = self.decode(name, info, bytes, length)?;
+        let (format, bytes) = self.tensor(name, &[length])?;
+        let data = self.decode(name, format, bytes, &[length])?;
         let matrix = HostMatrix { name: name.into(), rows: 1, columns: length, data };
         Ok(HostVector { data: matrix.to_f32(), name: matrix.name })
     }
 
-    /// The tensor's description and bytes, all checked.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, &[u8]), ArtifactError> {
+    /// The tensor's number format and bytes, all checked.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(GgmlDType, &[u8]), ArtifactError> {
         let missing = || ArtifactError::MissingTensor { path: self.path.clone(), tensor: name.into() };
-        let info = gguf_name(name).and_then(|n| self.content.tensor_infos.get(&n)).ok_or_else(missing)?;
-        let got = info.shape.dims().to_vec();
+        let info = gguf_name(name).and_then(|n| self.header.tensors.get(&n)).ok_or_else(missing)?;
+        let got = info.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect::<Vec<_>>();
+        let (path, tensor) = (self.path.clone(), name.to_string());
         if got != shape {
-            let (path, tensor) = (self.path.clone(), name.to_string());
             return Err(ArtifactError::TensorShape { path, tensor, expected: shape.to_vec(), got });
         }
+        let Some(format) = number_format(info) else {
+            let got = format!("ggml type {}", info.format);
+            return Err(ArtifactError::TensorType { path, tensor, got });
+        };
         let row = shape.last().copied().unwrap_or(0);
-        let (block, block_bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+        let (block, block_bytes) = (format.block_size(), format.type_size());
         let wrong = |reason: String| ArtifactError::wrong(&self.path, format!("tensor `{name}`: {reason}"));
         if !row.is_multiple_of(block) {
             return Err(wrong(format!("rows of {row} values do not divide into blocks of {block}")));
         }
         let length = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).map(|n| n / block);
         let length = length.and_then(|n| n.checked_mul(block_bytes));
-        let start = usize::try_from(self.content.tensor_data_offset.saturating_add(info.offset)).ok();
+        let start = usize::try_from(self.header.data.saturating_add(info.offset)).ok();
         let range = start.zip(length).and_then(|(s, n)| Some(s..s.checked_add(n)?));
         let bytes = range.clone().and_then(|r| self.map.get(r));
-        let bytes =
-            bytes.ok_or_else(|| wrong(format!("its bytes {range:?} leave the file ({})", self.map.len())))?;
-        Ok((info, bytes))
+        let left = || wrong(format!("its bytes {range:?} leave the file ({})", self.map.len()));
+        Ok((format, bytes.ok_or_else(left)?))
     }
 
     fn decode(
         &self,
         name: &str,
-        info: &TensorInfo,
+        format: GgmlDType,
         bytes: &[u8],
-        values: usize,
+        shape: &[usize],
     ) -> Result<HostData, ArtifactError> {
         let two = |b: &[u8]| [b[0], b[1]];
         let half = |b: &[u8]| f16::from_le_bytes(two(b)).to_f32();
-        let data = match info.ggml_dtype {
+        let data = match format {
             GgmlDType::F32 => {
                 let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
                 HostData::F32(bytes.chunks_exact(4).map(four).collect())
@@ -124,28 +126,42 @@ impl GgufFile {
                 let minimums = Some(bytes.chunks_exact(20).map(|b| half(&b[2..])).collect());
                 HostData::Blocks { quants, scales, minimums }
             }
-            GgmlDType::Q4K | GgmlDType::Q6K => HostData::F32(self.dequantised(name)?),
-            other => {
-                let (path, tensor) = (self.path.clone(), name.to_string());
-                return Err(ArtifactError::TensorType { path, tensor, got: format!("{other:?}") });
-            }
+            _ => HostData::F32(self.dequantised(name, format, bytes, shape)?),
         };
+        let values = shape.iter().product::<usize>();
         debug_assert!(!matches!(&data, HostData::Blocks { quants, .. } if quants.len() != values));
         Ok(data)
     }
 
     /// By candle, for the formats whose blocks do not fit [`HostData::Blocks`].
-    fn dequantised(&self, name: &str) -> Result<Vec<f32>, ArtifactError> {
+    fn dequantised(
+        &self,
+        name: &str,
+        format: GgmlDType,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Vec<f32>, ArtifactError> {
         let device = candle_core::Device::Cpu;
-        let values = || {
-            let gguf = gguf_name(name).unwrap_or_default();
-            let tensor = self.content.tensor(&mut Cursor::new(&self.map[..]), &gguf, &device)?;
-            tensor.dequantize(&device)?.flatten_all()?.to_vec1()
-        };
-        values().map_err(|e: candle_core::Error| {
-            ArtifactError::wrong(&self.path, format!("tensor `{name}`: {e}"))
-        })
+        let tensor = CandleTensor { ggml_dtype: format, shape: shape.into(), offset: 0 };
+        let read = || tensor.read(&mut Cursor::new(bytes), 0, &device)?.dequantize(&device);
+        let values = read().and_then(|t| t.flatten_all()?.to_vec1());
+        values.map_err(|e| ArtifactError::wrong(&self.path, format!("tensor `{name}`: {e}")))
     }
+}
+
+/// The number formats that we read, by ggml's numbers.
+fn number_format(info: &TensorInfo) -> Option<GgmlDType> {
+    Some(match info.format {
+        0 => GgmlDType::F32,
+        1 => GgmlDType::F16,
+        2 => GgmlDType::Q4_0,
+        3 => GgmlDType::Q4_1,
+        8 => GgmlDType::Q8_0,
+        12 => GgmlDType::Q4K,
+        14 => GgmlDType::Q6K,
+        30 => GgmlDType::BF16,
+        _ => return None,
+    })
 }
 
 /// The 32 values of a block of 16 bytes: all low nibbles, then all high ones.
@@ -197,7 +213,7 @@ fn gguf_name(name: &str) -> Option<String> {
 /// The header's key-value part.
 struct Metadata<'a> {
     path: &'a Path,
-    content: &'a Content,
+    header: &'a Header,
 }
 
 impl Metadata<'_> {
@@ -208,20 +224,23 @@ impl Metadata<'_> {
             return Err(ArtifactError::field(self.path, "general.architecture", reason));
         }
         let scaling = "llama.rope.scaling.type";
-        if self.content.metadata.contains_key(scaling) && self.text(scaling)? != "none" {
+        if self.header.metadata.contains_key(scaling) && self.text(scaling)? != "none" {
             let reason = format!("`{}` rope scaling is not supported", self.text(scaling)?);
             return Err(ArtifactError::field(self.path, scaling, reason));
         }
         let (hidden, heads) =
             (self.size("llama.embedding_length")?, self.size("llama.attention.head_count")?);
         let kv_heads = self.size_or("llama.attention.head_count_kv", heads)?;
-        let head_size = self.size_or("llama.attention.key_length", hidden / heads.max(1))?;
+        let head_size = match self.header.metadata.contains_key("llama.attention.key_length") {
+            true => self.size("llama.attention.key_length")?,
+            false => even_share(self.path, hidden, heads)?,
+        };
         let rotary = self.size_or("llama.rope.dimension_count", head_size)?;
         if rotary != head_size {
             let reason = format!("{rotary} of {head_size}: partly rotated heads are not supported");
             return Err(ArtifactError::field(self.path, "llama.rope.dimension_count", reason));
         }
-        let has = |name: &str| self.content.tensor_infos.contains_key(name);
+        let has = |name: &str| self.header.tensors.contains_key(name);
         let config = BaseConfig {
             family: family.clone(),
             hidden,
@@ -230,7 +249,7 @@ impl Metadata<'_> {
             query_heads: heads,
             kv_heads,
             head_size,
-            vocabulary: self.array("tokenizer.ggml.tokens")?.len(),
+            vocabulary: self.items("tokenizer.ggml.tokens")?.len(),
             max_positions: self.size("llama.context_length")?,
             rms_eps: self.float("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
             rope_theta: self.float("llama.rope.freq_base")?.unwrap_or(10000.0),
@@ -253,75 +272,97 @@ impl Metadata<'_> {
     }
 
     fn vocabulary(&self) -> Result<GgufVocabulary, ArtifactError> {
-        let strings = |key: &str| {
-            let text = |v: &Value| v.to_string().cloned().map_err(|e| self.wrong(key, &e));
-            self.array(key)?.iter().map(text).collect::<Result<Vec<_>, _>>()
-        };
-        let optional = |key: &str| self.content.metadata.contains_key(key);
         let types = "tokenizer.ggml.token_type";
-        let types = match optional(types) {
-            true => {
-                let number = |v: &Value| v.to_i32().map_err(|e| self.wrong(types, &e));
-                self.array(types)?.iter().map(number).collect::<Result<Vec<_>, _>>()?
-            }
-            false => Vec::new(),
-        };
         let template = "tokenizer.chat_template";
         let merges = "tokenizer.ggml.merges";
-        let add_bos = "tokenizer.ggml.add_bos_token";
         let pre = "tokenizer.ggml.pre";
+        let has = |key: &str| self.header.metadata.contains_key(key);
+        let number = |value: &Value| match value {
+            Value::Integer(n) => i32::try_from(*n).ok(),
+            _ => None,
+        };
         Ok(GgufVocabulary {
             model: self.text("tokenizer.ggml.model")?,
-            pre: if optional(pre) { self.text(pre)? } else { "default".into() },
-            tokens: strings("tokenizer.ggml.tokens")?,
-            token_types: types,
-            merges: if optional(merges) { strings(merges)? } else { Vec::new() },
+            pre: if has(pre) { self.text(pre)? } else { "default".into() },
+            tokens: self.texts("tokenizer.ggml.tokens")?,
+            token_types: if has(types) { self.list(types, "numbers", number)? } else { Vec::new() },
+            merges: if has(merges) { self.texts(merges)? } else { Vec::new() },
             bos: self.token("tokenizer.ggml.bos_token_id")?,
             eos: self.token("tokenizer.ggml.eos_token_id")?,
             unknown: self.token("tokenizer.ggml.unknown_token_id")?,
             padding: self.token("tokenizer.ggml.padding_token_id")?,
-            add_bos: match self.content.metadata.get(add_bos) {
-                Some(value) => value.to_bool().map_err(|e| self.wrong(add_bos, &e))?,
+            add_bos: match self.header.metadata.get("tokenizer.ggml.add_bos_token") {
+                Some(Value::Flag(add)) => *add,
+                Some(other) => {
+                    return Err(self.wrong("tokenizer.ggml.add_bos_token", "true or false", other));
+                }
                 None => false,
             },
-            chat_template: if optional(template) { Some(self.text(template)?) } else { None },
+            chat_template: if has(template) { Some(self.text(template)?) } else { None },
         })
     }
 
     fn value(&self, key: &str) -> Result<&Value, ArtifactError> {
         let missing = || ArtifactError::field(self.path, key, "missing");
-        self.content.metadata.get(key).ok_or_else(missing)
+        self.header.metadata.get(key).ok_or_else(missing)
     }
 
-    fn wrong(&self, key: &str, error: &candle_core::Error) -> ArtifactError {
-        ArtifactError::field(self.path, key, error.to_string())
+    fn wrong(&self, key: &str, expected: &str, got: &Value) -> ArtifactError {
+        ArtifactError::field(self.path, key, format!("expected {expected}, got {}", got.shown()))
     }
 
     fn text(&self, key: &str) -> Result<String, ArtifactError> {
-        self.value(key)?.to_string().cloned().map_err(|e| self.wrong(key, &e))
+        match self.value(key)? {
+            Value::Text(text) => Ok(text.clone()),
+            other => Err(self.wrong(key, "a text", other)),
+        }
     }
 
-    fn array(&self, key: &str) -> Result<&Vec<Value>, ArtifactError> {
-        self.value(key)?.to_vec().map_err(|e| self.wrong(key, &e))
+    fn items(&self, key: &str) -> Result<&[Value], ArtifactError> {
+        match self.value(key)? {
+            Value::List(values) => Ok(values),
+            other => Err(self.wrong(key, "a list", other)),
+        }
+    }
+
+    fn list<T>(
+        &self,
+        key: &str,
+        of: &str,
+        item: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>, ArtifactError> {
+        let wrong = |value| self.wrong(key, &format!("a list of {of}"), value);
+        self.items(key)?.iter().map(|v| item(v).ok_or_else(|| wrong(v))).collect()
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<String>, ArtifactError> {
+        self.list(key, "texts", |value| match value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        })
     }
 
     fn size(&self, key: &str) -> Result<usize, ArtifactError> {
-        let number = self.value(key)?.to_u64().map_err(|e| self.wrong(key, &e))?;
-        usize::try_from(number)
-            .map_err(|_| ArtifactError::field(self.path, key, format!("{number} is out of range")))
+        let value = self.value(key)?;
+        let Value::Integer(number) = value else { return Err(self.wrong(key, "a whole number", value)) };
+        usize::try_from(*number).map_err(|_| self.wrong(key, "a size", value))
     }
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize, ArtifactError> {
-        if self.content.metadata.contains_key(key) { self.size(key) } else { Ok(default) }
+        if self.header.metadata.contains_key(key) { self.size(key) } else { Ok(default) }
     }
 
     fn float(&self, key: &str) -> Result<Option<f32>, ArtifactError> {
-        let value = self.content.metadata.get(key);
-        value.map(|v| v.to_f32().map_err(|e| self.wrong(key, &e))).transpose()
+        match self.header.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Float(number)) => Ok(Some(*number as f32)),
+            Some(other) => Err(self.wrong(key, "a number", other)),
+        }
     }
 
     fn token(&self, key: &str) -> Result<Option<u32>, ArtifactError> {
-        let value = self.content.metadata.get(key);
-        value.map(|v| v.to_u32().map_err(|e| self.wrong(key, &e))).transpose()
+        let Some(value) = self.header.metadata.get(key) else { return Ok(None) };
+        let token = if let Value::Integer(number) = value { u32::try_from(*number).ok() } else { None };
+        token.map(Some).ok_or_else(|| self.wrong(key, "a token id", value))
     }
 }

@@ -1,6 +1,6 @@
 //! Hugging Face folders: config.json, one or several safetensors files, the tokenizer's files.
 
-use super::base::{BaseConfig, TokenizerSource};
+use super::base::{BaseConfig, TokenizerSource, even_share};
 use super::{ArtifactError, read_json};
 use crate::weights::{HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
@@ -86,7 +86,12 @@ impl HuggingFaceFolder {
         let files = names.iter().map(|n| SafetensorsFile::open(n)).collect::<Result<Vec<_>, _>>()?;
         let mut places = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
-            places.extend(file.tensors()?.names().into_iter().map(|name| (name.to_string(), i)));
+            for name in file.tensors()?.names() {
+                if places.insert(name.to_string(), i).is_some() {
+                    let reason = format!("tensor `{name}` stands in another file too");
+                    return Err(ArtifactError::wrong(&file.path, reason));
+                }
+            }
         }
         let config = read_config(&path.join("config.json"))?;
         Ok((Self { path: path.into(), files, places }, config, tokenizer(path)?))
@@ -158,7 +163,10 @@ fn read_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
         layers: fields.size("num_hidden_layers")?,
         query_heads,
         kv_heads: fields.size_or("num_key_value_heads", query_heads)?,
-        head_size: fields.size_or("head_dim", hidden / query_heads.max(1))?,
+        head_size: match fields.get("head_dim") {
+            Some(_) => fields.size("head_dim")?,
+            None => even_share(path, hidden, query_heads)?,
+        },
         vocabulary: fields.size("vocab_size")?,
         max_positions: fields.size_or("max_position_embeddings", 2048)?,
         rms_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6),
@@ -228,11 +236,12 @@ impl Fields<'_> {
         let mut theta = self.float("rope_theta")?;
         for field in ["rope_scaling", "rope_parameters"] {
             let Some(rope) = self.get(field) else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
-            if kind.is_some_and(|kind| kind != "default") {
+            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
+            if !rope.is_object() || kind.is_some_and(|kind| kind != "default") {
                 return Err(self.wrong(field, "no rope scaling", rope));
             }
-            theta = theta.or(rope.get("rope_theta").and_then(Value::as_f64).map(|t| t as f32));
+            let of_rope = Fields { path: self.path, json: rope };
+            theta = theta.or(of_rope.float("rope_theta")?);
         }
         Ok(theta.unwrap_or(10000.0))
     }

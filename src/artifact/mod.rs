@@ -9,6 +9,7 @@ mod base;
 mod error;
 mod fetch;
 mod gguf;
+mod gguf_header;
 mod hugging_face;
 mod model_folder;
 #[cfg(test)]
@@ -59,7 +60,7 @@ fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
     Ok(())
 }
 
-/// Reads a JSON file into `T`.
+/// Reads a JSON file into `T`; an error names the field where it can.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
     let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
     let length = std::fs::metadata(path).map_err(io)?.len();
@@ -67,7 +68,13 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactE
         return Err(ArtifactError::wrong(path, format!("{length} bytes of JSON, at most {MAX_JSON_BYTES}")));
     }
     let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text).map_err(|e| ArtifactError::wrong(path, e.to_string()))
+    let mut json = serde_json::Deserializer::from_slice(&text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| match e.path().to_string() {
+        field if field == "." => ArtifactError::wrong(path, e.inner().to_string()),
+        field => ArtifactError::field(path, &field, e.inner().to_string()),
+    })?;
+    json.end().map_err(|e| ArtifactError::wrong(path, e.to_string()))?;
+    Ok(value)
 }
 
 /// A tokenizer.json of a large vocabulary is about 20 MB; nothing that we read as JSON is larger.

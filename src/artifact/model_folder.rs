@@ -4,7 +4,7 @@ use super::fetch::BaseSource;
 use super::{AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_json, write_whole};
 use crate::supernet::{Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -102,10 +102,11 @@ impl ModelFolder {
         let wrong = |source| ArtifactError::Space { path: self.path.join(SUPERNET), source };
         let groups = self.groups.iter().enumerate().map(|(id, g)| parse_group(shape, id, g));
         let groups = groups.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        let space = SearchSpace::new(shape, groups).map_err(wrong)?;
         for (&id, order) in &self.orders {
-            check_order(id, order, &groups).map_err(wrong)?;
+            check_order(id, order, space.groups()).map_err(wrong)?;
         }
-        SearchSpace::new(shape, groups).map_err(wrong)
+        Ok(space)
     }
 
     /// Channel orders by group id; empty in the base's own order.
@@ -124,7 +125,11 @@ impl ModelFolder {
             return Ok(catalog);
         }
         let wrong = |source| ArtifactError::Space { path: path.clone(), source };
+        let mut names = BTreeSet::new();
         for file in read_json::<Vec<EntryFile>>(&path)? {
+            if !names.insert(file.name.clone()) {
+                return Err(wrong(SpaceError::DuplicateName { name: file.name }));
+            }
             let sub_network = space.sub_network(file.choices).map_err(wrong)?;
             let same = catalog.get(&file.name).map(|e| e.sub_network == sub_network);
             if same == Some(false) {
@@ -145,7 +150,23 @@ impl ModelFolder {
     }
 
     /// Replaces catalog.json.
+    ///
+    /// # Errors
+    /// A score or latency that is no number: JSON cannot say so, and the file could not be read back.
     pub fn write_catalog(&self, catalog: &Catalog) -> Result<(), ArtifactError> {
+        let path = self.path.join(CATALOG);
+        for entry in catalog.entries() {
+            let latency = entry.latency.values();
+            let mut numbers = entry
+                .scores
+                .values()
+                .copied()
+                .chain(latency.flat_map(|l| [l.prefill_seconds_per_token, l.decode_seconds_per_token]));
+            if let Some(number) = numbers.find(|n| !n.is_finite()) {
+                let reason = format!("`{}`: {number} is no score or latency", entry.name);
+                return Err(ArtifactError::wrong(&path, reason));
+            }
+        }
         let entries = catalog.entries().iter().map(|e| EntryFile {
             name: e.name.clone(),
             choices: e.sub_network.choices().to_vec(),
@@ -153,7 +174,6 @@ impl ModelFolder {
             scores: e.scores.clone(),
             latency: e.latency.clone(),
         });
-        let path = self.path.join(CATALOG);
         let lines = entries.map(|e| json_line(&path, &e)).collect::<Result<Vec<_>, _>>()?;
         write_whole(&path, format!("[\n  {}\n]\n", lines.join(",\n  ")).as_bytes())
     }

@@ -1,1 +1,85 @@
+//! What of this room needs no golden file: digests, files that appear whole, where a base is looked for. Files as a user
+//! meets them are tested under `tests`.
 
+use super::{BaseSource, locate, sha256_of_file, write_whole};
+use std::path::PathBuf;
+
+/// Of `abc`, from FIPS 180-2.
+const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+#[test]
+fn a_digest_is_that_of_the_standards_example() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("abc");
+    write_whole(&file, b"abc").unwrap();
+    assert_eq!(sha256_of_file(&file).unwrap(), ABC);
+}
+
+#[test]
+fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a");
+    write_whole(&file, b"old and longer").unwrap();
+    write_whole(&file, b"new").unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"new");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let error = write_whole(&folder.path().join("missing/a"), b"x").unwrap_err().to_string();
+    assert!(error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_base_at_a_path_must_have_its_digest() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("base.gguf");
+    write_whole(&file, b"abc").unwrap();
+    let source = BaseSource::Path(file.clone());
+    assert_eq!(locate(&source, None, folder.path()).unwrap(), file);
+    assert_eq!(locate(&source, Some(&ABC.to_uppercase()), folder.path()).unwrap(), file);
+    let error = locate(&source, Some(&"0".repeat(64)), folder.path()).unwrap_err().to_string();
+    assert!(error.contains("base.gguf") && error.contains(ABC), "{error}");
+    let error = locate(&BaseSource::Path("no/such".into()), None, folder.path()).unwrap_err().to_string();
+    assert!(error.contains("no/such"), "{error}");
+}
+
+fn pypi(package: &str, version: &str, file: &str) -> BaseSource {
+    BaseSource::Pypi { package: package.into(), version: version.into(), file: file.into() }
+}
+
+#[test]
+fn a_base_that_was_fetched_before_is_checked_and_not_fetched_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let place = cache.path().join("some-base-1.0");
+    std::fs::create_dir(&place).unwrap();
+    write_whole(&place.join("m.gguf"), b"abc").unwrap();
+    let source = pypi("some-base", "1.0", "in/the/wheel/m.gguf");
+    assert_eq!(locate(&source, Some(ABC), cache.path()).unwrap(), place.join("m.gguf"));
+    let error = locate(&source, Some(&"0".repeat(64)), cache.path()).unwrap_err().to_string();
+    assert!(error.contains("m.gguf") && error.contains(ABC), "{error}");
+}
+
+/// A supernet.json comes from anywhere; its words must be no options of pip and lead out of no folder.
+#[test]
+fn a_package_that_is_no_package_is_refused_before_anything_is_run() {
+    let cache = tempfile::tempdir().unwrap();
+    for (package, version, file) in [
+        ("", "1", "m.gguf"),
+        ("-r", "1", "m.gguf"),
+        ("--pre", "1", "m.gguf"),
+        ("a/b", "1", "m.gguf"),
+        ("..", "1", "m.gguf"),
+        ("a", "", "m.gguf"),
+        ("a", "1 --pre", "m.gguf"),
+        ("a", "../1", "m.gguf"),
+        ("a", "1", ""),
+        ("a", "1", ".."),
+        ("a", "1", "../../secret"),
+        ("a", "1", "/etc/hostname"),
+        ("a", "1", "a/../../secret"),
+    ] {
+        let error = locate(&pypi(package, version, file), None, cache.path()).unwrap_err().to_string();
+        assert!(error.contains("not a package name, a version and a file"), "{error}");
+        assert!(error.contains(&format!("{file:?} of {package:?} {version:?}")), "{error}");
+    }
+    let leftovers = std::fs::read_dir(cache.path()).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    assert_eq!(leftovers, Vec::<PathBuf>::new());
+}

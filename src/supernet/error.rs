@@ -16,8 +16,10 @@ pub enum SpaceError {
     WrongSize { group: usize, tensor: String, expected: usize, got: usize },
     /// Two groups cut the same axis of one tensor.
     CutTwice { tensor: String, axis: &'static str, first: usize, second: usize },
-    /// A tensor has to be cut together with another one and is not (or not by the same group).
-    NotTogether { tensor: String, with: String },
+    /// A group's tensors are not those that a group of its kind has to cut together.
+    WrongTensors { group: usize, members: Vec<String>, followers: Vec<String> },
+    /// A group cuts what has no width, or what this program cannot cut.
+    NotElastic { group: usize, reason: String },
     /// A sub-network has a different number of choices than the search space has groups.
     WrongCount { expected: usize, got: usize },
     /// A sub-network picks a value that its group does not offer.
@@ -45,9 +47,11 @@ impl fmt::Display for SpaceError {
             Self::CutTwice { tensor, axis, first, second } => {
                 write!(f, "groups {first} and {second} both cut the {axis} of `{tensor}`")
             }
-            Self::NotTogether { tensor, with } => {
-                write!(f, "`{tensor}` must be cut by the same group as `{with}`")
+            Self::WrongTensors { group, members, followers } => {
+                let (members, followers) = (members.join(", "), followers.join(", "));
+                write!(f, "group {group}: such a group has members {members} and followers {followers}")
             }
+            Self::NotElastic { group, reason } => write!(f, "group {group}: {reason}"),
             Self::WrongCount { expected, got } => {
                 write!(f, "a sub-network needs {expected} choices, one for each group, got {got}")
             }

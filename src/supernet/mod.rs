@@ -9,10 +9,12 @@ mod error;
 mod group;
 mod shape;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{Catalog, CatalogEntry, HEURISTIC, Latency, MAXIMAL, MINIMAL};
 pub use cost::{COST_TOKENS, Cost};
 pub use error::SpaceError;
 pub use group::{Group, Kind};
-pub use shape::{ActiveLinear, ActiveShape, LinearShape, ModelShape, Part, TensorRef};
+pub use shape::{ActiveLinear, ActiveShape, Channels, LinearShape, ModelShape, Part, TensorRef};
 pub use space::{SearchSpace, SubNetwork};

@@ -15,12 +15,21 @@ pub struct LinearShape {
     pub rank: Option<usize>,
 }
 
+/// Linears whose outputs meet channel by channel, and those that read them: to cut one is to cut all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channels {
+    pub writers: Vec<usize>,
+    pub readers: Vec<usize>,
+}
+
 /// All Linears of a model in execution order, the vocabulary product included, embeddings and norms left out.
 ///
 /// The index into `linears` is the Linear's identity everywhere: in groups, in [`ActiveShape`], in the model.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModelShape {
     pub linears: Vec<LinearShape>,
+    /// What a width group may cut; every other axis keeps its size.
+    pub channels: Vec<Channels>,
 }
 
 /// Which of a Linear's tensors is meant.

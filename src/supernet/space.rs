@@ -1,7 +1,7 @@
 //! The search space of one model, and the sub-networks in it.
 
-use super::{ActiveShape, Group, ModelShape, Part, SpaceError, TensorRef};
-use std::collections::HashMap;
+use super::{ActiveShape, Group, Kind, ModelShape, Part, SpaceError, TensorRef};
+use std::collections::{BTreeSet, HashMap};
 
 /// All elastic groups of one model, checked against its shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +26,9 @@ impl SearchSpace {
     /// Checks the groups against the model.
     ///
     /// # Errors
-    /// Choices that are not strictly descending from the tensors' own size, a tensor cut twice along one axis,
-    /// tensors cut apart that only make sense together (an adapter's `B` beside its `W`, `A`'s rows and `B`'s
-    /// columns).
+    /// Choices that are not strictly descending from the tensors' own size, a tensor cut twice along one axis, a group
+    /// that leaves out a tensor which must be cut together with its others (an adapter's `B` beside its `W`, `B`'s
+    /// columns with `A`'s rows, whoever reads the channels that are cut) or has one that must not.
     pub fn new(shape: &ModelShape, groups: Vec<Group>) -> Result<Self, SpaceError> {
         let mut rows = HashMap::new();
         let mut columns = HashMap::new();
@@ -45,9 +45,7 @@ impl SearchSpace {
                     }
                 }
             }
-        }
-        for linear in 0..shape.linears.len() {
-            check_together(shape, linear, &rows, &columns)?;
+            check_tensors(shape, id, group)?;
         }
         Ok(Self { groups })
     }
@@ -142,28 +140,34 @@ fn check_size(
     Err(SpaceError::WrongSize { group: group_id, tensor, expected, got: group.choices[0] })
 }
 
-/// An adapter's tensors must be cut as the Linear beside them: `B`'s rows as `W`'s rows, `A`'s columns as `W`'s
-/// columns, `B`'s columns as `A`'s rows.
-fn check_together(
-    shape: &ModelShape,
-    linear: usize,
-    rows: &HashMap<TensorRef, usize>,
-    columns: &HashMap<TensorRef, usize>,
-) -> Result<(), SpaceError> {
-    if shape.linears[linear].rank.is_none() {
+/// What a group cuts must be whole: a sub-network that cuts `B` but not `A`, or the writers of channels but not their
+/// readers, would compute something, but nothing that was meant.
+fn check_tensors(shape: &ModelShape, id: usize, group: &Group) -> Result<(), SpaceError> {
+    let not_elastic = |reason: String| SpaceError::NotElastic { group: id, reason };
+    let first = group.members.first().ok_or_else(|| not_elastic("it has no members".into()))?;
+    let of = |linears: &[usize], parts: [Part; 2]| {
+        let all = linears.iter().flat_map(|&linear| parts.map(|part| TensorRef { linear, part }));
+        let exists = |t: &TensorRef| t.part == Part::Weight || shape.linears[t.linear].rank.is_some();
+        all.filter(exists).collect::<BTreeSet<_>>()
+    };
+    let (members, followers) = match group.kind {
+        Kind::Rank => {
+            let linears = group.members.iter().map(|t| t.linear).collect::<Vec<_>>();
+            (of(&linears, [Part::LoraA; 2]), of(&linears, [Part::LoraB; 2]))
+        }
+        Kind::Width => {
+            let channels = shape.channels.iter().find(|c| c.writers.contains(&first.linear));
+            let fixed = || not_elastic(format!("`{}` has no elastic width", shape.tensor_name(*first)));
+            let channels = channels.ok_or_else(fixed)?;
+            let members = of(&channels.writers, [Part::Weight, Part::LoraB]);
+            (members, of(&channels.readers, [Part::Weight, Part::LoraA]))
+        }
+        Kind::Heads => return Err(not_elastic("elastic heads are not supported".into())),
+    };
+    let has = |tensors: &[TensorRef]| tensors.iter().copied().collect::<BTreeSet<_>>();
+    if has(&group.members) == members && has(&group.followers) == followers {
         return Ok(());
     }
-    let [weight, a, b] = [Part::Weight, Part::LoraA, Part::LoraB].map(|part| TensorRef { linear, part });
-    let pairs = [
-        (b, weight, rows.get(&b), rows.get(&weight)),
-        (a, weight, columns.get(&a), columns.get(&weight)),
-        (b, a, columns.get(&b), rows.get(&a)),
-    ];
-    for (tensor, with, cut, expected) in pairs {
-        if cut != expected {
-            let (tensor, with) = (shape.tensor_name(tensor), shape.tensor_name(with));
-            return Err(SpaceError::NotTogether { tensor, with });
-        }
-    }
-    Ok(())
+    let names = |tensors: BTreeSet<TensorRef>| tensors.into_iter().map(|t| shape.tensor_name(t)).collect();
+    Err(SpaceError::WrongTensors { group: id, members: names(members), followers: names(followers) })
 }

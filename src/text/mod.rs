@@ -6,6 +6,7 @@ mod chat;
 mod stop;
 mod stream;
 mod tokenizer;
+mod tokenizer_json;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use stop::{Pushed, StopMatcher};

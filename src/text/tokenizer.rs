@@ -1,5 +1,6 @@
 //! Text to token ids and back.
 
+use super::tokenizer_json;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::BPE;
@@ -58,8 +59,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From a tokenizer.json; `bos` and `eos` are the special tokens' texts, as tokenizer_config.json gives them.
     pub fn from_hugging_face(path: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
-        let file = |reason: String| TextError::File { path: path.into(), reason };
-        let inner = tokenizers::Tokenizer::from_file(path).map_err(|e| file(e.to_string()))?;
+        let inner = tokenizer_json::read(path)?;
         let id = |text: Option<&str>| text.and_then(|t| inner.token_to_id(t));
         let (bos, eos) = (id(bos), id(eos));
         Ok(Self::new(inner, bos, eos, false))
@@ -114,7 +114,8 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let byte_level = is_byte_level(inner.get_decoder());
         let alphabet = byte_alphabet();
-        let size = u32::try_from(inner.get_vocab_size(true)).unwrap_or(u32::MAX);
+        // Not the number of tokens: ids may have gaps.
+        let size = inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
         let bytes = (0..size).map(|id| {
             let Some(text) = inner.id_to_token(id) else { return Vec::new() };
             if added.contains_key(&id) {

@@ -73,6 +73,10 @@ def make(name, spec, ordered):
         shutil.rmtree(folder.parent, ignore_errors=True)
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
+    # PEFT writes down where the base was on this machine.
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = f"tests/golden/{name}/base"
+    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
     groups = group_choices(layers, spec["ranks"], spec["widths"], spec["ranks"])
     supernet = {
         "version": 1, "name": folder.parent.name, "base": {"source": {"path": f"tests/golden/{name}/base"}}, "scale": 2.0,

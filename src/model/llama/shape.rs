@@ -1,7 +1,9 @@
 //! Which Linears a LLaMA has, in which order, and which of them an elastic choice ties together.
 
 use crate::artifact::{AdapterConfig, BaseConfig};
-use crate::supernet::{Group, Kind, LinearShape, ModelShape, Part, SearchSpace, SpaceError, TensorRef};
+use crate::supernet::{
+    Channels, Group, Kind, LinearShape, ModelShape, Part, SearchSpace, SpaceError, TensorRef,
+};
 
 /// The Linears of one layer, in execution order; the position in this list is the Linear's place in the layer.
 pub const MODULES: [&str; 7] = [
@@ -13,6 +15,9 @@ pub const MODULES: [&str; 7] = [
     "mlp.up_proj",
     "mlp.down_proj",
 ];
+
+/// The places of gate, up and down in [`MODULES`].
+const MLP: [usize; 3] = [4, 5, 6];
 
 /// The last name of a module path, by which PEFT and search-space files call it.
 fn short_name(module: &str) -> &str {
@@ -41,7 +46,15 @@ pub fn model_shape(config: &BaseConfig, adapter: Option<&AdapterConfig>) -> Mode
         }
     }
     linears.push(LinearShape { name: "lm_head".into(), out: config.vocabulary, inp: hidden, rank: None });
-    ModelShape { linears }
+    // Gate's and up's outputs are multiplied with each other and read by down; the other widths are the residual stream's
+    // and the attention heads'.
+    let [gate, up, down] = MLP;
+    let first = |layer| layer * MODULES.len();
+    let mlp = |layer| Channels {
+        writers: vec![first(layer) + gate, first(layer) + up],
+        readers: vec![first(layer) + down],
+    };
+    ModelShape { linears, channels: (0..config.layers).map(mlp).collect() }
 }
 
 /// One group of a search space, repeated in every layer.
@@ -102,7 +115,7 @@ fn expand(shape: &ModelShape, template: &GroupTemplate, layer: usize) -> Result<
     let linear = |place: usize| layer * MODULES.len() + place;
     let has_adapter = |place: usize| shape.linears[linear(place)].rank.is_some();
     let tensor = |place: usize, part: Part| TensorRef { linear: linear(place), part };
-    let (gate, up, down) = (4, 5, 6);
+    let [gate, up, down] = MLP;
 
     let (members, followers) = match template.kind {
         Kind::Rank => {

@@ -1,0 +1,126 @@
+//! Training that is killed and goes on: the same losses and values as one that was not.
+
+use crate::files::{Folder, assert_names};
+use crate::golden::Supernet;
+use lonas::backend::reference::Reference;
+use lonas::train::{Checkpoint, Recipe, TrainError, Trainer};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const FILE: &str = "checkpoint.safetensors";
+
+fn recipe() -> Recipe {
+    Recipe {
+        epochs: 2,
+        micro_batch: 2,
+        accumulation: 2,
+        learning_rate: 3e-3,
+        weight_decay: 0.1,
+        dropout: 0.1,
+        ..Recipe::default()
+    }
+}
+
+fn trainer(net: &Supernet, recipe: Recipe) -> Trainer {
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let mut sequence = |n| (0..n).map(|_| random.random_range(3..97)).collect::<Vec<u32>>();
+    let sequences = (0..10).map(|i| sequence(3 + i % 4)).collect();
+    let backend = Reference::for_training(recipe.dropout, recipe.seed);
+    let model = net.load(&backend);
+    Trainer::new(backend, model, net.shape.clone(), net.space.clone(), recipe, sequences).unwrap()
+}
+
+fn checkpoint(recipe: &Recipe) -> Checkpoint {
+    Checkpoint { recipe: recipe.clone(), inputs: "base, space and data".into() }
+}
+
+#[test]
+fn a_killed_training_that_goes_on_ends_where_an_uninterrupted_one_does() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let mut whole = trainer(&net, recipe());
+    assert_eq!(whole.total(), 10);
+    let expected = (0..10).map(|_| whole.step().unwrap()).collect::<Vec<_>>();
+    // Dropout and the choice of sub-networks are at work, else nothing would have to be continued.
+    assert!(expected.iter().any(|m| m.sub_network != expected[0].sub_network));
+
+    for killed_after in [2, 4, 6] {
+        let folder = Folder::empty();
+        let checkpoint = checkpoint(&recipe());
+        let mut first = trainer(&net, recipe());
+        assert!(!checkpoint.resume(&folder.file(FILE), &mut first).unwrap());
+        for m in &expected[..killed_after] {
+            assert!(first.done() == 0 || first.between_windows() == first.done().is_multiple_of(2));
+            assert_eq!(&first.step().unwrap(), m);
+        }
+        checkpoint.save(&folder.file(FILE), &first).unwrap();
+        // What was computed after the checkpoint is lost with the process.
+        first.step().unwrap();
+        drop(first);
+
+        let mut second = trainer(&net, recipe());
+        assert!(checkpoint.resume(&folder.file(FILE), &mut second).unwrap());
+        assert_eq!(second.done(), killed_after as u64);
+        for m in &expected[killed_after..] {
+            assert_eq!(&second.step().unwrap(), m);
+        }
+        assert_eq!(second.optimizer().values(), whole.optimizer().values());
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_refused_by_what_differs() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let folder = Folder::empty();
+    let path = folder.file(FILE);
+    let mut trained = trainer(&net, recipe());
+    trained.step().unwrap();
+    trained.step().unwrap();
+    checkpoint(&recipe()).save(&path, &trained).unwrap();
+
+    let other_recipes = [
+        Recipe { seed: 43, ..recipe() },
+        Recipe { dropout: 0.0, ..recipe() },
+        Recipe { learning_rate: 3.1e-3, ..recipe() },
+        Recipe { epochs: 3, ..recipe() },
+    ];
+    for other in other_recipes {
+        let error = checkpoint(&other).resume(&path, &mut trainer(&net, other.clone())).unwrap_err();
+        assert!(matches!(error, TrainError::OtherTraining { .. }), "{error}");
+        assert_names(&error.to_string(), &[FILE, "the recipe differs"]);
+    }
+    let other = Checkpoint { inputs: "other data".into(), ..checkpoint(&recipe()) };
+    let error = other.resume(&path, &mut trainer(&net, recipe())).unwrap_err();
+    assert_names(&error.to_string(), &[FILE, "base, space or data differs"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_and_never_half_used() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let folder = Folder::empty();
+    let path = folder.file(FILE);
+    let checkpoint = checkpoint(&recipe());
+    let mut trained = trainer(&net, recipe());
+    trained.step().unwrap();
+    trained.step().unwrap();
+    checkpoint.save(&path, &trained).unwrap();
+    let whole = folder.read(FILE);
+    let mut fresh = trainer(&net, recipe());
+    let start = fresh.optimizer().values();
+    assert_ne!(start, trained.optimizer().values());
+    for length in [0, 1, 8, 100, 2000, whole.len() / 2, whole.len() - 1] {
+        folder.write(FILE, &whole[..length]);
+        let error = checkpoint.resume(&path, &mut fresh).unwrap_err();
+        assert!(matches!(error, TrainError::Checkpoint { .. }), "{error}");
+        assert_names(&error.to_string(), &[FILE]);
+        assert_eq!((fresh.done(), fresh.optimizer().values()), (0, start.clone()));
+    }
+    // A safetensors file, but none of ours.
+    std::fs::copy(net.folder.path().join("adapter_model.safetensors"), &path).unwrap();
+    assert_names(&checkpoint.resume(&path, &mut fresh).unwrap_err().to_string(), &[FILE, "not a checkpoint"]);
+    // Of the same recipe, but for a model with other tensors.
+    let other = Supernet::open("tiny-untied-bf16/base", "tiny-untied-bf16");
+    checkpoint.save(&path, &trainer(&other, recipe())).unwrap();
+    let error = checkpoint.resume(&path, &mut fresh).unwrap_err().to_string();
+    assert_names(&error, &["restore", "lora_"]);
+    assert_eq!(fresh.done(), 0);
+}
