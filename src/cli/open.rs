@@ -2,7 +2,8 @@
 
 use super::Failure;
 use crate::artifact::{
-    Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder, TokenizerSource, locate,
+    ArtifactError, Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder,
+    TokenizerSource, locate,
 };
 use crate::backend::cpu::{Cpu, Dtype};
 use crate::backend::reference::Reference;
@@ -52,8 +53,20 @@ impl BaseArg {
 }
 
 /// Opens a base, fetched first if need be.
+///
+/// # Errors
+/// Beside what is wrong with a file: another base than the one that was meant, by its digest.
 pub(super) fn base(reference: &BaseReference) -> Result<Base, Failure> {
-    Ok(Base::open(&locate(&reference.source, reference.sha256.as_deref(), &cache())?)?)
+    let path = locate(&reference.source, reference.sha256.as_deref(), &cache())?;
+    let base = Base::open(&path)?;
+    // A single file has been checked while it was located; a folder's digest is that of its weights.
+    if let Some(expected) = reference.sha256.as_ref().filter(|_| path.is_dir()) {
+        let got = base.sha256()?;
+        if !got.eq_ignore_ascii_case(expected) {
+            return Err(ArtifactError::Digest { path, expected: expected.clone(), got }.into());
+        }
+    }
+    Ok(base)
 }
 
 /// A base with every super-adapter that was asked for, nothing loaded onto a backend yet.
