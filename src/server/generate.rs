@@ -234,9 +234,14 @@ fn requests(
 fn max_tokens(state: &ServerState, job: &Job, length: usize) -> Result<usize, ApiError> {
     let context = state.limits.max_model_len;
     let room = context.saturating_sub(length);
+    let least = job.parameters.min_tokens;
     let (field, wanted) = match job.parameters.max_tokens {
         Some(given) => given,
-        None if room > 0 => return Ok(job.default_max_tokens.map_or(room, |n| n.min(room))),
+        // A default is no wish: it gives way to the room there is and to `min_tokens`.
+        None if room > 0 && least <= room => {
+            return Ok(job.default_max_tokens.map_or(room, |n| n.clamp(least, room)));
+        }
+        None if room > 0 => ("min_tokens", least),
         None => (job.prompt_field, 1),
     };
     if wanted > room {
