@@ -69,12 +69,15 @@ pub(super) async fn start(
     ticket.set_subnet(chosen.sub_network.label.clone());
 
     let (requests, choices) = requests(state, &job, &prompts, &chosen)?;
-    let lengths = requests.iter().map(|r| r.prompt.len()).collect::<Vec<_>>();
+    // All answers to one prompt count it once, as the usage does.
+    let first = |answer: usize| answer.is_multiple_of(job.parameters.n);
+    let counted = requests.iter().enumerate().map(|(at, r)| if first(at) { r.prompt.len() } else { 0 });
+    let counted = counted.collect::<Vec<_>>();
     let receivers = state.engine.submit_all(requests).map_err(|error| not_taken(&error, job.prompt_field))?;
     ticket.accepted(prompts.iter().map(|p| p.tokens.len()).sum(), chosen.answer.reason);
-    let sequences = receivers.into_iter().zip(choices).zip(lengths);
+    let sequences = receivers.into_iter().zip(choices).zip(counted);
     let sequences =
-        sequences.map(|((events, choice), length)| Sequence::new(events, choice, length)).collect();
+        sequences.map(|((events, choice), tokens)| Sequence::new(events, choice, tokens)).collect();
     let head = Head { id: unique(id_prefix), created: unix_time(), chosen };
     Ok((head, sequences))
 }
