@@ -133,7 +133,7 @@ async fn tokenize(state: &Arc<ServerState>, job: &Job) -> Result<Vec<Prompt>, Ap
     for prompt in &prompts {
         check_length(prompt.tokens.len(), state, field)?;
         if let Some(id) = prompt.tokens.iter().find(|&&id| id as usize >= vocabulary) {
-            let message = format!("token id {id} is outside the vocabulary of {vocabulary}");
+            let message = format!("{field}: token id {id} is outside the vocabulary of {vocabulary}");
             return Err(ApiError::invalid(field, message));
         }
     }

@@ -8,6 +8,8 @@ use serde_json::Value;
 request! {
     /// A request for the next turn of a conversation.
     ChatRequest {
+        // Missing or empty is one mistake, and `validate` names the field.
+        #[serde(default)]
         messages: Vec<ChatMessage>,
         max_completion_tokens: Option<i64>,
         logprobs: Option<bool>,
