@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// `tests/golden/NAME`
-pub fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-pub fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
+pub(crate) fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_slice(&std::fs::read(path(name)).unwrap()).unwrap()
 }
 
 /// Every f32 tensor of a safetensors file.
-pub fn tensors(name: &str) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn tensors(name: &str) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path(name)).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let values =
@@ -28,19 +28,24 @@ pub fn tensors(name: &str) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// A tiny super-network, opened.
-pub struct Supernet {
-    pub base: Base,
-    pub folder: ModelFolder,
-    pub shape: ModelShape,
-    pub space: SearchSpace,
-    pub orders: BTreeMap<usize, Vec<usize>>,
+pub(crate) struct Supernet {
+    pub(crate) base: Base,
+    pub(crate) folder: ModelFolder,
+    pub(crate) shape: ModelShape,
+    pub(crate) space: SearchSpace,
+    pub(crate) orders: BTreeMap<usize, Vec<usize>>,
 }
 
 impl Supernet {
     /// `base` is relative to `tests/golden`; `name/supernet` is the model folder.
-    pub fn open(base: &str, name: &str) -> Self {
-        let base = Base::open(&path(base)).unwrap();
-        let folder = ModelFolder::open(&path(name).join("supernet")).unwrap();
+    pub(crate) fn open(base: &str, name: &str) -> Self {
+        Self::of(&path(base), &path(name).join("supernet"))
+    }
+
+    /// Of any base and model folder.
+    pub(crate) fn of(base: &Path, folder: &Path) -> Self {
+        let base = Base::open(base).unwrap();
+        let folder = ModelFolder::open(folder).unwrap();
         let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape).unwrap();
         let layer = |id: &usize| space.groups()[*id].members[0].linear / MODULES.len();
@@ -48,11 +53,11 @@ impl Supernet {
         Self { base, folder, shape, space, orders }
     }
 
-    pub fn load<B: Backend>(&self, backend: &B) -> Llama<B> {
+    pub(crate) fn load<B: Backend>(&self, backend: &B) -> Llama<B> {
         llama::load(backend, &self.base, vec![self.super_adapter()], &self.orders).unwrap()
     }
 
-    pub fn super_adapter(&self) -> SuperAdapter {
+    pub(crate) fn super_adapter(&self) -> SuperAdapter {
         SuperAdapter {
             shape: self.shape.clone(),
             tensors: self.folder.adapter().unwrap(),
@@ -60,14 +65,14 @@ impl Supernet {
         }
     }
 
-    pub fn selection(&self, id: u32, sub_network: &SubNetwork) -> Selection {
+    pub(crate) fn selection(&self, id: u32, sub_network: &SubNetwork) -> Selection {
         let shape = Arc::new(self.space.resolve(&self.shape, sub_network));
         Selection { adapter: 0, subnetwork: id, shape }
     }
 }
 
 /// Appends `tokens` as positions `start..` of a sequence with these cache blocks; logits of every row are wanted.
-pub fn push(batch: &mut Batch, selection: Selection, tokens: &[u32], start: usize, blocks: &[u32]) {
+pub(crate) fn push(batch: &mut Batch, selection: Selection, tokens: &[u32], start: usize, blocks: &[u32]) {
     let first = batch.tokens.len();
     let rows = first..first + tokens.len();
     batch.tokens.extend(tokens);
@@ -81,7 +86,7 @@ pub fn push(batch: &mut Batch, selection: Selection, tokens: &[u32], start: usiz
 }
 
 /// The largest absolute difference.
-pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
 }

@@ -41,7 +41,7 @@ struct Tokens {
 }
 
 /// The default base, fetched on first use as the program itself does.
-pub fn base() -> Base {
+pub(crate) fn base() -> Base {
     let cache = std::env::var_os("LONAS_CACHE").map(std::path::PathBuf::from);
     let cache = cache.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cache/lonas"));
     Base::open(&locate(&DEFAULT_BASE.source(), Some(DEFAULT_BASE.sha256), &cache).unwrap()).unwrap()

@@ -1,5 +1,7 @@
 //! All integration tests, in one binary. What belongs where:
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
