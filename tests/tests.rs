@@ -6,6 +6,8 @@
 mod architecture;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
+/// The HTTP server: every endpoint, every error, clients that go away.
+mod server;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
@@ -13,3 +15,5 @@ mod training;
 
 /// Opening what lies under `tests/golden`.
 mod golden;
+/// A tiny base with a tokenizer and two super-adapters, written into a temporary folder.
+mod tiny;
