@@ -4,6 +4,8 @@
 
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
+/// The program as a process: serving, stopping, exit codes; other people's clients.
+mod cli;
 /// Logits of tiny super-networks against PyTorch + PEFT, on every backend.
 mod logits;
 /// The HTTP server: every endpoint, every error, clients that go away.
