@@ -35,7 +35,14 @@ pub(in crate::server) struct ChatMessage {
 #[derive(Debug, Deserialize)]
 pub(in crate::server) struct ResponseFormat {
     #[serde(rename = "type")]
-    pub(in crate::server) kind: String,
+    kind: String,
+}
+
+impl ResponseFormat {
+    /// Whether any text will do.
+    pub(in crate::server) fn is_text(&self) -> bool {
+        self.kind == "text"
+    }
 }
 
 #[derive(Debug, Serialize)]
