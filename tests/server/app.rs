@@ -208,6 +208,21 @@ impl Answer {
         self.json()
     }
 
+    /// The error of an answer: `{"error": {message, type, param, code}}` and nothing else; `type` fits the status.
+    pub(crate) fn error(&self) -> Value {
+        let json = self.json();
+        assert_eq!(json.as_object().unwrap().len(), 1, "{json}");
+        let error = &json["error"];
+        let keys = error.as_object().unwrap().keys().collect::<Vec<_>>();
+        assert_eq!(keys, ["message", "type", "param", "code"], "{json}");
+        assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()));
+        assert!(error["param"].is_string() || error["param"].is_null());
+        assert!(error["code"].is_string() || error["code"].is_null());
+        let kind = if self.status >= 500 { "server_error" } else { "invalid_request_error" };
+        assert_eq!(error["type"], kind);
+        error.clone()
+    }
+
     /// The chunks of a streamed answer, which must end with `[DONE]`.
     pub(crate) fn chunks(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{}", self.body);

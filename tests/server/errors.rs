@@ -6,24 +6,7 @@ use crate::tiny::{CONTEXT, VOCABULARY};
 use axum::body::Body;
 use axum::http::Request;
 use lonas::engine::EngineOptions;
-use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
-
-/// `{"error": {message, type, param, code}}` and nothing else; `type` fits the status.
-fn error(answer: &Answer) -> Value {
-    let json = answer.json();
-    assert_eq!(json.as_object().unwrap().len(), 1, "{json}");
-    let error = &json["error"];
-    let keys = error.as_object().unwrap().keys().collect::<Vec<_>>();
-    assert_eq!(keys, ["message", "type", "param", "code"], "{json}");
-    assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()));
-    assert!(error["param"].is_string() || error["param"].is_null());
-    assert!(error["code"].is_string() || error["code"].is_null());
-    let kind = if answer.status >= 500 { "server_error" } else { "invalid_request_error" };
-    assert_eq!(error["type"], kind);
-    error.clone()
-}
 
 /// Each of these fields with each of these values must be a 400 that names the field.
 async fn refused(app: &App, path: &str, valid: &Value, cases: &[(&str, Vec<Value>)]) {
@@ -33,7 +16,7 @@ async fn refused(app: &App, path: &str, valid: &Value, cases: &[(&str, Vec<Value
             body[field] = value.clone();
             let answer = app.post(path, &body).await;
             assert_eq!(answer.status, 400, "{field}: {value}: {}", answer.body);
-            let error = error(&answer);
+            let error = answer.error();
             let named = error["param"].as_str().unwrap_or_default();
             let begins =
                 named.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
@@ -105,11 +88,25 @@ fn shared_cases() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
+/// What both endpoints cannot do yet, and must not seem to do.
+fn unsupported_cases() -> Vec<(&'static str, Vec<Value>)> {
+    vec![
+        ("truncate_prompt_tokens", vec![json!(5)]),
+        ("allowed_token_ids", vec![json!([5])]),
+        ("bad_words", vec![json!(["one"])]),
+        ("include_stop_str_in_output", vec![json!(true)]),
+        ("structured_outputs", vec![json!({"regex": "a*"})]),
+        ("use_beam_search", vec![json!(true)]),
+        ("response_format", vec![json!({"type": "json_object"}), json!("text")]),
+    ]
+}
+
 #[tokio::test]
 async fn every_parameter_of_a_completion_has_a_range() {
     let app = App::new();
     let valid = json!({"prompt": "one"});
     refused(&app, COMPLETIONS, &valid, &shared_cases()).await;
+    refused(&app, COMPLETIONS, &valid, &unsupported_cases()).await;
     let too_many = json!(vec!["one"; 129]);
     let own = [
         (
@@ -149,6 +146,7 @@ async fn every_parameter_of_a_chat_has_a_range() {
     let app = App::new();
     let valid = json!({"messages": [{"role": "user", "content": "one"}]});
     refused(&app, CHAT, &valid, &shared_cases()).await;
+    refused(&app, CHAT, &valid, &unsupported_cases()).await;
     let image = json!({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}});
     let own = [
         (
@@ -174,7 +172,6 @@ async fn every_parameter_of_a_chat_has_a_range() {
         ("top_logprobs", vec![json!(5), json!(-1), json!(21)]),
         ("tools", vec![json!([{"type": "function"}])]),
         ("functions", vec![json!([{}])]),
-        ("response_format", vec![json!({"type": "json_object"}), json!("text")]),
         ("modalities", vec![json!(["audio"])]),
         ("audio", vec![json!({"voice": "a"})]),
         ("chat_template", vec![json!("{{ messages }}")]),
@@ -187,7 +184,8 @@ async fn every_parameter_of_a_chat_has_a_range() {
 async fn hints_that_change_nothing_are_taken() {
     let app = App::new();
     let body = json!({"prompt": "one", "user": "me", "stop": null, "logit_bias": null, "stream_options": null,
-                      "best_of": 1, "suffix": null, "metadata": {"a": "b"}, "something_new": [1]});
+                      "best_of": 1, "suffix": null, "truncate_prompt_tokens": null, "bad_words": [],
+                      "include_stop_str_in_output": false, "structured_outputs": {}, "metadata": {"a": "b"}, "something_new": [1]});
     app.complete(body).await;
     let body = json!({"messages": [{"role": "user", "content": "one", "name": "me"}], "tools": [],
                       "tool_choice": "none", "response_format": {"type": "text"}, "store": false,
@@ -200,7 +198,7 @@ async fn required_fields_are_named_where_they_are_missing() {
     let app = App::new();
     for (path, field) in [(COMPLETIONS, "prompt"), (CHAT, "messages")] {
         let answer = app.post(path, &json!({"max_tokens": 1})).await;
-        assert_eq!((answer.status, &error(&answer)["param"]), (400, &json!(field)));
+        assert_eq!((answer.status, &answer.error()["param"]), (400, &json!(field)));
     }
 }
 
@@ -208,7 +206,7 @@ async fn required_fields_are_named_where_they_are_missing() {
 async fn a_prompt_without_tokens_is_refused() {
     let app = App::new();
     let answer = app.post(COMPLETIONS, &json!({"prompt": "", "add_special_tokens": false})).await;
-    assert_eq!((answer.status, &error(&answer)["param"]), (400, &json!("prompt")));
+    assert_eq!((answer.status, &answer.error()["param"]), (400, &json!("prompt")));
     let with_beginning = app.complete(json!({"prompt": ""})).await;
     assert_eq!(with_beginning["usage"]["prompt_tokens"], 1, "<s> alone");
 }
@@ -231,7 +229,7 @@ async fn what_does_not_fit_the_context_is_refused_and_never_cut() {
     for (path, body, param) in &cases {
         let answer = app.post(path, body).await;
         assert_eq!(answer.status, 400, "{}", answer.body);
-        let error = error(&answer);
+        let error = answer.error();
         assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!(param)));
     }
     let scrape = app.scrape().await;
@@ -266,7 +264,7 @@ async fn what_is_no_json_object_is_a_400() {
         for body in bodies.iter().map(ToString::to_string).chain([deep.clone()]) {
             let answer = app.post_text(path, body.clone()).await;
             assert_eq!(answer.status, 400, "{body}: {}", answer.body);
-            error(&answer);
+            answer.error();
         }
         let answer = app.post_text(path, b"{\"prompt\": \"\xFF\"}".to_vec()).await;
         assert_eq!(answer.status, 400, "{}", answer.body);
@@ -277,7 +275,7 @@ async fn what_is_no_json_object_is_a_400() {
 async fn http_has_its_own_ways_to_be_wrong() {
     let app = App::new();
     let large = json!({"prompt": "x".repeat(2 << 20)}).to_string();
-    let code = |answer: &Answer| error(answer)["code"].as_str().unwrap().to_string();
+    let code = |answer: &Answer| answer.error()["code"].as_str().unwrap().to_string();
     for path in [COMPLETIONS, CHAT] {
         let answer = app.post_text(path, large.clone()).await;
         assert_eq!((answer.status, code(&answer)), (413, "request_too_large".into()));
@@ -314,7 +312,7 @@ async fn a_full_server_says_at_once_when_to_come_again() {
         let answer = app.post(path, &body).await;
         assert_eq!(answer.status, 503, "{}", answer.body);
         assert_eq!(answer.header("retry-after"), "1");
-        assert_eq!(error(&answer)["code"], "queue_full");
+        assert_eq!(answer.error()["code"], "queue_full");
     }
     let more = json!({"prompt": "one", "n": 4});
     let answer = app.post(COMPLETIONS, &more).await;
@@ -358,7 +356,7 @@ async fn only_a_key_opens_a_guarded_server() {
         for key in wrong {
             let answer = ask(path, key).await;
             assert_eq!(answer.status, 401, "{path} with {key:?}");
-            assert_eq!(error(&answer)["code"], "invalid_api_key");
+            assert_eq!(answer.error()["code"], "invalid_api_key");
             assert_eq!(answer.header("www-authenticate"), "Bearer");
             refused += 1.0;
         }
@@ -374,68 +372,4 @@ async fn only_a_key_opens_a_guarded_server() {
     assert_eq!(app.get("/health").await.status, 200, "whoever watches the server needs no key");
     let scrape = super::scrape::Scrape(ask("/metrics", Some("Bearer one-key")).await.body);
     assert_eq!(scrape.sum("lonas_rejected_total", &[("reason", "auth")]), refused);
-}
-
-/// Any JSON, a little deep.
-fn any_json() -> impl Strategy<Value = Value> {
-    let number = prop_oneof![
-        any::<i64>().prop_map(|n| json!(n)),
-        any::<f64>().prop_map(|x| json!(x)),
-        (-3i64..200).prop_map(|n| json!(n))
-    ];
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(|b| json!(b)),
-        number,
-        "\\PC{0,12}".prop_map(|s| json!(s))
-    ];
-    leaf.prop_recursive(3, 24, 6, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            prop::collection::btree_map("[a-z0-9]{0,6}", inner, 0..6)
-                .prop_map(|map| Value::Object(map.into_iter().collect())),
-        ]
-    })
-}
-
-/// A good value or any JSON for each field that the server knows.
-fn any_request() -> impl Strategy<Value = Value> {
-    let good = json!({
-        "model": "tiny-other:minimal", "prompt": "one", "messages": [{"role": "user", "content": "one"}],
-        "elastic": {"subnetwork": "minimal"}, "max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 1,
-        "temperature": 0.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "frequency_penalty": 0.5,
-        "presence_penalty": -0.5, "repetition_penalty": 1.1, "logit_bias": {"5": 3}, "seed": 5, "n": 2, "stop": "e",
-        "stop_token_ids": [5], "ignore_eos": true, "stream": false, "echo": true,
-        "logprobs": null, "suffix": "", "add_special_tokens": true, "tools": [],
-        "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"], "audio": null,
-    });
-    let fields = good.as_object().unwrap().clone().into_iter();
-    let field = fields.map(|(key, value)| {
-        let value = prop_oneof![12 => Just(None), 12 => Just(Some(value)), 1 => any_json().prop_map(Some)];
-        value.prop_map(move |value| value.map(|value| (key.clone(), value)))
-    });
-    field.collect::<Vec<_>>().prop_map(|fields| Value::Object(fields.into_iter().flatten().collect()))
-}
-
-#[test]
-fn no_json_makes_the_server_fail() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let app = App::new();
-    let bodies = prop_oneof![3 => any_request(), 1 => any_json()];
-    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(600) });
-    let checked = runner.run(&bodies, |body| {
-        for path in [COMPLETIONS, CHAT] {
-            let answer = runtime.block_on(app.post(path, &body));
-            match answer.status {
-                200 => {}
-                400 | 404 => drop(error(&answer)),
-                other => panic!("{path} {body}: {other} {}", answer.body),
-            }
-        }
-        Ok(())
-    });
-    checked.unwrap();
-    runtime.block_on(app.until_idle());
-    let taken = runtime.block_on(app.scrape()).accepted();
-    assert!(taken > 50.0, "only {taken} of the bodies were requests; the others test little");
 }

@@ -7,6 +7,7 @@ mod chat;
 mod choice;
 mod completions;
 mod errors;
+mod hostile;
 mod lifecycle;
 mod logprobs;
 mod metrics;
