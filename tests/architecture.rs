@@ -24,13 +24,13 @@ const FLOORS: [(&str, u32); 15] = [
 /// A crate and the only places that may name it.
 const CRATES: [(&str, &[&str]); 8] = [
     ("axum", &["server"]),
-    ("tower", &["server"]),
     ("tower_http", &["server"]),
     ("tokio", &["server", "engine", "cli"]),
     ("candle_core", &["backend/reference", "artifact"]),
     ("clap", &["cli", "artifact/adapter.rs"]),
     ("prometheus", &["server"]),
     ("indicatif", &["cli"]),
+    ("gemm", &["backend/reference"]),
 ];
 
 const FILE_LINES: usize = 500;

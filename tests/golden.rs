@@ -39,8 +39,13 @@ pub(crate) struct Supernet {
 impl Supernet {
     /// `base` is relative to `tests/golden`; `name/supernet` is the model folder.
     pub(crate) fn open(base: &str, name: &str) -> Self {
-        let base = Base::open(&path(base)).unwrap();
-        let folder = ModelFolder::open(&path(name).join("supernet")).unwrap();
+        Self::of(&path(base), &path(name).join("supernet"))
+    }
+
+    /// Of any base and model folder.
+    pub(crate) fn of(base: &Path, folder: &Path) -> Self {
+        let base = Base::open(base).unwrap();
+        let folder = ModelFolder::open(folder).unwrap();
         let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape).unwrap();
         let layer = |id: &usize| space.groups()[*id].members[0].linear / MODULES.len();

@@ -7,6 +7,8 @@ mod adapters;
 mod architecture;
 /// Training that is killed and goes on.
 mod checkpoints;
+/// The program as a process: serving, stopping, exit codes; other people's clients.
+mod cli;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
 mod dtypes;
 /// GGUF files against gguf-py and transformers.
@@ -23,6 +25,8 @@ mod hugging_face;
 mod logits;
 /// supernet.json and catalog.json, written, read back, damaged.
 mod model_folder;
+/// The HTTP server: every endpoint, every error, clients that go away.
+mod server;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
 /// tokenizer.json files against Hugging Face's own library.
@@ -34,3 +38,5 @@ mod training;
 mod files;
 /// Opening what lies under `tests/golden`.
 mod golden;
+/// A tiny base with a tokenizer and two super-adapters, written into a temporary folder.
+mod tiny;

@@ -42,7 +42,7 @@ pub(super) struct BenchArgs {
     save: bool,
 
     /// How this machine is called in the catalog.
-    #[arg(long, env = "LONAS_MACHINE", default_value = "this-machine", value_name = "NAME")]
+    #[arg(long, env = "LONAS_MACHINE", default_value = super::THIS_MACHINE, value_name = "NAME")]
     machine: String,
 
     #[command(flatten)]

@@ -8,7 +8,7 @@ use crate::data::{self, Choice};
 use crate::evaluate::{Item, Score, multiple_choice};
 use crate::text::Tokenizer;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
 ///
@@ -76,7 +76,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     for task in &args.task {
         let (name, path) =
             task.split_once('=').ok_or_else(|| format!("--task {task}: expected NAME=FILE"))?;
-        let items = items(&tokenizer, &PathBuf::from(path), args.limit)?;
+        let items = items(&tokenizer, Path::new(path), args.limit)?;
         let texts = items.iter().map(|i| i.options.len()).sum::<usize>() * chosen.len();
         let mut progress = Progress::new("text", texts as u64, 0);
         let scores =
@@ -117,7 +117,7 @@ fn names(args: &EvalArgs, selections: &[open::Named]) -> Result<Vec<String>, Fai
     Ok(known.into_iter().filter(wanted).collect())
 }
 
-fn items(tokenizer: &Tokenizer, path: &PathBuf, limit: Option<usize>) -> Result<Vec<Item>, Failure> {
+fn items(tokenizer: &Tokenizer, path: &Path, limit: Option<usize>) -> Result<Vec<Item>, Failure> {
     let examples = data::read(path)?;
     let choices = examples.iter().filter_map(Choice::of).collect::<Vec<_>>();
     if choices.len() < examples.len() {

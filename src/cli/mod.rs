@@ -20,6 +20,7 @@ use std::process::ExitCode;
 /// smaller, faster model; all of them are served at the same time from the same weights, and each request picks one.
 #[derive(Debug, Parser)]
 #[command(name = "lonas", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Start with: lonas serve\nThen: curl -s http://127.0.0.1:8080/v1/models")]
 struct Cli {
     /// A TOML file with settings: a table for each command, a key for each of its options, e.g. `[serve] port = 9000`.
     /// Environment variables (LONAS_PORT, ...) win over the file, the command line over both.
@@ -50,6 +51,9 @@ enum Command {
 
 /// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
 const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
+
+/// How `bench` names the machine it measures, and `serve` the one whose measurements it believes.
+const THIS_MACHINE: &str = "this-machine";
 
 /// Any failure on its way to the terminal.
 type Failure = Box<dyn std::error::Error + Send + Sync>;

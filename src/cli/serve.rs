@@ -60,9 +60,9 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONAS_API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY")]
     api_key: Vec<String>,
 
-    /// The machine whose measured latencies in the catalog hold here.
-    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
-    machine: Option<String>,
+    /// The machine whose measured latencies in the catalog hold here, as `lonas bench --save` has named it.
+    #[arg(long, env = "LONAS_MACHINE", default_value = super::THIS_MACHINE, value_name = "NAME")]
+    machine: String,
 
     #[command(flatten)]
     base: BaseArg,
@@ -153,5 +153,5 @@ fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels
         served.default.clone_from(&args.default_subnetwork);
         models.push(served);
     }
-    Ok(ServedModels::new(models, args.machine.clone())?)
+    Ok(ServedModels::new(models, Some(args.machine.clone()))?)
 }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 pub struct EngineOptions {
     /// Sequences that compute together.
     pub max_running: usize,
-    /// Sequences that were accepted and have not begun.
+    /// Sequences that may wait while as many as may run do.
     pub max_waiting: usize,
     /// Tokens in one step; a longer prompt is computed in chunks.
     pub step_tokens: usize,
@@ -35,14 +35,13 @@ pub struct Engine {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The most tokens that one sequence can ever hold.
     capacity: usize,
-    max_waiting: usize,
+    /// Sequences that run or wait.
+    max_active: usize,
 }
 
 /// What handle and worker both see.
 #[derive(Default)]
 pub(super) struct Shared {
-    /// Sequences accepted and not yet begun.
-    pub(super) waiting: AtomicUsize,
     /// Sequences accepted and not yet ended.
     pub(super) active: AtomicUsize,
     /// No sequence is accepted any more.
@@ -63,12 +62,13 @@ impl Engine {
     ) -> std::io::Result<Self> {
         let capacity = executor.blocks() * executor.block_size();
         let shared = Arc::new(Shared::default());
-        // Every message carries a sequence that has a place among the waiting, so sending never blocks.
-        let (submissions, received) = sync_channel(options.max_waiting.max(1));
+        let max_active = options.max_running.max(1) + options.max_waiting.max(1);
+        // Every message carries a sequence that has a place, so sending never blocks.
+        let (submissions, received) = sync_channel(max_active);
         let worker = Worker::new(executor, options, observer, Arc::clone(&shared), received);
         let thread = std::thread::Builder::new().name("lonas-engine".into()).spawn(move || worker.run())?;
         let (submissions, thread) = (Mutex::new(Some(submissions)), Mutex::new(Some(thread)));
-        Ok(Self { shared, submissions, thread, capacity, max_waiting: options.max_waiting.max(1) })
+        Ok(Self { shared, submissions, thread, capacity, max_active })
     }
 
     /// Accepts a sequence or says at once why not. Dropping the receiver cancels the sequence.
@@ -101,9 +101,7 @@ impl Engine {
             let (events, receiver) = mpsc::channel(request.max_tokens + 4);
             let submission = Submission { request, events, submitted: Instant::now() };
             if sender.try_send(submission).is_err() {
-                let missing = count - receivers.len();
-                self.shared.waiting.fetch_sub(missing, Ordering::AcqRel);
-                self.shared.active.fetch_sub(missing, Ordering::AcqRel);
+                self.shared.active.fetch_sub(count - receivers.len(), Ordering::AcqRel);
                 return Err(SubmitError::Stopped);
             }
             receivers.push(receiver);
@@ -111,13 +109,12 @@ impl Engine {
         Ok(receivers)
     }
 
-    /// Takes `count` places in the queue at once.
+    /// Takes `count` places at once. Running and waiting sequences are counted together: what has just come in waits
+    /// until the next step even where it could run, and a burst must not be refused for that.
     fn reserve(&self, count: usize) -> Result<(), SubmitError> {
-        let places = |waiting: usize| (waiting + count <= self.max_waiting).then_some(waiting + count);
-        let taken = self.shared.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, places);
-        taken.map_err(|_| SubmitError::QueueFull { limit: self.max_waiting })?;
-        self.shared.active.fetch_add(count, Ordering::AcqRel);
-        Ok(())
+        let places = |active: usize| (active + count <= self.max_active).then_some(active + count);
+        let taken = self.shared.active.fetch_update(Ordering::AcqRel, Ordering::Acquire, places);
+        taken.map(drop).map_err(|_| SubmitError::QueueFull { limit: self.max_active })
     }
 
     /// The most tokens, prompt and output together, that one sequence can hold.

@@ -62,7 +62,7 @@ pub enum Event {
 /// Why a sequence was not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubmitError {
-    /// The waiting queue is full.
+    /// As many sequences as may run and wait together are there already.
     QueueFull { limit: usize },
     /// The sequence could never fit into the key-value pool.
     TooLong { tokens: usize, limit: usize },

@@ -314,15 +314,27 @@ fn a_full_queue_refuses_at_once_and_all_or_nothing() {
     let two = bench.engine.submit_all(vec![request(&[2], 3, 0); 2]).unwrap();
     assert_eq!(
         bench.engine.submit_all(vec![request(&[3], 3, 0); 2]).unwrap_err(),
-        SubmitError::QueueFull { limit: 3 }
+        SubmitError::QueueFull { limit: 4 }
     );
     let last = bench.engine.submit(request(&[4], 3, 0)).unwrap();
-    assert_eq!(bench.engine.submit(request(&[5], 3, 0)).unwrap_err(), SubmitError::QueueFull { limit: 3 });
+    assert_eq!(bench.engine.submit(request(&[5], 3, 0)).unwrap_err(), SubmitError::QueueFull { limit: 4 });
     bench.gate.set(false);
     for receiver in two.into_iter().chain([running, last]) {
         assert!(read(receiver).1.is_ok());
     }
     assert!(bench.engine.submit(request(&[5], 3, 0)).is_ok(), "places are free again");
+}
+
+#[test]
+fn a_burst_takes_the_places_of_the_running_too() {
+    let bench = engine(20, 4, EngineOptions { max_running: 5, max_waiting: 1, step_tokens: 64 });
+    bench.gate.set(true);
+    let all = bench.engine.submit_all(vec![request(&[1], 3, 0); 6]).unwrap();
+    assert_eq!(bench.engine.submit(request(&[1], 3, 0)).unwrap_err(), SubmitError::QueueFull { limit: 6 });
+    bench.gate.set(false);
+    for receiver in all {
+        assert!(read(receiver).1.is_ok());
+    }
 }
 
 #[test]

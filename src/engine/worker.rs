@@ -64,7 +64,7 @@ impl Worker {
             self.step();
         }
         for (_, task) in std::mem::take(&mut self.tasks) {
-            self.end(task, Event::Failed("the engine is shutting down".into()));
+            self.end(&task, Event::Failed("the engine is shutting down".into()));
         }
         // What was accepted but never seen: a dropped sender tells its reader that nothing will come.
         self.shared.draining.store(true, Ordering::Release);
@@ -142,7 +142,6 @@ impl Worker {
         for id in &plan.admitted {
             let Some(task) = self.tasks.get_mut(id).filter(|t| !t.started) else { continue };
             task.started = true;
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
             self.observer.started(task.request.selection.subnetwork, task.submitted.elapsed());
         }
     }
@@ -182,27 +181,25 @@ impl Worker {
     fn finish(&mut self, id: u64, event: Event) {
         self.scheduler.remove(id);
         if let Some(task) = self.tasks.remove(&id) {
-            self.end(task, event);
+            self.end(&task, event);
         }
     }
 
     /// Without a last event: nobody listens any more.
     fn remove(&mut self, id: u64) {
         self.scheduler.remove(id);
-        if let Some(task) = self.tasks.remove(&id) {
-            self.leave(&task);
+        if self.tasks.remove(&id).is_some() {
+            self.leave();
         }
     }
 
-    fn end(&self, task: Task, event: Event) {
-        self.leave(&task);
+    /// Its place is free before its reader hears the last of it.
+    fn end(&self, task: &Task, event: Event) {
+        self.leave();
         let _ = task.events.try_send(event);
     }
 
-    fn leave(&self, task: &Task) {
-        if !task.started {
-            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-        }
+    fn leave(&self) {
         self.shared.active.fetch_sub(1, Ordering::AcqRel);
     }
 

@@ -40,6 +40,6 @@ pub(super) async fn check(State(state): State<Arc<ServerState>>, request: Reques
     if state.api_keys.opens(key.map(|(_, key)| key.trim())) {
         return next.run(request).await;
     }
-    state.metrics.rejected.with_label_values(&["auth"]).inc();
+    state.metrics.counts.rejected.with_label_values(&["auth"]).inc();
     ApiError::unauthorized().into_response()
 }

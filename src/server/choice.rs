@@ -129,7 +129,7 @@ impl Choice {
     /// The echoed prompt, each token with its score.
     fn prompt(&self, scores: Vec<TokenLogprob>) -> Delta {
         let Some(echo) = &self.settings.echo else { return Delta::default() };
-        let offsets = offsets(&self.tokenizer, &echo.tokens);
+        let offsets = offsets(&self.tokenizer, echo);
         let scores = std::iter::once(None).chain(scores.into_iter().map(|s| Some((s.logprob, s.top))));
         let tokens = echo.tokens.iter().zip(offsets).zip(scores);
         let tokens = tokens.map(|((&token, offset), score)| ScoredToken { token, score, offset, end: false });
@@ -181,17 +181,31 @@ impl Choice {
     }
 }
 
-/// Where each token's text begins, in characters of the joined text. A token that begins within a character counts
-/// from that character.
-fn offsets(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<usize> {
-    let continues = |byte: &u8| byte & 0xC0 == 0x80;
-    let mut characters = 0usize;
-    let offset = |&token: &u32| {
-        let bytes = tokenizer.token_bytes(token);
-        let within = usize::from(bytes.first().is_some_and(continues));
-        let begins = characters.saturating_sub(within);
-        characters += bytes.iter().filter(|b| !continues(b)).count();
-        begins
-    };
-    tokens.iter().map(offset).collect()
+/// Where each token's text begins, in characters of the echoed text. A token that begins within a character counts from
+/// that character. A special token that is not written there, such as a beginning of sequence that the tokenizer has
+/// put in front of the client's text, takes no place.
+fn offsets(tokenizer: &Tokenizer, echo: &Echo) -> Vec<usize> {
+    let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(echo.tokens.len()));
+    for &token in echo.tokens.iter() {
+        starts.push(bytes.len());
+        let own = tokenizer.token_bytes(token);
+        let written = || echo.text.as_bytes().get(bytes.len()..).is_some_and(|rest| rest.starts_with(own));
+        if !tokenizer.is_special(token) || written() {
+            bytes.extend_from_slice(own);
+        }
+    }
+    // By byte, and one more for the end: which character of the text it belongs to.
+    let mut characters = Vec::with_capacity(bytes.len() + 1);
+    let mut next = 0;
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            characters.extend(std::iter::repeat_n(next, character.len_utf8()));
+            next += 1;
+        }
+        // What is no character has become one U+FFFD.
+        characters.extend(std::iter::repeat_n(next, chunk.invalid().len()));
+        next += usize::from(!chunk.invalid().is_empty());
+    }
+    characters.push(next);
+    starts.into_iter().map(|start| characters[start]).collect()
 }

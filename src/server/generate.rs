@@ -69,12 +69,15 @@ pub(super) async fn start(
     ticket.set_subnet(chosen.sub_network.label.clone());
 
     let (requests, choices) = requests(state, &job, &prompts, &chosen)?;
-    let lengths = requests.iter().map(|r| r.prompt.len()).collect::<Vec<_>>();
+    // All answers to one prompt count it once, as the usage does.
+    let first = |answer: usize| answer.is_multiple_of(job.parameters.n);
+    let counted = requests.iter().enumerate().map(|(at, r)| if first(at) { r.prompt.len() } else { 0 });
+    let counted = counted.collect::<Vec<_>>();
     let receivers = state.engine.submit_all(requests).map_err(|error| not_taken(&error, job.prompt_field))?;
     ticket.accepted(prompts.iter().map(|p| p.tokens.len()).sum(), chosen.answer.reason);
-    let sequences = receivers.into_iter().zip(choices).zip(lengths);
+    let sequences = receivers.into_iter().zip(choices).zip(counted);
     let sequences =
-        sequences.map(|((events, choice), length)| Sequence::new(events, choice, length)).collect();
+        sequences.map(|((events, choice), tokens)| Sequence::new(events, choice, tokens)).collect();
     let head = Head { id: unique(id_prefix), created: unix_time(), chosen };
     Ok((head, sequences))
 }
@@ -130,7 +133,7 @@ async fn tokenize(state: &Arc<ServerState>, job: &Job) -> Result<Vec<Prompt>, Ap
     for prompt in &prompts {
         check_length(prompt.tokens.len(), state, field)?;
         if let Some(id) = prompt.tokens.iter().find(|&&id| id as usize >= vocabulary) {
-            let message = format!("token id {id} is outside the vocabulary of {vocabulary}");
+            let message = format!("{field}: token id {id} is outside the vocabulary of {vocabulary}");
             return Err(ApiError::invalid(field, message));
         }
     }
@@ -234,9 +237,14 @@ fn requests(
 fn max_tokens(state: &ServerState, job: &Job, length: usize) -> Result<usize, ApiError> {
     let context = state.limits.max_model_len;
     let room = context.saturating_sub(length);
+    let least = job.parameters.min_tokens;
     let (field, wanted) = match job.parameters.max_tokens {
         Some(given) => given,
-        None if room > 0 => return Ok(job.default_max_tokens.map_or(room, |n| n.min(room))),
+        // A default is no wish: it gives way to the room there is and to `min_tokens`.
+        None if room > 0 && least <= room => {
+            return Ok(job.default_max_tokens.map_or(room, |n| n.clamp(least, room)));
+        }
+        None if room > 0 => ("min_tokens", least),
         None => (job.prompt_field, 1),
     };
     if wanted > room {

@@ -20,6 +20,7 @@ type Panic = Box<dyn Any + Send + 'static>;
 
 /// Turns a panic into a 500 of our own shape.
 pub(super) fn catch_panic() -> CatchPanicLayer<fn(Panic) -> Response<Body>> {
+    #[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over")]
     fn answer(panic: Panic) -> Response<Body> {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -11,12 +11,12 @@ impl Observer for Metrics {
             (0, _) => "decode",
             _ => "mixed",
         };
-        self.step_seconds.with_label_values(&[phase]).observe(step.duration.as_secs_f64());
+        self.engine.step_seconds.with_label_values(&[phase]).observe(step.duration.as_secs_f64());
         let tokens = step.prefill_tokens + step.decode_tokens;
-        self.step_tokens.with_label_values(&[phase]).observe(tokens as f64);
-        self.step_subnetworks.observe(step.sub_networks as f64);
+        self.engine.step_tokens.with_label_values(&[phase]).observe(tokens as f64);
+        self.engine.step_subnetworks.observe(step.sub_networks as f64);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_step.set(now.as_secs_f64());
+        self.engine.last_step.set(now.as_secs_f64());
         self.load(&step.load);
     }
 
@@ -24,20 +24,20 @@ impl Observer for Metrics {
         // A sub-network that is not in the report has nothing any more, so all are set.
         for (id, label) in self.labels() {
             let (running, waiting) = load.by_sub_network.get(&id).copied().unwrap_or_default();
-            self.running.with_label_values(&[label]).set(running as i64);
-            self.waiting.with_label_values(&[label]).set(waiting as i64);
+            self.engine.running.with_label_values(&[label]).set(running as i64);
+            self.engine.waiting.with_label_values(&[label]).set(waiting as i64);
         }
         let (used, all) = (load.blocks_used, load.blocks);
-        self.kv_usage.set(if all == 0 { 0.0 } else { used as f64 / all as f64 });
-        self.kv_blocks.with_label_values(&["used"]).set(used as i64);
-        self.kv_blocks.with_label_values(&["free"]).set(all.saturating_sub(used) as i64);
+        self.engine.kv_usage.set(if all == 0 { 0.0 } else { used as f64 / all as f64 });
+        self.engine.kv_blocks.with_label_values(&["used"]).set(used as i64);
+        self.engine.kv_blocks.with_label_values(&["free"]).set(all.saturating_sub(used) as i64);
     }
 
     fn preempted(&self, subnetwork: u32) {
-        self.preemptions.with_label_values(&[self.label(subnetwork)]).inc();
+        self.engine.preemptions.with_label_values(&[self.label(subnetwork)]).inc();
     }
 
     fn started(&self, subnetwork: u32, waited: Duration) {
-        self.queue.with_label_values(&[self.label(subnetwork)]).observe(waited.as_secs_f64());
+        self.times.queue.with_label_values(&[self.label(subnetwork)]).observe(waited.as_secs_f64());
     }
 }

@@ -19,6 +19,7 @@ pub(super) struct Sequence {
     /// `None` once it has ended.
     events: Option<mpsc::Receiver<Event>>,
     choice: Choice,
+    /// To be counted once the prompt is computed; 0 where another answer to the same prompt counts it.
     prompt_tokens: usize,
     prompt_counted: bool,
     /// When its first and its last token came.

@@ -68,10 +68,12 @@ pub(super) async fn tokenizer_info(State(state): Shared) -> Json<Value> {
 
 /// `GET /health`: whether new requests are taken.
 pub(super) async fn health(State(state): Shared) -> Response {
-    if state.admission.draining() {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "draining"}))).into_response();
-    }
-    Json(json!({"status": "ok"})).into_response()
+    let (status, word) = match (state.admission.draining(), state.engine.is_accepting()) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+        (false, true) => (StatusCode::OK, "ok"),
+    };
+    (status, Json(json!({"status": word}))).into_response()
 }
 
 /// `GET /version`

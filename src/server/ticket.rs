@@ -67,27 +67,27 @@ impl Ticket {
     /// The engine has taken the request.
     pub(super) fn accepted(&mut self, prompt_tokens: usize, by: &str) {
         self.prompt_tokens = prompt_tokens;
-        self.metrics.selected.with_label_values(&[&self.subnet, by]).inc();
+        self.metrics.counts.selected.with_label_values(&[&self.subnet, by]).inc();
     }
 
     /// A sequence's prompt has been computed.
     pub(super) fn prompt_done(&self, tokens: usize) {
-        self.metrics.prompt_tokens.with_label_values(&[&self.subnet]).inc_by(tokens as u64);
+        self.metrics.counts.prompt_tokens.with_label_values(&[&self.subnet]).inc_by(tokens as u64);
     }
 
     /// A token came at `at`; `before` is when the sequence's last one came.
     pub(super) fn token(&mut self, at: Instant, before: Option<Instant>) {
         self.generated_tokens += 1;
-        self.metrics.generated_tokens.with_label_values(&[&self.subnet]).inc();
+        self.metrics.counts.generated_tokens.with_label_values(&[&self.subnet]).inc();
         if !self.first_token_seen {
             self.first_token_seen = true;
             let labels = [self.endpoint.label(), &*self.subnet];
             let waited = at.saturating_duration_since(self.started).as_secs_f64();
-            self.metrics.time_to_first_token.with_label_values(&labels).observe(waited);
+            self.metrics.times.first_token.with_label_values(&labels).observe(waited);
         }
         if let Some(before) = before {
             let gap = at.saturating_duration_since(before).as_secs_f64();
-            self.metrics.inter_token_latency.with_label_values(&[&self.subnet]).observe(gap);
+            self.metrics.times.inter_token.with_label_values(&[&self.subnet]).observe(gap);
         }
     }
 
@@ -95,7 +95,7 @@ impl Ticket {
     pub(super) fn sequence_done(&self, tokens: usize, span: Duration) {
         if tokens > 1 {
             let mean = span.as_secs_f64() / (tokens - 1) as f64;
-            self.metrics.time_per_output_token.with_label_values(&[&self.subnet]).observe(mean);
+            self.metrics.times.per_token.with_label_values(&[&self.subnet]).observe(mean);
         }
     }
 
@@ -118,21 +118,21 @@ impl Ticket {
         if matches!(outcome, Outcome::Stop | Outcome::Length) {
             let (metrics, labels) = (&self.metrics, [self.endpoint.label(), &*self.subnet]);
             let took = self.started.elapsed().as_secs_f64();
-            metrics.request_duration.with_label_values(&labels).observe(took);
+            metrics.times.duration.with_label_values(&labels).observe(took);
             let subnet = [&*self.subnet];
-            metrics.request_prompt_tokens.with_label_values(&subnet).observe(self.prompt_tokens as f64);
-            metrics.request_generated_tokens.with_label_values(&subnet).observe(self.generated_tokens as f64);
+            metrics.counts.prompt_length.with_label_values(&subnet).observe(self.prompt_tokens as f64);
+            metrics.counts.answer_length.with_label_values(&subnet).observe(self.generated_tokens as f64);
         }
     }
 
     fn record(&mut self, outcome: &str) {
         self.ended = true;
-        self.metrics.requests.with_label_values(&[self.endpoint.label(), &*self.subnet, outcome]).inc();
+        self.metrics.counts.ended.with_label_values(&[self.endpoint.label(), &*self.subnet, outcome]).inc();
     }
 
     /// The request ends with an error that the client sees.
     pub(super) fn fail(&mut self, error: &ApiError) {
-        let rejected = |reason: &str| self.metrics.rejected.with_label_values(&[reason]).inc();
+        let rejected = |reason: &str| self.metrics.counts.rejected.with_label_values(&[reason]).inc();
         match error.code {
             Some("queue_full") => rejected("queue_full"),
             Some("shutting_down") => rejected("drain"),

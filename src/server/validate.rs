@@ -79,6 +79,9 @@ pub(super) fn completion(
     if request.suffix.as_deref().is_some_and(|s| !s.is_empty()) {
         return Err(ApiError::invalid("suffix", "suffix is not supported by this model".into()));
     }
+    if request.response_format.as_ref().is_some_and(|f| !f.is_text()) {
+        return Err(unsupported("response_format"));
+    }
     let mut parameters = shared_fields(shared, limits)?;
     parameters.logprobs = integer("logprobs", request.logprobs, 0, MOST_LOGPROBS)?.map(|n| n as usize);
     if let Some(best_of) = request.best_of
@@ -145,7 +148,7 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
         ("tools", given(&request.tools)),
         ("tool_choice", request.tool_choice.as_ref().is_some_and(|c| c != "none" && c != "auto")),
         ("functions", given(&request.functions)),
-        ("response_format", request.response_format.as_ref().is_some_and(|f| f.kind != "text")),
+        ("response_format", request.response_format.as_ref().is_some_and(|f| !f.is_text())),
         ("modalities", request.modalities.as_ref().is_some_and(|m| m.iter().any(|kind| kind != "text"))),
         ("audio", request.audio.is_some()),
         ("chat_template", request.chat_template.is_some()),
@@ -155,14 +158,19 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
         ),
     ];
     match refused.into_iter().find(|(_, refused)| *refused) {
-        Some((field, _)) => {
-            Err(ApiError::invalid(field, format!("{field} is not supported with this value")))
-        }
+        Some((field, _)) => Err(unsupported(field)),
         None => Ok(()),
     }
 }
 
+fn unsupported(field: &str) -> ApiError {
+    ApiError::invalid(field, format!("{field} is not supported with this value"))
+}
+
 fn shared_fields(shared: &Shared, limits: &Limits) -> Result<Parameters, ApiError> {
+    if let Some(field) = shared.unsupported {
+        return Err(unsupported(field));
+    }
     let longest = limits.max_model_len as i64;
     let stream = shared.stream.unwrap_or(false);
     if shared.stream_options.is_some() && !stream {

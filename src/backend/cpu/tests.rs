@@ -34,7 +34,7 @@ fn blocks(seed: u64, rows: usize, columns: usize) -> HostMatrix {
 }
 
 /// What is computed with: the packed matrix's own values, so that rounding to bf16 or int8 is not counted as error.
-fn unpacked(matrix: &super::Matrix) -> Vec<Vec<f64>> {
+fn unpacked(matrix: &super::Matrix) -> Slow {
     let row = |r| {
         let mut row = vec![0.0; matrix.columns()];
         matrix.unpack_row(r, &mut row);
@@ -43,11 +43,14 @@ fn unpacked(matrix: &super::Matrix) -> Vec<Vec<f64>> {
     (0..matrix.rows()).map(row).collect()
 }
 
+/// A matrix by rows.
+type Slow = Vec<Vec<f64>>;
+
 struct Net {
     linear: Linear<Cpu>,
-    weight: Vec<Vec<f64>>,
+    weight: Slow,
     /// A, B and scale of each super-adapter.
-    adapters: Vec<(Vec<Vec<f64>>, Vec<Vec<f64>>, f64)>,
+    adapters: Vec<(Slow, Slow, f64)>,
     bias: Vec<f64>,
 }
 

@@ -69,7 +69,7 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
         other.orders
     } else if args.reorder {
         tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
-        importance_orders(&base, &validation_or(&validation, &sequences))?
+        importance_orders(&base, validation_or(&validation, &sequences))?
     } else {
         BTreeMap::new()
     };
@@ -77,7 +77,8 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
 }
 
 fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
-    if !(1..=4096).contains(&adapter.rank) || !(adapter.alpha.is_finite() && adapter.alpha > 0.0) {
+    let usable = (1..=4096).contains(&adapter.rank) && adapter.alpha.is_finite() && adapter.alpha > 0.0;
+    if !usable {
         return Err(format!(
             "search space: rank {} or alpha {} is out of range",
             adapter.rank, adapter.alpha

@@ -8,6 +8,8 @@ use serde_json::Value;
 request! {
     /// A request for the next turn of a conversation.
     ChatRequest {
+        // Missing or empty is one mistake, and `validate` names the field.
+        #[serde(default)]
         messages: Vec<ChatMessage>,
         max_completion_tokens: Option<i64>,
         logprobs: Option<bool>,
@@ -33,7 +35,14 @@ pub(in crate::server) struct ChatMessage {
 #[derive(Debug, Deserialize)]
 pub(in crate::server) struct ResponseFormat {
     #[serde(rename = "type")]
-    pub(in crate::server) kind: String,
+    kind: String,
+}
+
+impl ResponseFormat {
+    /// Whether any text will do.
+    pub(in crate::server) fn is_text(&self) -> bool {
+        self.kind == "text"
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -1,7 +1,7 @@
 //! `/v1/completions`.
 
 use super::fields::request;
-use super::{ElasticAnswer, Prompts, StopReason, Usage};
+use super::{ElasticAnswer, Prompts, ResponseFormat, StopReason, Usage};
 use serde::{Serialize, Serializer};
 
 request! {
@@ -13,6 +13,7 @@ request! {
         best_of: Option<i64>,
         suffix: Option<String>,
         add_special_tokens: Option<bool>,
+        response_format: Option<ResponseFormat>,
     }
 }
 

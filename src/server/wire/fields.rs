@@ -2,6 +2,7 @@
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -29,6 +30,19 @@ pub(in crate::server) struct Shared {
     pub(in crate::server) ignore_eos: Option<bool>,
     pub(in crate::server) stream: Option<bool>,
     pub(in crate::server) stream_options: Option<StreamOptions>,
+    /// A field that asks for what cannot be served yet.
+    pub(in crate::server) unsupported: Option<&'static str>,
+}
+
+/// The first field that asks for something. Clients that write everything out send null, false or nothing in a list.
+pub(super) fn first_asked(fields: &[(&'static str, &Option<Value>)]) -> Option<&'static str> {
+    let idle = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    fields.iter().find(|(_, value)| value.as_ref().is_some_and(|v| !idle(v))).map(|(name, _)| *name)
 }
 
 /// Declares a request with its own fields and the shared ones. (`serde(flatten)` would lose the path of an error.)
@@ -57,6 +71,13 @@ macro_rules! request {
             ignore_eos: Option<bool>,
             stream: Option<bool>,
             stream_options: Option<$crate::server::wire::StreamOptions>,
+            // These would change the answer, so they are read and refused instead of ignored.
+            truncate_prompt_tokens: Option<serde_json::Value>,
+            allowed_token_ids: Option<serde_json::Value>,
+            bad_words: Option<serde_json::Value>,
+            include_stop_str_in_output: Option<serde_json::Value>,
+            structured_outputs: Option<serde_json::Value>,
+            use_beam_search: Option<serde_json::Value>,
         }
 
         impl $name {
@@ -82,6 +103,14 @@ macro_rules! request {
                     ignore_eos: self.ignore_eos,
                     stream: self.stream,
                     stream_options: self.stream_options.take(),
+                    unsupported: $crate::server::wire::fields::first_asked(&[
+                        ("truncate_prompt_tokens", &self.truncate_prompt_tokens),
+                        ("allowed_token_ids", &self.allowed_token_ids),
+                        ("bad_words", &self.bad_words),
+                        ("include_stop_str_in_output", &self.include_stop_str_in_output),
+                        ("structured_outputs", &self.structured_outputs),
+                        ("use_beam_search", &self.use_beam_search),
+                    ]),
                 }
             }
         }

@@ -15,7 +15,7 @@ pub(super) use answer::{ElasticAnswer, StopReason, Usage, logprob_on_wire};
 pub(super) use body::read_json;
 pub(super) use chat::{
     AnswerMessage, ChatAnswer, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatRequest,
-    ChatToken, ChatTopToken,
+    ChatToken, ChatTopToken, ResponseFormat,
 };
 pub(super) use completions::{
     CompletionAnswer, CompletionChoice, CompletionLogprobs, CompletionRequest, TopLogprobs,

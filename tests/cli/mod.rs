@@ -1,0 +1,5 @@
+//! The program as people run it: a process with arguments, a log, signals and an exit code.
+
+mod clients;
+mod process;
+mod serve;

@@ -1,0 +1,97 @@
+//! `lonas serve`: start, stop, wrong usage.
+
+use super::process::{Server, lonas};
+use crate::tiny::{NAME, OTHER, Tiny};
+use std::process::Output;
+
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = lonas(arguments).output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn sigterm_and_ctrl_c_end_it_with_0() {
+    let tiny = Tiny::write();
+    for signal in ["TERM", "INT"] {
+        let server = Server::start(&[tiny.model(NAME).to_str().unwrap()]);
+        let (head, health) = server.get("/health");
+        assert!(head.starts_with("HTTP/1.1 200") && health == "{\"status\":\"ok\"}", "{head} {health}");
+        let (status, log) = server.end_by(signal);
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains("draining") && log.contains("stopped"), "{log}");
+    }
+}
+
+#[test]
+fn two_model_folders_share_one_base() {
+    let tiny = Tiny::write();
+    let folders = [NAME, OTHER].map(|name| tiny.model(name));
+    let [one, other] = [0, 1].map(|i| folders[i].to_str().unwrap());
+    let server = Server::start(&[one, other, "--default-subnetwork", "minimal"]);
+    let (_, models) = server.get("/v1/models");
+    let models: serde_json::Value = serde_json::from_str(&models).unwrap();
+    let ids =
+        models["data"].as_array().unwrap().iter().map(|c| c["id"].as_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(ids.len(), 8);
+    assert!(ids.contains(&"tiny-tied:heuristic") && ids.contains(&"tiny-other:minimal"), "{ids:?}");
+    assert_eq!(models["data"][0]["elastic"]["subnetwork"], "minimal", "the default that was asked for");
+}
+
+#[test]
+fn api_keys_and_settings_may_come_from_a_file() {
+    let tiny = Tiny::write();
+    let file = tiny.base().join("lonas.toml");
+    std::fs::write(&file, "[serve]\napi-key = [\"one\", \"two\"]\n").unwrap();
+    let server = Server::start(&[tiny.model(NAME).to_str().unwrap(), "--settings", file.to_str().unwrap()]);
+    assert!(server.get("/v1/models").0.starts_with("HTTP/1.1 401"));
+    assert!(server.get("/health").0.starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for arguments in
+        [&["serve", "--port", "x"][..], &["serve", "--no-such-option"], &["no-such-command"], &[]]
+    {
+        let (code, said) = run(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {said}");
+        assert!(said.contains("--help") || said.contains("Usage"), "what to do instead: {said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_ends_with_1_and_is_named() {
+    let tiny = Tiny::write();
+    let model = tiny.model(NAME);
+    let model = model.to_str().unwrap();
+    let cases: [(&[&str], &str); 5] = [
+        (&["serve", "no/such/folder"], "no/such/folder"),
+        (&["serve", model, "--base", "no/such/base"], "no/such/base"),
+        (&["serve", model, "--default-subnetwork", "huge"], "huge"),
+        (&["serve", model, model], "both named `tiny-tied`"),
+        (&["serve", model, "--host", "no.such.host.invalid"], "no.such.host.invalid"),
+    ];
+    for (arguments, named) in cases {
+        let (code, said) = run(arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(named), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_base_without_a_tokenizer_is_named() {
+    let tiny = Tiny::write();
+    std::fs::remove_file(tiny.base().join("tokenizer.json")).unwrap();
+    let (code, said) = run(&["serve", tiny.model(NAME).to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("tokenizer.json"), "{said}");
+}
+
+#[test]
+fn help_says_how_with_an_example() {
+    for command in ["serve", "train", "eval", "bench", "inspect"] {
+        let output = lonas(&[command, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains("Example") && help.contains(&format!("lonas {command}")), "{help}");
+    }
+}

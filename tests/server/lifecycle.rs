@@ -1,0 +1,218 @@
+//! Over a real socket: clients that go away, and a server that goes away.
+//!
+//! The clients block, so the server has threads of its own.
+
+use super::app::{App, COMPLETIONS, Options, PATIENCE};
+use super::held::Then;
+use crate::tiny::X;
+use lonas::engine::EngineOptions;
+use lonas::server::{Drained, serve};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A server on a socket of its own.
+struct Served {
+    app: App,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<std::io::Result<Drained>>,
+}
+
+impl Served {
+    async fn start(options: Options, drain: Duration) -> Self {
+        let app = App::with(options);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move { drop(stopped.await) };
+        let serving = tokio::spawn(serve(listener, app.state.clone(), shutdown, drain));
+        Self { app, address, stop: Some(stop), serving }
+    }
+
+    async fn plain() -> Self {
+        Self::start(Options::default(), Duration::from_secs(30)).await
+    }
+
+    /// Opens a connection and sends a request, whose answer is left to the caller.
+    fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n"
+        );
+        stream.write_all((head + body).as_bytes()).unwrap();
+        stream
+    }
+
+    fn ask(&self, body: &Value) -> TcpStream {
+        self.send("POST", COMPLETIONS, &body.to_string())
+    }
+
+    /// Status and whole answer of a request.
+    fn whole(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        read(&mut self.send(method, path, body))
+    }
+
+    fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+}
+
+/// Status and everything up to the end of the connection.
+fn read(stream: &mut TcpStream) -> (u16, String) {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    let all = String::from_utf8(all).unwrap();
+    let status = all.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
+    (status, all)
+}
+
+/// Reads until this has come.
+fn read_until(stream: &mut TcpStream, text: &str) {
+    let (mut all, mut piece) = (Vec::new(), [0; 256]);
+    // Comments that keep a stream alive would let single reads succeed for ever.
+    let deadline = Instant::now() + PATIENCE;
+    while !String::from_utf8_lossy(&all).contains(text) {
+        let length = stream.read(&mut piece).unwrap();
+        let late = Instant::now() > deadline;
+        assert!(length > 0 && !late, "no {text} in {}", String::from_utf8_lossy(&all));
+        all.extend(&piece[..length]);
+    }
+}
+
+fn long(more: &Value) -> Value {
+    let mut body = json!({"prompt": "one", "max_tokens": 100, "logit_bias": {(X.to_string()): 100}});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_in_the_middle_of_a_stream_frees_everything() {
+    let served = Served::plain().await;
+    served.app.gate.after(0, Then::Wait);
+    let mut client = served.ask(&long(&json!({"stream": true, "n": 3})));
+    served.app.until("all three are in", |s| s.accepted() == 1.0).await;
+    served.app.gate.after(4, Then::Wait);
+    read_until(&mut client, "data: ");
+    served.app.until("three sequences hold blocks", |s| s.load().0 == 3.0 && s.load().2 > 0.0).await;
+    drop(client);
+    served.app.until("the request is over", |s| s.ended("cancelled") == 1.0).await;
+    served.app.gate.open();
+    served.app.until_idle().await;
+    let generated = served.app.scrape().await.sum("lonas_generated_tokens_total", &[]);
+    assert!(generated < 50.0, "{generated} tokens for a client that had gone");
+    assert_eq!(served.app.complete(long(&json!({}))).await["usage"]["completion_tokens"], 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_before_its_plain_answer_frees_everything() {
+    let served = Served::plain().await;
+    served.app.gate.after(5, Then::Wait);
+    let client = served.ask(&long(&json!({})));
+    served.app.until("it runs", |s| s.load().0 == 1.0).await;
+    drop(client);
+    served.app.until("the request is over", |s| s.ended("cancelled") == 1.0).await;
+    served.app.gate.open();
+    served.app.until_idle().await;
+    assert!(
+        served.app.scrape().await.sum("lonas_step_subnetworks_count", &[]) < 20.0,
+        "it was not computed to its end"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_while_it_waits_is_never_computed() {
+    let engine = EngineOptions { max_running: 1, max_waiting: 4, step_tokens: 64 };
+    let served = Served::start(Options { engine, ..Options::default() }, Duration::from_secs(30)).await;
+    served.app.gate.after(0, Then::Wait);
+    let mut first = served.ask(&long(&json!({"max_tokens": 3})));
+    served.app.until("one is in", |s| s.accepted() == 1.0).await;
+    let second = served.ask(&long(&json!({"model": "tiny-tied:minimal"})));
+    served.app.until("two are in", |s| s.accepted() == 2.0).await;
+    drop(second);
+    served.app.until("the second has gone", |s| s.ended("cancelled") == 1.0).await;
+    served.app.gate.open();
+    let (status, answer) = read(&mut first);
+    assert!(status == 200 && answer.contains("\"completion_tokens\":3"), "{answer}");
+    served.app.until_idle().await;
+    assert_eq!(served.app.scrape().await.sum("lonas_queue_seconds_count", &[]), 1.0, "only the first began");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_finishes_what_runs_and_turns_away_what_comes() {
+    let mut served = Served::plain().await;
+    served.app.gate.after(3, Then::Wait);
+    let mut streamed = served.ask(&long(&json!({"stream": true})));
+    read_until(&mut streamed, "data: ");
+    let mut plain = served.ask(&long(&json!({})));
+    served.app.until("both are in", |s| s.accepted() == 2.0).await;
+    assert_eq!(served.whole("GET", "/health", "").0, 200);
+
+    served.stop();
+    served.app.until_health(503).await;
+    let (status, health) = served.whole("GET", "/health", "");
+    assert!(status == 503 && health.contains("{\"status\":\"draining\"}"), "{health}");
+    let (status, refused) = served.whole("POST", COMPLETIONS, "{\"prompt\": \"one\"}");
+    assert_eq!(status, 503);
+    assert!(refused.contains("retry-after: 1") && refused.contains("shutting_down"), "{refused}");
+    assert!(!served.serving.is_finished(), "it waits for the two");
+
+    served.app.gate.open();
+    let mut rest = String::new();
+    streamed.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+    let (status, answer) = read(&mut plain);
+    assert!(status == 200 && answer.contains("\"completion_tokens\":100"), "{answer}");
+    assert_eq!(served.serving.await.unwrap().unwrap(), Drained::All);
+    assert!(TcpStream::connect(served.address).is_err(), "nobody listens any more");
+    let scrape = served.app.scrape().await;
+    assert_eq!(scrape.sum("lonas_rejected_total", &[("reason", "drain")]), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_end_in_time_is_told_so_within_its_stream() {
+    let mut served = Served::start(Options::default(), Duration::from_millis(50)).await;
+    served.app.gate.after(3, Then::Wait);
+    let mut streamed = served.ask(&long(&json!({"stream": true})));
+    read_until(&mut streamed, "data: ");
+    let mut plain = served.ask(&long(&json!({})));
+    served.app.until("both are in", |s| s.accepted() == 2.0).await;
+    served.stop();
+    let mut rest = String::new();
+    streamed.read_to_string(&mut rest).unwrap();
+    let (_, end) = rest.split_once("shutting_down").unwrap();
+    assert!(end.contains("data: [DONE]"), "{rest}");
+    assert_eq!(read(&mut plain).0, 503);
+    assert_eq!(served.serving.await.unwrap().unwrap(), Drained::TimedOut);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_server_stops_at_once() {
+    let mut served = Served::plain().await;
+    // A connection that is kept alive and says nothing must not hold the server up.
+    let idle = TcpStream::connect(served.address).unwrap();
+    served.whole("GET", "/health", "");
+    served.stop();
+    let stopped = tokio::time::timeout(Duration::from_secs(3), served.serving).await;
+    assert_eq!(stopped.unwrap().unwrap().unwrap(), Drained::All);
+    drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_engine_is_not_healthy() {
+    let app = App::new();
+    assert_eq!(app.get("/health").await.status, 200);
+    app.gate.after(0, Then::Nothing);
+    app.post(COMPLETIONS, &json!({"prompt": "one"})).await.expect(500);
+    // The answer may be here before the thread has ended.
+    let health = app.until_health(503).await;
+    assert_eq!(health.json(), json!({"status": "stopped"}));
+    app.post(COMPLETIONS, &json!({"prompt": "one"})).await.expect(503);
+}

@@ -1,0 +1,20 @@
+//! The HTTP server over a tiny super-network.
+//!
+//! Almost everything calls the router in this process; only `lifecycle` opens a socket, where a client's going away is
+//! what is tested. [`held`] lets a test stop the engine between two steps, so that nothing depends on who is faster.
+
+mod chat;
+mod choice;
+mod completions;
+mod errors;
+mod hostile;
+mod lifecycle;
+mod logprobs;
+mod metrics;
+mod streaming;
+mod system;
+
+mod alone;
+mod app;
+mod held;
+mod scrape;
