@@ -22,9 +22,11 @@ const FLOORS: [(&str, u32); 15] = [
 ];
 
 /// A crate and the only places that may name it.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("axum", &["server"]),
     ("tower_http", &["server"]),
+    ("hyper", &["server"]),
+    ("hyper_util", &["server"]),
     ("tokio", &["server", "engine", "cli"]),
     ("candle_core", &["backend/reference", "artifact"]),
     ("clap", &["cli", "artifact/adapter.rs"]),

@@ -11,6 +11,7 @@ mod app;
 mod chat;
 mod choice;
 mod completions;
+mod connections;
 mod generate;
 mod http;
 mod metrics;

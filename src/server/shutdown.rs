@@ -1,6 +1,7 @@
 //! Serving until asked to stop, and stopping without losing an accepted request.
 
 use super::app::{ServerState, app};
+use super::connections;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub enum Drained {
 /// at most `drain`. The engine is the caller's to stop afterwards.
 ///
 /// # Errors
-/// The listener's.
+/// Serving panicked.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<ServerState>,
@@ -31,13 +32,12 @@ pub async fn serve(
     drain: Duration,
 ) -> io::Result<Drained> {
     let (close, closed) = oneshot::channel::<()>();
-    let router = app(&state);
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let serving = connections::serve(listener, app(&state), state.limits.head_timeout, async move {
         // An error means that the sender is gone: also a reason to close.
         let _ = closed.await;
     });
-    let mut serving = tokio::spawn(serving.into_future());
-    let joined = |result: Result<io::Result<()>, tokio::task::JoinError>| result.map_err(io::Error::other)?;
+    let mut serving = tokio::spawn(serving);
+    let joined = |result: Result<(), tokio::task::JoinError>| result.map_err(io::Error::other);
     tokio::select! {
         result = &mut serving => return joined(result).map(|()| Drained::All),
         () = shutdown => {}

@@ -5,6 +5,7 @@
 use super::wire::{ApiError, ChatRequest, CompletionRequest, Shared, Stop};
 use crate::generation::Sampling;
 use crate::text::Message;
+use std::time::Duration;
 
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 256;
@@ -30,6 +31,8 @@ pub struct Limits {
     pub max_body: usize,
     /// Entries of prompt log probabilities in one answer, the alternatives counted.
     pub max_prompt_logprobs: usize,
+    /// How long a connection may take for the head of its next request.
+    pub head_timeout: Duration,
 }
 
 impl Limits {
@@ -42,6 +45,7 @@ impl Limits {
             max_n: 16,
             max_body: 2 << 20,
             max_prompt_logprobs: 1 << 20,
+            head_timeout: Duration::from_secs(30),
         }
     }
 }

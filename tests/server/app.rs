@@ -44,12 +44,20 @@ pub(crate) struct Options {
     /// Changes the served super-adapters, e.g. gives their sub-networks scores.
     pub(crate) models: fn(&mut [ServedModel]),
     pub(crate) machine: Option<String>,
+    pub(crate) head_timeout: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let engine = EngineOptions { max_running: 16, max_waiting: 64, step_tokens: 40 };
-        Self { engine, api_keys: Vec::new(), chat: true, models: |_| {}, machine: None }
+        Self {
+            engine,
+            api_keys: Vec::new(),
+            chat: true,
+            models: |_| {},
+            machine: None,
+            head_timeout: PATIENCE,
+        }
     }
 }
 
@@ -78,7 +86,10 @@ impl App {
             tokenizer: Arc::clone(&tokenizer),
             chat_template: chat_template.filter(|_| options.chat),
             end_tokens: vec![EOS],
-            limits: Limits::new(CONTEXT, VOCABULARY, sequences),
+            limits: Limits {
+                head_timeout: options.head_timeout,
+                ..Limits::new(CONTEXT, VOCABULARY, sequences)
+            },
             metrics,
             api_keys: options.api_keys,
         });

@@ -194,6 +194,20 @@ async fn what_does_not_end_in_time_is_told_so_within_its_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_dawdles_over_its_head_is_cut_off_and_others_are_not() {
+    let options = Options { head_timeout: Duration::from_millis(200), ..Options::default() };
+    let served = Served::start(options, Duration::from_secs(30)).await;
+    let mut dawdling = TcpStream::connect(served.address).unwrap();
+    dawdling.set_read_timeout(Some(PATIENCE)).unwrap();
+    dawdling.write_all(b"GET /health HTTP/1.1\r\nhost: te").unwrap();
+    // The end of the connection, not the client's own patience, ends this.
+    let mut answer = Vec::new();
+    dawdling.read_to_end(&mut answer).unwrap();
+    assert!(!String::from_utf8_lossy(&answer).contains(" 200 "));
+    assert_eq!(served.whole("GET", "/health", "").0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_server_stops_at_once() {
     let mut served = Served::plain().await;
     // A connection that is kept alive and says nothing must not hold the server up.
