@@ -17,6 +17,7 @@ fn recipe() -> Recipe {
         learning_rate: 3e-3,
         weight_decay: 0.1,
         dropout: 0.1,
+        threads: 2,
         ..Recipe::default()
     }
 }

@@ -49,10 +49,10 @@ fn what_is_written_is_read_back_equal() {
         write_adapter(folder.path(), config, &adapter, TensorType::F32).unwrap();
         let (shape, space) = (&net.shape, &net.space);
         let path = folder.path();
-        ModelFolder::write_supernet(path, "näme \"q\"", &base, config.scale(), shape, space, orders).unwrap();
+        ModelFolder::write_supernet(path, "näme-\"q\"", &base, config.scale(), shape, space, orders).unwrap();
 
         let read = ModelFolder::open(path).unwrap();
-        assert_eq!((read.name.as_str(), &read.base), ("näme \"q\"", &base));
+        assert_eq!((read.name.as_str(), &read.base), ("näme-\"q\"", &base));
         assert_eq!(&read.adapter_config, config);
         assert_eq!(&read.search_space(shape).unwrap(), space);
         assert_eq!(read.orders(), orders);

@@ -33,7 +33,8 @@ fn trainer(net: &Supernet, recipe: Recipe, sequences: Vec<Vec<u32>>) -> Trainer 
 #[test]
 fn ten_steps_are_those_of_pytorch_and_peft() {
     let net = Supernet::open("tiny-tied/base", "tiny-tied");
-    for name in ["plain", "decay"] {
+    // One thread, and more than a micro-batch has sequences.
+    for (name, threads) in [("plain", 1), ("decay", 1), ("plain", 2), ("plain", 5)] {
         let golden: Training = golden::json(&format!("training/{name}.json"));
         let recipe = Recipe {
             epochs: golden.epochs,
@@ -42,6 +43,7 @@ fn ten_steps_are_those_of_pytorch_and_peft() {
             learning_rate: golden.learning_rate,
             weight_decay: golden.weight_decay,
             dropout: 0.0,
+            threads,
             ..Recipe::default()
         };
         // The data's length decides the schedule; the micro-batches themselves are the golden ones.

@@ -37,7 +37,7 @@ impl AdapterConfig {
 pub type AdapterTensors = BTreeMap<String, (HostMatrix, HostMatrix)>;
 
 /// The number format of a written adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorType {
     F32,
     Bf16,
@@ -49,7 +49,7 @@ pub enum TensorType {
 /// A kind of adapter that is not plain LoRA (rank-stabilised, DoRA, biases, per-module ranks, saved modules), a tensor
 /// without its partner, or one that is no LoRA tensor.
 pub fn read_adapter(folder: &Path) -> Result<(AdapterConfig, AdapterTensors), ArtifactError> {
-    let config = read_config(&folder.join(CONFIG))?;
+    let config = read_adapter_config(folder)?;
     let path = folder.join(TENSORS);
     let file = SafetensorsFile::open(&path)?;
     let tensors = file.tensors()?;
@@ -114,7 +114,12 @@ fn is_empty(value: &Value) -> bool {
     value.as_object().is_some_and(serde_json::Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn read_config(path: &Path) -> Result<AdapterConfig, ArtifactError> {
+/// Reads adapter_config.json alone.
+///
+/// # Errors
+/// A kind of adapter that is not plain LoRA.
+pub fn read_adapter_config(folder: &Path) -> Result<AdapterConfig, ArtifactError> {
+    let path = &folder.join(CONFIG);
     let json: Value = read_json(path)?;
     let field = |name: &str| json.get(name).filter(|v| !v.is_null());
     let wrong = |name: &str, expected: &str| {

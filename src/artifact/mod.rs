@@ -15,7 +15,9 @@ mod model_folder;
 #[cfg(test)]
 mod tests;
 
-pub use adapter::{AdapterConfig, AdapterTensors, TensorType, read_adapter, write_adapter};
+pub use adapter::{
+    AdapterConfig, AdapterTensors, TensorType, read_adapter, read_adapter_config, write_adapter,
+};
 pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};

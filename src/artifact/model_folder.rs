@@ -1,8 +1,12 @@
 //! A model folder: supernet.json, the super-adapter beside it, catalog.json.
 
 use super::fetch::BaseSource;
-use super::{AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_json, write_whole};
-use crate::supernet::{Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef};
+use super::{
+    AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_adapter_config, read_json, write_whole,
+};
+use crate::supernet::{
+    Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef, is_model_name,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -81,7 +85,12 @@ impl ModelFolder {
             let reason = format!("{} is not supported; supported: {FORMAT_VERSION}", supernet.version);
             return Err(ArtifactError::field(&file, "version", reason));
         }
-        let (adapter_config, _) = read_adapter(path)?;
+        if !is_model_name(&supernet.name) {
+            let reason =
+                format!("`{}` must have no colon, no space and at least one character", supernet.name);
+            return Err(ArtifactError::field(&file, "name", reason));
+        }
+        let adapter_config = read_adapter_config(path)?;
         let (scale, expected) = (supernet.scale, adapter_config.scale());
         if !(scale - expected).abs().le(&1e-9) {
             let reason = format!("{scale}, but lora_alpha / r is {expected}");

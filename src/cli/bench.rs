@@ -41,9 +41,9 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     save: bool,
 
-    /// How this machine is called in the catalog.
-    #[arg(long, env = "LONAS_MACHINE", default_value = super::THIS_MACHINE, value_name = "NAME")]
-    machine: String,
+    /// How this machine is called in the catalog; by default its processor and cores.
+    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
+    machine: Option<String>,
 
     #[command(flatten)]
     base: BaseArg,
@@ -166,6 +166,7 @@ fn table(args: &BenchArgs, selections: &[open::Named], rates: &[Rates], mixed: &
 }
 
 fn save(args: &BenchArgs, opened: &mut open::Opened, rates: &[Rates]) -> Result<(), Failure> {
+    let machine = open::machine(args.machine.as_ref());
     let model = opened.models.first_mut().ok_or("no model")?;
     let names = model.catalog.entries().iter().map(|e| e.name.clone()).collect::<Vec<_>>();
     for (name, rates) in names.iter().zip(rates) {
@@ -175,7 +176,7 @@ fn save(args: &BenchArgs, opened: &mut open::Opened, rates: &[Rates]) -> Result<
             prefill_seconds_per_token: seconds(&rates.prefill),
             decode_seconds_per_token: seconds(&rates.decode),
         };
-        entry.latency.insert(args.machine.clone(), latency);
+        entry.latency.insert(machine.clone(), latency);
     }
     model.folder.write_catalog(&model.catalog)?;
     let tasks = model.catalog.entries().iter().flat_map(|e| e.scores.keys().cloned());
@@ -184,14 +185,14 @@ fn save(args: &BenchArgs, opened: &mut open::Opened, rates: &[Rates]) -> Result<
     tasks.dedup();
     let series = tasks.iter().map(|task| {
         let point = |entry: &crate::supernet::CatalogEntry| {
-            let latency = entry.latency.get(&args.machine)?.decode_seconds_per_token * 1e3;
+            let latency = entry.latency.get(&machine)?.decode_seconds_per_token * 1e3;
             let accuracy = entry.scores.get(task)? * 100.0;
             Some(Point { x: latency, y: accuracy, interval: None, label: entry.name.clone() })
         };
         Series::labelled(task, model.catalog.entries().iter().filter_map(point).collect())
     });
     let title = format!("{}: accuracy over latency", model.folder.name);
-    let x = format!("milliseconds for each generated token, one stream ({})", args.machine);
+    let x = format!("milliseconds for each generated token, one stream ({machine})");
     let svg = plot::chart(&title, &x, "accuracy, %", &series.collect::<Vec<_>>());
     std::fs::write(model.folder.path().join("accuracy-latency.svg"), svg)?;
     Ok(())

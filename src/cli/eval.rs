@@ -31,7 +31,7 @@ pub(super) struct EvalArgs {
     #[arg(long, num_args = 1.., value_name = "NAME")]
     subnetwork: Vec<String>,
 
-    /// Score the first N items of each task only.
+    /// Score the first N items of each task only; nothing is written.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
@@ -72,39 +72,45 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
         ..selection.clone()
     });
     let chosen = chosen.collect::<Vec<_>>();
-    let mut results = Vec::new();
-    for task in &args.task {
+    let task = |task: &String| -> Result<(String, Vec<Item>), Failure> {
         let (name, path) =
             task.split_once('=').ok_or_else(|| format!("--task {task}: expected NAME=FILE"))?;
-        let items = items(&tokenizer, Path::new(path), args.limit)?;
+        let longest = opened.base.config.max_positions.min(POOL_TOKENS);
+        Ok((name.into(), items(&tokenizer, Path::new(path), args.limit, longest)?))
+    };
+    // All of them are read before the first is scored, which can take an hour.
+    let tasks = args.task.iter().map(task).collect::<Result<Vec<_>, _>>()?;
+    let written = !args.without_adapter && !args.dry_run && args.limit.is_none();
+    let mut results = Vec::new();
+    for (name, items) in &tasks {
         let texts = items.iter().map(|i| i.options.len()).sum::<usize>() * chosen.len();
         let mut progress = Progress::new("text", texts as u64, 0);
-        let scores =
-            multiple_choice(&mut *executor, &items, &chosen, |done| progress.set(done as u64, name))?;
+        let scores = multiple_choice(&mut *executor, items, &chosen, |done| progress.set(done as u64, name))?;
         progress.finish();
         results.extend(
-            names
-                .iter()
-                .cloned()
-                .zip(scores)
-                .map(|(subnetwork, score)| (name.to_string(), subnetwork, score)),
+            names.iter().cloned().zip(scores).map(|(subnetwork, score)| (name.clone(), subnetwork, score)),
         );
+        if written {
+            save(&mut opened, &results)?;
+        }
     }
     if args.json {
         println!("{:#}", json(&results));
     } else {
         print!("{}", table(&results));
     }
-    if !args.without_adapter && !args.dry_run && args.limit.is_none() {
-        let model = opened.models.first_mut().ok_or("no model")?;
-        for (task, subnetwork, score) in &results {
-            if let Some(entry) = model.catalog.get_mut(subnetwork) {
-                entry.scores.insert(task.clone(), rounded(score.accuracy.share()));
-            }
-        }
-        model.folder.write_catalog(&model.catalog)?;
-    }
     Ok(())
+}
+
+/// Puts what is known so far into the catalog.
+fn save(opened: &mut open::Opened, results: &[(String, String, Score)]) -> Result<(), Failure> {
+    let model = opened.models.first_mut().ok_or("no model")?;
+    for (task, subnetwork, score) in results {
+        if let Some(entry) = model.catalog.get_mut(subnetwork) {
+            entry.scores.insert(task.clone(), rounded(score.accuracy.share()));
+        }
+    }
+    Ok(model.folder.write_catalog(&model.catalog)?)
 }
 
 /// The names to score, in the catalog's order.
@@ -117,9 +123,17 @@ fn names(args: &EvalArgs, selections: &[open::Named]) -> Result<Vec<String>, Fai
     Ok(known.into_iter().filter(wanted).collect())
 }
 
-fn items(tokenizer: &Tokenizer, path: &Path, limit: Option<usize>) -> Result<Vec<Item>, Failure> {
+fn items(
+    tokenizer: &Tokenizer,
+    path: &Path,
+    limit: Option<usize>,
+    longest: usize,
+) -> Result<Vec<Item>, Failure> {
     let examples = data::read(path)?;
     let choices = examples.iter().filter_map(Choice::of).collect::<Vec<_>>();
+    if choices.is_empty() {
+        return Err(format!("{}: no item is a question with options", path.display()).into());
+    }
     if choices.len() < examples.len() {
         tracing::warn!(
             "{}: {} items are no questions with options",
@@ -131,7 +145,17 @@ fn items(tokenizer: &Tokenizer, path: &Path, limit: Option<usize>) -> Result<Vec
         let options =
             (0..choice.options.len()).map(|i| Ok(tokenizer.encode(&choice.continuation(i), false)?));
         let options = options.collect::<Result<Vec<_>, Failure>>()?;
-        Ok(Item { context: tokenizer.encode(&choice.prompt(), true)?, options, correct: choice.correct })
+        let context = tokenizer.encode(&choice.prompt(), true)?;
+        let tokens = context.len() + options.iter().map(Vec::len).max().unwrap_or(0);
+        if tokens > longest {
+            let question = choice.question.chars().take(60).collect::<String>();
+            return Err(format!(
+                "{}: `{question}...` has {tokens} tokens, at most {longest}",
+                path.display()
+            )
+            .into());
+        }
+        Ok(Item { context, options, correct: choice.correct })
     };
     choices.iter().take(limit.unwrap_or(usize::MAX)).map(item).collect()
 }

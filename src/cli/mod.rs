@@ -52,9 +52,6 @@ enum Command {
 /// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
 const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
 
-/// How `bench` names the machine it measures, and `serve` the one whose measurements it believes.
-const THIS_MACHINE: &str = "this-machine";
-
 /// Any failure on its way to the terminal.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 

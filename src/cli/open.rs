@@ -103,7 +103,7 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
         Ok(OpenedModel { folder, shape, space, catalog })
     };
     let models = folders.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let orders = models.first().map(orders_by_layer).unwrap_or_default();
+    let orders = models.first().map(|m| orders_by_layer(&m.space, m.folder.orders())).unwrap_or_default();
     Ok(Opened { base, models, orders })
 }
 
@@ -134,11 +134,13 @@ fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> R
 }
 
 /// A width group's order belongs to the layer of its members.
-pub(super) fn orders_by_layer(model: &OpenedModel) -> BTreeMap<usize, Vec<usize>> {
-    let groups = model.space.groups();
+pub(super) fn orders_by_layer(
+    space: &SearchSpace,
+    by_group: &BTreeMap<usize, Vec<usize>>,
+) -> BTreeMap<usize, Vec<usize>> {
+    let groups = space.groups();
     let layer = |id: usize| groups.get(id)?.members.first().map(|m| m.linear / MODULES.len());
-    let orders = model.folder.orders().iter();
-    orders.filter_map(|(&id, order)| Some((layer(id)?, order.clone()))).collect()
+    by_group.iter().filter_map(|(&id, order)| Some((layer(id)?, order.clone()))).collect()
 }
 
 /// The other way round: by the id of the width group in that layer.
@@ -317,6 +319,18 @@ pub(super) fn end_tokens(base: &Base, tokenizer: &Tokenizer) -> Vec<u32> {
     ends.sort_unstable();
     ends.dedup();
     ends
+}
+
+/// How `bench` names this machine and `serve` finds its measurements again: processor and cores.
+pub(super) fn machine(named: Option<&String>) -> String {
+    let processor = || {
+        let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+        let line = text.lines().find(|l| l.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let own = || format!("{} x{cores}", processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
+    named.cloned().unwrap_or_else(own)
 }
 
 /// The name of a path's last part, for messages and for a new model.

@@ -60,9 +60,10 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONAS_API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY")]
     api_key: Vec<String>,
 
-    /// The machine whose measured latencies in the catalog hold here, as `lonas bench --save` has named it.
-    #[arg(long, env = "LONAS_MACHINE", default_value = super::THIS_MACHINE, value_name = "NAME")]
-    machine: String,
+    /// The machine whose measured latencies in the catalog hold here, as `lonas bench --save` has named it; by default
+    /// this one's processor and cores.
+    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
+    machine: Option<String>,
 
     #[command(flatten)]
     base: BaseArg,
@@ -86,7 +87,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new(&models, &info)?);
     let (max_running, max_waiting) = (args.max_running.max(1), args.max_waiting.max(1));
     let options = EngineOptions { max_running, max_waiting, step_tokens: args.step_tokens.max(1) };
-    let vocabulary = executor.vocabulary();
+    let vocabulary = executor.vocabulary().min(tokenizer.vocabulary());
     let engine = Engine::start(executor, options, metrics.clone())?;
     let cards = models.sub_networks().map(|s| s.label.to_string()).collect::<Vec<_>>();
     let end_tokens = open::end_tokens(&opened.base, &tokenizer);
@@ -98,7 +99,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
         end_tokens,
         limits: Limits::new(longest, vocabulary, max_running + max_waiting),
         metrics,
-        api_keys: args.api_key.clone(),
+        // An empty variable means no key, not an empty one.
+        api_keys: args.api_key.iter().filter(|k| !k.is_empty()).cloned().collect(),
     });
     tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe());
     tracing::info!("sub-networks: {}", cards.join(", "));
@@ -116,6 +118,10 @@ async fn listen(args: &ServeArgs, state: Arc<ServerState>) -> Result<(), Failure
     let stop = stop_signal()?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
     let drain = Duration::from_secs(args.drain_seconds);
+    let stop = async {
+        stop.await;
+        tokio::spawn(leave_at_once(stop_signal()));
+    };
     serve_http(listener, state, stop, drain).await?;
     tracing::info!("stopped");
     Ok(())
@@ -131,6 +137,15 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Whoever asks twice does not want to wait for the drain.
+async fn leave_at_once(again: std::io::Result<impl Future<Output = ()>>) {
+    if let Ok(again) = again {
+        again.await;
+        tracing::warn!("asked to stop again: leaving at once");
+        std::process::exit(1);
+    }
 }
 
 fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels, Failure> {
@@ -153,5 +168,5 @@ fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels
         served.default.clone_from(&args.default_subnetwork);
         models.push(served);
     }
-    Ok(ServedModels::new(models, Some(args.machine.clone()))?)
+    Ok(ServedModels::new(models, Some(open::machine(args.machine.as_ref())))?)
 }

@@ -123,17 +123,22 @@ fn draw_series(svg: &mut String, series: &Series, colour: &str, x: &Axis, y: &Ax
         let path = places.iter().map(|(x, y, _)| format!("{x:.1} {y:.1}")).collect::<Vec<_>>().join("L");
         let _ = writeln!(svg, r#"<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>"#);
     }
-    let (radius, opacity) = if series.faint { (1.4, 0.35) } else { (4.0, 1.0) };
+    if series.faint {
+        // Thousands of dots are one path of points with round ends: a fifth of the bytes of as many circles.
+        let dots = places.iter().map(|(x, y, _)| format!("M{x:.1} {y:.1}h0")).collect::<String>();
+        let _ = writeln!(
+            svg,
+            r#"<path d="{dots}" stroke="{colour}" stroke-width="2.8" stroke-linecap="round" opacity="0.35"/>"#
+        );
+        return;
+    }
     for (px, py, point) in places {
         if let Some((low, high)) = point.interval {
             let (low, high) = (y.place(low), y.place(high));
             let _ =
                 writeln!(svg, r#"<path d="M{px:.1} {low:.1}V{high:.1}" stroke="{colour}" opacity="0.5"/>"#);
         }
-        let _ = writeln!(
-            svg,
-            r#"<circle cx="{px:.1}" cy="{py:.1}" r="{radius}" fill="{colour}" opacity="{opacity}"/>"#
-        );
+        let _ = writeln!(svg, r#"<circle cx="{px:.1}" cy="{py:.1}" r="4" fill="{colour}"/>"#);
         if !point.label.is_empty() {
             // A label near the right edge stands to the left of its point.
             let (at, anchor) = if px > WIDTH - 160.0 { (px - 9.0, "end") } else { (px + 9.0, "start") };
@@ -178,7 +183,7 @@ mod tests {
             Series::dots("", vec![(0.0, 1.0), (f64::NAN, 1.0), (2.0, f64::INFINITY)]),
         ];
         let svg = chart("T", "x", "y", &series);
-        assert_eq!(svg.matches(r#"opacity="0.35""#).count(), 1);
+        assert_eq!(svg.matches("h0").count(), 1, "of three dots one is a point");
         assert!(svg.contains("a&lt;b") && svg.contains("first &amp; last") && svg.ends_with("</svg>\n"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
         let empty = chart("T", "x", "y", &[]);

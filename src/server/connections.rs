@@ -1,5 +1,6 @@
-//! Taking connections in: a bounded number of them, none of which may dawdle over the head of its request.
+//! Taking connections in: a bounded number of them, none of which may dawdle over its request or leave its answer unread.
 
+use super::validate::Limits;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 /// Connections at the same time; more wait in the system's queue. Each costs a few kilobytes.
 const MOST_CONNECTIONS: usize = 4096;
@@ -18,17 +20,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Serves every connection until `closed` is ready, then lets each finish the request it is at.
 ///
-/// A connection is closed where the head of its next request has not come after `head_timeout`, idle ones included.
+/// A connection is closed where the head of its next request has not come after the limits' `head_timeout` (idle ones
+/// included), and where nothing of an answer could be written for `stall_timeout`: its sequences hold places and blocks.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    head_timeout: Duration,
+    limits: Limits,
     closed: impl Future<Output = ()>,
 ) {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout);
     let mut closed = std::pin::pin!(closed);
     loop {
         let accepted = async {
@@ -40,8 +43,10 @@ pub(super) async fn serve(
             () = &mut closed => break,
             accepted = accepted => accepted,
         };
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(limits.stall_timeout));
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");

@@ -53,7 +53,7 @@ pub(super) async fn start(
 ) -> Result<(Head, Vec<Sequence>), ApiError> {
     let wish = Wish::new(&state.models, job.model.as_deref(), job.elastic.as_ref())?;
     if let Some(label) = wish.label() {
-        ticket.set_subnet(label.clone());
+        ticket.set_subnetwork(label.clone());
     }
     let prompts = job.prompts.len();
     if prompts == 0 || prompts > state.limits.max_prompts {
@@ -66,7 +66,7 @@ pub(super) async fn start(
     let prompts = tokenize(state, &job).await?;
     let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
     let chosen = wish.resolve(longest)?;
-    ticket.set_subnet(chosen.sub_network.label.clone());
+    ticket.set_subnetwork(chosen.sub_network.label.clone());
 
     let (requests, choices) = requests(state, &job, &prompts, &chosen)?;
     // All answers to one prompt count it once, as the usage does.

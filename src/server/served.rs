@@ -3,7 +3,7 @@
 //! Filled once before the first request; a request only looks things up here.
 
 use crate::backend::Selection;
-use crate::supernet::{CatalogEntry, Cost, Latency, MAXIMAL};
+use crate::supernet::{CatalogEntry, Cost, Latency, MAXIMAL, is_model_name};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub struct ServedSubNetwork {
     pub scores: BTreeMap<String, f64>,
     /// Measured latency by machine.
     pub latency: BTreeMap<String, Latency>,
-    /// `NAME:SUBNETWORK`: `model` in answers and the value of the metrics' label `subnet`.
+    /// `NAME:SUBNETWORK`: `model` in answers and the value of the metrics' label `subnetwork`.
     pub label: Arc<str>,
 }
 
@@ -100,7 +100,7 @@ impl ServedModels {
         }
         for (at, model) in models.iter().enumerate() {
             let name = model.name.clone();
-            if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
+            if !is_model_name(&name) {
                 return Err(ServedError::BadName { name });
             }
             if models[..at].iter().any(|other| other.name == name) {

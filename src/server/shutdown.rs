@@ -32,7 +32,7 @@ pub async fn serve(
     drain: Duration,
 ) -> io::Result<Drained> {
     let (close, closed) = oneshot::channel::<()>();
-    let serving = connections::serve(listener, app(&state), state.limits.head_timeout, async move {
+    let serving = connections::serve(listener, app(&state), state.limits.clone(), async move {
         // An error means that the sender is gone: also a reason to close.
         let _ = closed.await;
     });

@@ -1,6 +1,6 @@
 //! A request's accompanying slip: it holds the request's places and counts it exactly once, however it ends.
 
-use super::metrics::{Endpoint, Metrics, NO_SUBNET};
+use super::metrics::{Endpoint, Metrics, NO_SUBNETWORK};
 use super::wire::ApiError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ impl Outcome {
 pub(super) struct Ticket {
     metrics: Arc<Metrics>,
     endpoint: Endpoint,
-    subnet: Arc<str>,
+    subnetwork: Arc<str>,
     started: Instant,
     places: Option<OwnedSemaphorePermit>,
     prompt_tokens: usize,
@@ -46,7 +46,7 @@ impl Ticket {
         Self {
             metrics,
             endpoint,
-            subnet: NO_SUBNET.into(),
+            subnetwork: NO_SUBNETWORK.into(),
             started: Instant::now(),
             places: None,
             prompt_tokens: 0,
@@ -56,8 +56,8 @@ impl Ticket {
         }
     }
 
-    pub(super) fn set_subnet(&mut self, label: Arc<str>) {
-        self.subnet = label;
+    pub(super) fn set_subnetwork(&mut self, label: Arc<str>) {
+        self.subnetwork = label;
     }
 
     pub(super) fn set_places(&mut self, places: OwnedSemaphorePermit) {
@@ -67,27 +67,27 @@ impl Ticket {
     /// The engine has taken the request.
     pub(super) fn accepted(&mut self, prompt_tokens: usize, by: &str) {
         self.prompt_tokens = prompt_tokens;
-        self.metrics.counts.selected.with_label_values(&[&self.subnet, by]).inc();
+        self.metrics.counts.selected.with_label_values(&[&self.subnetwork, by]).inc();
     }
 
     /// A sequence's prompt has been computed.
     pub(super) fn prompt_done(&self, tokens: usize) {
-        self.metrics.counts.prompt_tokens.with_label_values(&[&self.subnet]).inc_by(tokens as u64);
+        self.metrics.counts.prompt_tokens.with_label_values(&[&self.subnetwork]).inc_by(tokens as u64);
     }
 
     /// A token came at `at`; `before` is when the sequence's last one came.
     pub(super) fn token(&mut self, at: Instant, before: Option<Instant>) {
         self.generated_tokens += 1;
-        self.metrics.counts.generated_tokens.with_label_values(&[&self.subnet]).inc();
+        self.metrics.counts.generated_tokens.with_label_values(&[&self.subnetwork]).inc();
         if !self.first_token_seen {
             self.first_token_seen = true;
-            let labels = [self.endpoint.label(), &*self.subnet];
+            let labels = [self.endpoint.label(), &*self.subnetwork];
             let waited = at.saturating_duration_since(self.started).as_secs_f64();
             self.metrics.times.first_token.with_label_values(&labels).observe(waited);
         }
         if let Some(before) = before {
             let gap = at.saturating_duration_since(before).as_secs_f64();
-            self.metrics.times.inter_token.with_label_values(&[&self.subnet]).observe(gap);
+            self.metrics.times.inter_token.with_label_values(&[&self.subnetwork]).observe(gap);
         }
     }
 
@@ -95,7 +95,7 @@ impl Ticket {
     pub(super) fn sequence_done(&self, tokens: usize, span: Duration) {
         if tokens > 1 {
             let mean = span.as_secs_f64() / (tokens - 1) as f64;
-            self.metrics.times.per_token.with_label_values(&[&self.subnet]).observe(mean);
+            self.metrics.times.per_token.with_label_values(&[&self.subnetwork]).observe(mean);
         }
     }
 
@@ -116,18 +116,22 @@ impl Ticket {
         self.places = None;
         self.record(outcome.label());
         if matches!(outcome, Outcome::Stop | Outcome::Length) {
-            let (metrics, labels) = (&self.metrics, [self.endpoint.label(), &*self.subnet]);
+            let (metrics, labels) = (&self.metrics, [self.endpoint.label(), &*self.subnetwork]);
             let took = self.started.elapsed().as_secs_f64();
             metrics.times.duration.with_label_values(&labels).observe(took);
-            let subnet = [&*self.subnet];
-            metrics.counts.prompt_length.with_label_values(&subnet).observe(self.prompt_tokens as f64);
-            metrics.counts.answer_length.with_label_values(&subnet).observe(self.generated_tokens as f64);
+            let subnetwork = [&*self.subnetwork];
+            metrics.counts.prompt_length.with_label_values(&subnetwork).observe(self.prompt_tokens as f64);
+            metrics.counts.answer_length.with_label_values(&subnetwork).observe(self.generated_tokens as f64);
         }
     }
 
     fn record(&mut self, outcome: &str) {
         self.ended = true;
-        self.metrics.counts.ended.with_label_values(&[self.endpoint.label(), &*self.subnet, outcome]).inc();
+        self.metrics
+            .counts
+            .ended
+            .with_label_values(&[self.endpoint.label(), &*self.subnetwork, outcome])
+            .inc();
     }
 
     /// The request ends with an error that the client sees.

@@ -33,6 +33,8 @@ pub struct Limits {
     pub max_prompt_logprobs: usize,
     /// How long a connection may take for the head of its next request.
     pub head_timeout: Duration,
+    /// How long a client may leave an answer unread before its connection is cut.
+    pub stall_timeout: Duration,
 }
 
 impl Limits {
@@ -46,6 +48,7 @@ impl Limits {
             max_body: 2 << 20,
             max_prompt_logprobs: 1 << 20,
             head_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(60),
         }
     }
 }

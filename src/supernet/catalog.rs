@@ -8,6 +8,11 @@ pub const MAXIMAL: &str = "maximal";
 pub const HEURISTIC: &str = "heuristic";
 pub const MINIMAL: &str = "minimal";
 
+/// Whether requests can name a super-network so: not empty, no colon (which parts it from the sub-network), no space.
+pub fn is_model_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control())
+}
+
 /// Measured seconds of one sub-network on one machine.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Latency {

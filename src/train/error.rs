@@ -1,6 +1,5 @@
 //! What can stop a training.
 
-use super::Recipe;
 use crate::backend::BackendError;
 use crate::model::llama::LoadError;
 use std::path::PathBuf;
@@ -11,10 +10,10 @@ use std::path::PathBuf;
 pub enum TrainError {
     #[error("no training example has at least two tokens")]
     NoData,
-    #[error("a recipe needs at least one epoch, one sequence and one micro-batch, got {recipe:?}")]
-    Recipe { recipe: Recipe },
-    #[error("micro-batch {micro_batch}: the loss is {loss}; a lower learning rate may help")]
-    Diverged { micro_batch: u64, loss: f32 },
+    #[error("{field}: expected {expected}, got {got}")]
+    Recipe { field: &'static str, expected: &'static str, got: String },
+    #[error("micro-batch {micro_batch}: the {what} is {value}; a lower learning rate may help")]
+    Diverged { micro_batch: u64, what: &'static str, value: f64 },
     #[error("{}: {reason}", path.display())]
     Checkpoint { path: PathBuf, reason: String },
     #[error(

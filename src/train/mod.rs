@@ -36,6 +36,8 @@ use std::sync::Arc;
 pub struct Trainer {
     /// One for each thread; the first has the variables.
     backends: Vec<Reference>,
+    /// Without dropout, to validate on.
+    plain: Reference,
     model: Llama<Reference>,
     shape: ModelShape,
     space: SearchSpace,
@@ -90,15 +92,14 @@ impl Trainer {
         if sequences.is_empty() {
             return Err(TrainError::NoData);
         }
-        if recipe.micro_batch == 0 || recipe.accumulation == 0 || recipe.epochs == 0 {
-            return Err(TrainError::Recipe { recipe });
-        }
+        recipe.check()?;
         let options = AdamWOptions { weight_decay: recipe.weight_decay, ..AdamWOptions::default() };
         let optimizer = AdamW::new(&backend, options)?;
-        let others = 1..rayon::current_num_threads() as u64;
+        let others = 1..recipe.threads as u64;
         let others = others.map(|i| backend.beside(recipe.seed.wrapping_add(i))).collect::<Vec<_>>();
         let backends = std::iter::once(backend).chain(others).collect();
-        Ok(Self { backends, model, shape, space, recipe, optimizer, sequences, done: 0 })
+        let plain = Reference::on_one_thread();
+        Ok(Self { backends, plain, model, shape, space, recipe, optimizer, sequences, done: 0 })
     }
 
     /// Micro-batches of the whole training.
@@ -151,7 +152,8 @@ impl Trainer {
         let value =
             done.iter().map(|(loss, of_part, _)| f64::from(*loss) * share(*of_part)).sum::<f64>() as f32;
         if !value.is_finite() {
-            return Err(TrainError::Diverged { micro_batch: number, loss: value });
+            let (what, value) = ("loss", f64::from(value));
+            return Err(TrainError::Diverged { micro_batch: number, what, value });
         }
         for (_, of_part, gradients) in &done {
             self.optimizer.accumulate(gradients, share(*of_part) / self.recipe.accumulation as f64)?;
@@ -159,7 +161,15 @@ impl Trainer {
         let learning_rate = self.recipe.learning_rate_at(number, self.per_epoch());
         let full = number.is_multiple_of(self.recipe.accumulation as u64);
         let gradient_norm = match full {
-            true => Some(self.optimizer.step(learning_rate, self.recipe.max_norm)?),
+            true => {
+                let norm = self.optimizer.gradient_norm();
+                if !norm.is_finite() {
+                    let (what, value) = ("gradient's norm", norm);
+                    return Err(TrainError::Diverged { micro_batch: number, what, value });
+                }
+                self.optimizer.step(learning_rate, norm, self.recipe.max_norm)?;
+                Some(norm)
+            }
             false => None,
         };
         self.done = number;
@@ -172,11 +182,8 @@ impl Trainer {
         let mean = |sub_network: SubNetwork| -> Result<f64, TrainError> {
             let chunks = sequences.par_chunks(self.recipe.micro_batch);
             let losses = chunks.map(|chunk| {
-                // Any backend would do: none of them is changed by this.
-                let backend =
-                    &self.backends[rayon::current_thread_index().unwrap_or(0) % self.backends.len()];
                 let chunk = chunk.iter().map(Vec::as_slice).collect::<Vec<_>>();
-                let (loss, tokens) = backend.without_dropout(|| self.loss(backend, &chunk, &sub_network))?;
+                let (loss, tokens) = self.loss(&self.plain, &chunk, &sub_network)?;
                 Ok((f64::from(loss.value()?) * tokens as f64, tokens))
             });
             let losses = losses.collect::<Result<Vec<_>, TrainError>>()?;
@@ -193,8 +200,7 @@ impl Trainer {
     /// The mean loss of one sub-network over `sequences`, without dropout; nothing is learnt from it.
     pub fn loss_of(&self, sequences: &[Vec<u32>], sub_network: &SubNetwork) -> Result<f32, TrainError> {
         let sequences = sequences.iter().map(Vec::as_slice).collect::<Vec<_>>();
-        let backend = &self.backends[0];
-        let (loss, _) = backend.without_dropout(|| self.loss(backend, &sequences, sub_network))?;
+        let (loss, _) = self.loss(&self.plain, &sequences, sub_network)?;
         Ok(loss.value()?)
     }
 

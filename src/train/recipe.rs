@@ -1,5 +1,6 @@
 //! LoNAS's recipe as numbers (reference: the authors' run scripts and NNCF's `StageLRScheduler`).
 
+use super::TrainError;
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides the outcome of a training, beside base, data and search space.
@@ -17,6 +18,8 @@ pub struct Recipe {
     /// Dropout of the adapters' input.
     pub dropout: f64,
     pub seed: u64,
+    /// Threads that share a micro-batch: each draws the dropout of its own sequences, and they decide the order of sums.
+    pub threads: usize,
 }
 
 impl Default for Recipe {
@@ -31,11 +34,41 @@ impl Default for Recipe {
             max_norm: 1.0,
             dropout: 0.1,
             seed: 42,
+            threads: 1,
         }
     }
 }
 
 impl Recipe {
+    /// Whether a training can run by it.
+    ///
+    /// # Errors
+    /// A field out of its range, by name.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let number = |field, value: f64, ok: bool, expected| (field, value.to_string(), ok, expected);
+        let count = |field, value: usize| (field, value.to_string(), value > 0, "at least 1");
+        let Self { learning_rate, weight_decay, max_norm, dropout, .. } = *self;
+        let checks = [
+            count("epochs", self.epochs),
+            count("micro-batch", self.micro_batch),
+            count("accumulation", self.accumulation),
+            count("threads", self.threads),
+            number(
+                "learning rate",
+                learning_rate,
+                learning_rate > 0.0 && learning_rate.is_finite(),
+                "above 0",
+            ),
+            number("weight decay", weight_decay, (0.0..=1.0).contains(&weight_decay), "from 0 to 1"),
+            number("max norm", max_norm, max_norm > 0.0, "above 0"),
+            number("dropout", dropout, (0.0..1.0).contains(&dropout), "at least 0 and below 1"),
+        ];
+        match checks.into_iter().find(|(_, _, ok, _)| !ok) {
+            Some((field, got, _, expected)) => Err(TrainError::Recipe { field, expected, got }),
+            None => Ok(()),
+        }
+    }
+
     /// Micro-batches in one epoch of `sequences` sequences; the last one may be smaller.
     pub fn micro_batches_per_epoch(&self, sequences: usize) -> usize {
         sequences.div_ceil(self.micro_batch)
@@ -54,6 +87,25 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recipe_that_cannot_run_is_refused_by_field() {
+        let recipe = Recipe::default();
+        recipe.check().unwrap();
+        for (wrong, named) in [
+            (Recipe { epochs: 0, ..recipe.clone() }, "epochs"),
+            (Recipe { micro_batch: 0, ..recipe.clone() }, "micro-batch"),
+            (Recipe { threads: 0, ..recipe.clone() }, "threads"),
+            (Recipe { dropout: 1.0, ..recipe.clone() }, "dropout"),
+            (Recipe { dropout: f64::NAN, ..recipe.clone() }, "dropout"),
+            (Recipe { learning_rate: f64::NAN, ..recipe.clone() }, "learning rate"),
+            (Recipe { learning_rate: -1.0, ..recipe.clone() }, "learning rate"),
+            (Recipe { weight_decay: -0.1, ..recipe.clone() }, "weight decay"),
+        ] {
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
 
     #[test]
     fn the_rate_falls_from_the_first_value_to_nearly_zero() {

@@ -13,7 +13,8 @@ use crate::model::llama::{self, MODULES};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How many sequences are enough: with 32 the order pays as quality measurements on the default base showed.
+/// How many sequences are enough: on SmolLM2-135M the order of 32 takes the untrained minimal sub-network from a loss of
+/// 12.9 to 4.2 on held-out questions, and halves it after the same training (4.17 to 2.00).
 pub const CALIBRATION_SEQUENCES: usize = 32;
 
 /// By layer, the MLP's channels in falling importance over `sequences`.

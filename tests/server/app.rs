@@ -45,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) models: fn(&mut [ServedModel]),
     pub(crate) machine: Option<String>,
     pub(crate) head_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
 }
 
 impl Default for Options {
@@ -57,6 +58,7 @@ impl Default for Options {
             models: |_| {},
             machine: None,
             head_timeout: PATIENCE,
+            stall_timeout: PATIENCE,
         }
     }
 }
@@ -88,6 +90,7 @@ impl App {
             end_tokens: vec![EOS],
             limits: Limits {
                 head_timeout: options.head_timeout,
+                stall_timeout: options.stall_timeout,
                 ..Limits::new(CONTEXT, VOCABULARY, sequences)
             },
             metrics,

@@ -110,7 +110,7 @@ async fn a_request_says_in_a_mixed_batch_what_it_says_alone() {
     assert!(most < all, "steps with all six sub-networks");
     for (adapter, name) in [NAME, OTHER].into_iter().flat_map(|m| NAMES.map(|n| (m, n))) {
         let label = format!("{adapter}:{name}");
-        assert_eq!(scrape.sum("lonas_generated_tokens_total", &[("subnet", &label)]), 60.0, "{label}");
+        assert_eq!(scrape.sum("lonas_generated_tokens_total", &[("subnetwork", &label)]), 60.0, "{label}");
     }
 }
 
@@ -204,7 +204,7 @@ async fn bounds_are_kept_by_what_the_catalog_has_measured() {
         assert!(error["error"]["message"].as_str().unwrap().contains(nearest), "{error}");
     }
     assert_eq!(
-        app.scrape().await.sum("lonas_subnetwork_accuracy_ratio", &[("subnet", "tiny-tied:minimal")]),
+        app.scrape().await.sum("lonas_subnetwork_accuracy_ratio", &[("subnetwork", "tiny-tied:minimal")]),
         0.4
     );
 }

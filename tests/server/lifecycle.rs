@@ -208,6 +208,24 @@ async fn a_client_that_dawdles_over_its_head_is_cut_off_and_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_its_answers_unread_is_cut_off() {
+    const REQUESTS: usize = 2000;
+    let options = Options { stall_timeout: Duration::from_millis(200), ..Options::default() };
+    let served = Served::start(options, Duration::from_secs(30)).await;
+    // More than the system's buffers hold: about 30 kB of metrics for each.
+    let mut client = TcpStream::connect(served.address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all("GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n".repeat(REQUESTS).as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let mut answers = Vec::new();
+    // A reset is as good an end as any; what counts is that most answers were never sent.
+    let _ = client.read_to_end(&mut answers);
+    let sent = String::from_utf8_lossy(&answers).matches("HTTP/1.1 200").count();
+    assert!((1..REQUESTS / 2).contains(&sent), "{sent} answers");
+    assert_eq!(served.whole("GET", "/health", "").0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_server_stops_at_once() {
     let mut served = Served::plain().await;
     // A connection that is kept alive and says nothing must not hold the server up.

@@ -32,8 +32,8 @@ async fn every_request_is_counted_once_and_every_token_as_in_the_usage() {
     }
     app.until_idle().await;
     let scrape = app.scrape().await;
-    let subnet = [("subnet", "tiny-tied:minimal")];
-    let count = |name: &str| scrape.sum(&format!("lonas_{name}"), &subnet);
+    let subnetwork = [("subnetwork", "tiny-tied:minimal")];
+    let count = |name: &str| scrape.sum(&format!("lonas_{name}"), &subnetwork);
     assert_eq!(count("requests_total"), 5.0);
     for (endpoint, expected) in [("completions", 3.0), ("chat", 2.0)] {
         assert_eq!(scrape.sum("lonas_requests_total", &[("endpoint", endpoint)]), expected);
@@ -70,11 +70,11 @@ async fn series_exist_before_their_first_event() {
     let app = App::new();
     let text = app.scrape().await.0;
     for series in [
-        "lonas_requests_running{subnet=\"tiny-other:heuristic\"} 0",
-        "lonas_generated_tokens_total{subnet=\"tiny-tied:maximal\"} 0",
-        "lonas_preemptions_total{subnet=\"tiny-tied:minimal\"} 0",
+        "lonas_requests_running{subnetwork=\"tiny-other:heuristic\"} 0",
+        "lonas_generated_tokens_total{subnetwork=\"tiny-tied:maximal\"} 0",
+        "lonas_preemptions_total{subnetwork=\"tiny-tied:minimal\"} 0",
         "lonas_rejected_total{reason=\"queue_full\"} 0",
-        "lonas_subnetwork_info{model=\"tiny-tied\",name=\"minimal\",subnet=\"tiny-tied:minimal\"} 1",
+        "lonas_subnetwork_info{model=\"tiny-tied\",name=\"minimal\",subnetwork=\"tiny-tied:minimal\"} 1",
         "lonas_model_info{base=\"base\",device=\"cpu\",dtype=\"f32\",model=\"tiny-other\"} 1",
     ] {
         assert!(text.lines().any(|line| line == series), "no {series} in\n{text}");
@@ -101,5 +101,5 @@ async fn nothing_that_a_client_writes_becomes_a_label() {
     assert_eq!(http(&[("route", "/v1/models/{id}"), ("status", "200")]), 1.0);
     assert_eq!(http(&[("route", "none"), ("status", "404")]), 1.0);
     assert_eq!(http(&[("method", "other"), ("status", "405")]), 1.0);
-    assert_eq!(scrape.sum("lonas_requests_total", &[("subnet", "none"), ("outcome", "invalid")]), 2.0);
+    assert_eq!(scrape.sum("lonas_requests_total", &[("subnetwork", "none"), ("outcome", "invalid")]), 2.0);
 }

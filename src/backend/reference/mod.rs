@@ -1,4 +1,4 @@
-//! The reference backend: candle tensors in f32, composed of differentiable operations only.
+//! The reference backend: candle tensors in f32, every operation differentiable.
 //!
 //! It trains, and it is the oracle for the other backends, so every operation is written to be read. candle's fused
 //! norm, softmax, rotary and attention operations drop the gradient without an error and are not used. What dominates
@@ -27,7 +27,6 @@ use fused::{Gated, RmsNorm, Rotary};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// f32 on candle's CPU device.
@@ -47,8 +46,6 @@ pub type ChannelSquares = BTreeMap<usize, (Vec<f64>, usize)>;
 struct Training {
     /// Probability of dropping an element of an adapter's input.
     dropout: f64,
-    /// Whether dropout is on; off while validating.
-    dropping: AtomicBool,
     state: Mutex<TrainingState>,
 }
 
@@ -65,6 +62,11 @@ impl Reference {
         Self { device: Device::Cpu, threads, training: None, channels: None }
     }
 
+    /// For inference beside a training's threads.
+    pub fn on_one_thread() -> Self {
+        Self { threads: 1, ..Self::new() }
+    }
+
     /// For inference that also measures how strongly each MLP channel is used; see [`Self::channel_squares`].
     pub fn measuring_channels() -> Self {
         Self { channels: Some(Mutex::default()), ..Self::new() }
@@ -79,7 +81,7 @@ impl Reference {
     /// Its products use one thread: a training runs several of these side by side, see [`Self::beside`].
     pub fn for_training(dropout: f64, seed: u64) -> Self {
         let state = TrainingState { random: ChaCha8Rng::seed_from_u64(seed), variables: Vec::new() };
-        let training = Training { dropout, dropping: AtomicBool::new(true), state: Mutex::new(state) };
+        let training = Training { dropout, state: Mutex::new(state) };
         Self { device: Device::Cpu, threads: 1, training: Some(training), channels: None }
     }
 
@@ -89,19 +91,6 @@ impl Reference {
         Self::for_training(self.training.as_ref().map_or(0.0, |t| t.dropout), seed)
     }
 
-    /// Runs `compute` with dropout off, as validation does.
-    pub fn without_dropout<T>(&self, compute: impl FnOnce() -> T) -> T {
-        let switch = |on| {
-            if let Some(training) = &self.training {
-                training.dropping.store(on, Ordering::Relaxed);
-            }
-        };
-        switch(false);
-        let result = compute();
-        switch(true);
-        result
-    }
-
     fn tensor(&self, host: &HostMatrix) -> candle_core::Result<Tensor> {
         Tensor::from_vec(host.to_f32(), (host.rows, host.columns), &self.device)
     }
@@ -109,7 +98,7 @@ impl Reference {
     /// Which of so many elements stay, by the training's probability; `None` for all of them.
     fn dropout(&self, elements: usize) -> Option<Mask> {
         let training = self.training.as_ref()?;
-        if training.dropout <= 0.0 || !training.dropping.load(Ordering::Relaxed) {
+        if training.dropout <= 0.0 {
             return None;
         }
         // 16 random bits decide an element: p is exact to 1/65536, which no training can see.

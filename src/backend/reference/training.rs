@@ -135,19 +135,21 @@ impl AdamW {
         self.parameters.iter().map(|p| p.named(&p.value)).collect()
     }
 
-    /// Clips the accumulated gradient to `max_norm` (over all variables together), takes one step and forgets the
-    /// gradient. Returns the norm before clipping.
-    pub fn step(&mut self, learning_rate: f64, max_norm: f64) -> Result<f64, BackendError> {
+    /// The norm of the accumulated gradient, over all variables together.
+    pub fn gradient_norm(&self) -> f64 {
         let square = |p: &Parameter| p.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         // Collected first, so that the sum does not depend on which thread was faster.
-        let norm = self.parameters.par_iter().map(square).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
+        self.parameters.par_iter().map(square).collect::<Vec<_>>().iter().sum::<f64>().sqrt()
+    }
+
+    /// Clips the accumulated gradient, whose norm is `norm`, to `max_norm`, takes one step and forgets the gradient.
+    pub fn step(&mut self, learning_rate: f64, norm: f64, max_norm: f64) -> Result<(), BackendError> {
         // torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
         let clip = (max_norm / (norm + 1e-6)).min(1.0);
         self.steps += 1;
         let (options, steps) = (self.options, self.steps);
         let update = |p: &mut Parameter| p.update(&options, steps, learning_rate, clip);
-        self.parameters.par_iter_mut().try_for_each(update)?;
-        Ok(norm)
+        self.parameters.par_iter_mut().try_for_each(update)
     }
 
     pub fn state(&self) -> AdamWState {

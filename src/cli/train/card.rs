@@ -2,11 +2,12 @@
 
 use crate::train::{LogLine, Recipe, TrainingLog, VALIDATED};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the card tells beside the log.
 pub(super) struct Facts<'a> {
     pub(super) name: &'a str,
+    pub(super) folder: &'a Path,
     pub(super) base: String,
     pub(super) data: &'a [PathBuf],
     pub(super) form: &'static str,
@@ -24,18 +25,28 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
     let Facts { name, base, form, sequences, space, recipe, .. } = facts;
     let (count, tokens, held_out) = *sequences;
     let files = facts.data.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(", ");
+    let folder = facts.folder.display();
     let order = if facts.reordered { "in falling importance" } else { "the base's own" };
     let command = facts.command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-    let Recipe { epochs, micro_batch, accumulation, learning_rate, weight_decay, max_norm, dropout, seed } =
-        recipe;
+    let Recipe {
+        epochs,
+        micro_batch,
+        accumulation,
+        learning_rate,
+        weight_decay,
+        max_norm,
+        dropout,
+        seed,
+        threads,
+    } = recipe;
     let mut text = format!(
         "# {name}\n\nA LoNAS super-network: a frozen base with one elastic low-rank super-adapter. Serve it with\n\n    \
-         lonas serve {name}\n\n| | |\n|---|---|\n| base | {base} |\n| data | {files} |\n| form | {form} |\n\
+         lonas serve {folder}\n\n| | |\n|---|---|\n| base | {base} |\n| data | {files} |\n| form | {form} |\n\
          | trained on | {count} sequences, {tokens} tokens an epoch; {held_out} sequences held out |\n\
          | search space | {space} |\n| MLP channels | {order} |\n\
          | recipe | {epochs} epochs, {accumulation} micro-batches of {micro_batch} sequences a step, one random \
          sub-network each; AdamW, rate {learning_rate}, cosine to zero; weight decay {weight_decay}, clipped to \
-         {max_norm}, dropout {dropout}, seed {seed} |\n\n## Training\n\n    {command}\n\n![loss](loss.svg)\n"
+         {max_norm}, dropout {dropout}, seed {seed}, {threads} threads |\n\n## Training\n\n    {command}\n\n![loss](loss.svg)\n"
     );
     let validations = log.lines().iter().filter_map(|line| match line {
         LogLine::Validation { micro_batch, losses } => Some((*micro_batch, *losses)),
@@ -88,6 +99,7 @@ mod tests {
         }
         let facts = Facts {
             name: "mine",
+            folder: Path::new("models/mine"),
             base: "b.gguf".into(),
             data: &["a.json".into(), "b c.json".into()],
             form: "short",

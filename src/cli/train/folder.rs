@@ -3,7 +3,7 @@
 use super::TrainArgs;
 use super::card::{Facts, card};
 use super::plan::Plan;
-use crate::artifact::{AdapterTensors, BaseReference, ModelFolder, write_adapter};
+use crate::artifact::{AdapterTensors, ModelFolder, write_adapter};
 use crate::backend::reference::NamedTensor;
 use crate::cli::{Failure, open};
 use crate::model::llama::MODULES;
@@ -21,17 +21,16 @@ pub(super) fn write(
     log: &TrainingLog,
 ) -> Result<(), Failure> {
     let tensors = natural_order(plan, trainer.optimizer().values());
-    write_adapter(&args.out, &plan.adapter, &tensors, args.adapter_type)?;
+    write_adapter(&args.out, &plan.adapter, &tensors, args.adapter_type.into())?;
     let orders = open::orders_by_group(&plan.space, &plan.orders);
     let name = open::name_of(&args.out);
-    let base = BaseReference { sha256: base_digest(plan)?, ..plan.base_reference.clone() };
-    let (shape, space) = (&plan.shape, &plan.space);
-    ModelFolder::write_supernet(&args.out, &name, &base, plan.adapter.scale(), shape, space, &orders)?;
+    let (shape, space, base) = (&plan.shape, &plan.space, &plan.base_reference);
+    ModelFolder::write_supernet(&args.out, &name, base, plan.adapter.scale(), shape, space, &orders)?;
     ModelFolder::open(&args.out)?.write_catalog(&Catalog::new(shape, space))?;
     std::fs::write(args.out.join("loss.svg"), loss_curve(log))?;
-    // A card that somebody has written stays.
+    // A card that somebody has written stays, unless everything is to be replaced.
     let path = args.out.join("README.md");
-    if !path.exists() {
+    if args.overwrite || !path.exists() {
         std::fs::write(path, card(&facts(args, plan, &name), log))?;
     }
     Ok(())
@@ -39,8 +38,10 @@ pub(super) fn write(
 
 fn facts<'a>(args: &'a TrainArgs, plan: &'a Plan, name: &'a str) -> Facts<'a> {
     let space = &plan.space;
+    let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
     Facts {
         name,
+        folder: &args.out,
         base: open::name_of(plan.base.path()),
         data: &args.data,
         form: args.form.name(),
@@ -48,14 +49,7 @@ fn facts<'a>(args: &'a TrainArgs, plan: &'a Plan, name: &'a str) -> Facts<'a> {
         space: format!("{} groups, 10^{:.1} sub-networks", space.groups().len(), space.log10_size()),
         reordered: !plan.orders.is_empty(),
         recipe: &plan.recipe,
-        command: std::iter::once("lonas".into()).chain(std::env::args().skip(1)).collect(),
-    }
-}
-
-fn base_digest(plan: &Plan) -> Result<Option<String>, Failure> {
-    match &plan.base_reference.sha256 {
-        Some(known) => Ok(Some(known.clone())),
-        None => Ok(Some(plan.base.sha256()?)),
+        command: std::iter::once("lonas".into()).chain(arguments).collect(),
     }
 }
 

@@ -101,8 +101,27 @@ pub(super) struct TrainArgs {
     threads: usize,
 
     /// Number format of the written adapter.
-    #[arg(long, value_enum, default_value_t = TensorType::Bf16)]
-    adapter_type: TensorType,
+    #[arg(long, value_enum, default_value_t = AdapterType::Bf16)]
+    adapter_type: AdapterType,
+
+    /// Train anew where --out holds a finished super-network, and replace all of it.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum AdapterType {
+    F32,
+    Bf16,
+}
+
+impl From<AdapterType> for TensorType {
+    fn from(adapter_type: AdapterType) -> Self {
+        match adapter_type {
+            AdapterType::F32 => Self::F32,
+            AdapterType::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -136,10 +155,16 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let threads = if args.threads == 0 { cores() } else { args.threads };
     candle_stays_on_its_thread();
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let checkpoint_path = args.out.join("checkpoint.safetensors");
+    if args.out.join("supernet.json").exists() && !checkpoint_path.exists() && !args.overwrite {
+        let out = args.out.display();
+        return Err(
+            format!("{out} holds a finished super-network; give another --out, or --overwrite").into()
+        );
+    }
     let plan = plan::plan(args)?;
     std::fs::create_dir_all(&args.out)?;
     let checkpoint = Checkpoint { recipe: plan.recipe.clone(), inputs: plan::digest(&plan) };
-    let checkpoint_path = args.out.join("checkpoint.safetensors");
     let mut trainer = trainer(&plan)?;
     if checkpoint.resume(&checkpoint_path, &mut trainer)? {
         tracing::info!("going on from micro-batch {} of {}", trainer.done(), trainer.total());
@@ -191,10 +216,12 @@ fn train(
     save: impl Fn(&Trainer) -> Result<(), crate::train::TrainError>,
 ) -> Result<(), Failure> {
     let mut progress = Progress::new("micro-batch", trainer.total(), trainer.done());
-    let interval = Duration::from_secs_f64(args.checkpoint_every.max(0.0) * 60.0);
+    // What is too long for a duration is never.
+    let seconds = args.checkpoint_every.max(0.0) * 60.0;
+    let interval = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     let mut saved = Instant::now();
     let mut smooth: Option<f32> = None;
-    if trainer.done() == 0 {
+    if log.lines().is_empty() {
         validate(plan, trainer, log)?;
     }
     while trainer.done() < trainer.total() {
@@ -221,6 +248,9 @@ fn validate(plan: &Plan, trainer: &Trainer, log: &mut TrainingLog) -> Result<(),
         return Ok(());
     }
     let losses = trainer.validate(&plan.validation)?;
+    if ![losses.maximal, losses.heuristic, losses.minimal].iter().all(|loss| loss.is_finite()) {
+        return Err(format!("the validation loss is no number: {losses:?}; a lower rate may help").into());
+    }
     let micro_batch = trainer.done();
     tracing::info!(
         "validation loss at {micro_batch}: maximal {:.4}, heuristic {:.4}, minimal {:.4}",

@@ -1,14 +1,15 @@
 //! What a training starts from: base, search space, recipe, token sequences, channel order.
 
 use super::TrainArgs;
-use crate::artifact::{AdapterConfig, Base, BaseReference};
+use crate::artifact::{AdapterConfig, Base, BaseReference, ModelFolder};
 use crate::cli::{Failure, open};
 use crate::data::{self, PromptForm};
 use crate::model::llama::{self, GroupTemplate, MODULES};
-use crate::supernet::{ModelShape, SearchSpace};
+use crate::supernet::{ModelShape, SearchSpace, is_model_name};
 use crate::text::Tokenizer;
 use crate::train::{CALIBRATION_SEQUENCES, Recipe, importance_orders};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// A search-space file.
 #[derive(Debug, serde::Deserialize)]
@@ -38,8 +39,17 @@ pub(super) struct Plan {
 }
 
 pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
+    let recipe = recipe(args)?;
+    let name = open::name_of(&args.out);
+    if !is_model_name(&name) {
+        return Err(
+            format!("--out: a model named `{name}` could not be asked for: no colon and no space").into()
+        );
+    }
     let base_reference = args.base.reference();
     let base = open::base(&base_reference)?;
+    let sha256 = Some(base_reference.sha256.clone().map_or_else(|| base.sha256(), Ok)?);
+    let base_reference = BaseReference { sha256, ..base_reference };
     let space_text = std::fs::read(&args.space).map_err(|e| format!("{}: {e}", args.space.display()))?;
     let file: SpaceFile =
         serde_json::from_slice(&space_text).map_err(|e| format!("{}: {e}", args.space.display()))?;
@@ -53,6 +63,19 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
     check_targets(&adapter)?;
     let shape = llama::model_shape(&base.config, Some(&adapter));
     let space = llama::search_space(&shape, &file.groups)?;
+    let (sequences, validation) = sequences(args, &base, &open::tokenizer(&base)?)?;
+    let orders = if let Some(folder) = &args.order {
+        order_of(folder, &base, &base_reference)?
+    } else if args.reorder {
+        tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
+        importance_orders(&base, validation_or(&validation, &sequences))?
+    } else {
+        BTreeMap::new()
+    };
+    Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, sequences, validation })
+}
+
+fn recipe(args: &TrainArgs) -> Result<Recipe, Failure> {
     let recipe = Recipe {
         epochs: args.epochs,
         micro_batch: args.micro_batch,
@@ -61,19 +84,26 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
         weight_decay: args.weight_decay,
         dropout: args.dropout,
         seed: args.seed,
+        threads: rayon::current_num_threads(),
         ..Recipe::default()
     };
-    let (sequences, validation) = sequences(args, &base, &open::tokenizer(&base)?)?;
-    let orders = if let Some(folder) = &args.order {
-        let other = open::models(std::slice::from_ref(folder), &args.base)?;
-        other.orders
-    } else if args.reorder {
-        tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
-        importance_orders(&base, validation_or(&validation, &sequences))?
-    } else {
-        BTreeMap::new()
-    };
-    Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, sequences, validation })
+    recipe.check()?;
+    Ok(recipe)
+}
+
+/// The channel order of another model folder, which must belong to the same base.
+fn order_of(
+    folder: &Path,
+    base: &Base,
+    reference: &BaseReference,
+) -> Result<BTreeMap<usize, Vec<usize>>, Failure> {
+    let other = ModelFolder::open(folder)?;
+    if other.base.sha256 != reference.sha256 {
+        return Err(format!("--order {}: it belongs to another base", folder.display()).into());
+    }
+    let shape = llama::model_shape(&base.config, Some(&other.adapter_config));
+    let space = other.search_space(&shape)?;
+    Ok(open::orders_by_layer(&space, other.orders()))
 }
 
 fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
@@ -128,7 +158,7 @@ fn sequences(args: &TrainArgs, base: &Base, tokenizer: &Tokenizer) -> Result<Seq
 /// What a checkpoint must have been made from to be continued.
 pub(super) fn digest(plan: &Plan) -> String {
     use sha2::{Digest, Sha256};
-    let inputs = (&plan.base_reference, &plan.adapter.target_modules, plan.adapter.rank);
+    let inputs = (&plan.base_reference.sha256, &plan.adapter);
     let text = format!("{inputs:?} {:?} {:?} {:?}", plan.space, plan.orders, plan.sequences);
     Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
 }

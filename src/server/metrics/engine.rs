@@ -24,10 +24,14 @@ pub(in crate::server) struct EngineState {
 
 impl EngineState {
     pub(super) fn new(families: &Families<'_>) -> Result<Self, Error> {
-        let (subnet, phase) = (&["subnet"], &["phase"]);
+        let (subnetwork, phase) = (&["subnetwork"], &["phase"]);
         Ok(Self {
-            running: families.gauge("requests_running", "Sequences in the running batch.", subnet)?,
-            waiting: families.gauge("requests_waiting", "Sequences waiting for their first step.", subnet)?,
+            running: families.gauge("requests_running", "Sequences in the running batch.", subnetwork)?,
+            waiting: families.gauge(
+                "requests_waiting",
+                "Sequences waiting for their first step.",
+                subnetwork,
+            )?,
             step_seconds: families.histogram(
                 "step_seconds",
                 "Duration of one engine step.",
@@ -55,7 +59,7 @@ impl EngineState {
             preemptions: families.counter(
                 "preemptions_total",
                 "Sequences put back for lack of blocks.",
-                subnet,
+                subnetwork,
             )?,
         })
     }

@@ -1,6 +1,6 @@
 //! What `/metrics` tells, in Prometheus's text format.
 //!
-//! Label values come from closed sets only: `subnet` is a registered `NAME:SUBNETWORK` or `none`, `route` a route's
+//! Label values come from closed sets only: `subnetwork` is a registered `NAME:SUBNETWORK` or `none`, `route` a route's
 //! pattern. Nothing that a client writes becomes a label.
 
 mod engine;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use times::{REQUEST_LATENCY, RequestTimes};
 
 /// The label of requests that never got a sub-network.
-pub(super) const NO_SUBNET: &str = "none";
+pub(super) const NO_SUBNETWORK: &str = "none";
 
 /// What runs: the values of `lonas_build_info` and `lonas_model_info`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl Metrics {
 
     /// The label of a sub-network by its process-wide id.
     pub(super) fn label(&self, subnetwork: u32) -> &str {
-        self.labels.get(&subnetwork).map_or(NO_SUBNET, AsRef::as_ref)
+        self.labels.get(&subnetwork).map_or(NO_SUBNETWORK, AsRef::as_ref)
     }
 
     /// One finished HTTP exchange. `route` is a pattern, never a path.
@@ -139,12 +139,12 @@ fn describe(registry: &Registry, models: &ServedModels, info: &RunInfo) -> Resul
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let labels = &["model", "base", "dtype", "device"];
     let loaded = families.gauge("model_info", "A loaded super-adapter; always 1.", labels)?;
-    let labels = &["subnet", "model", "name"];
+    let labels = &["subnetwork", "model", "name"];
     let named = families.gauge("subnetwork_info", "A served sub-network; always 1.", labels)?;
-    let subnet = &["subnet"];
-    let parameters = families.gauge("subnetwork_params", "Linear weights of a sub-network.", subnet)?;
+    let subnetwork = &["subnetwork"];
+    let parameters = families.gauge("subnetwork_params", "Linear weights of a sub-network.", subnetwork)?;
     let accuracy =
-        families.ratio("subnetwork_accuracy_ratio", "Mean score over the catalog's tasks.", subnet)?;
+        families.ratio("subnetwork_accuracy_ratio", "Mean score over the catalog's tasks.", subnetwork)?;
     for model in models.models() {
         loaded.with_label_values(&[&model.name, &model.base, &info.dtype, &info.device]).set(1);
         for s in &model.sub_networks {

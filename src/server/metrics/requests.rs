@@ -21,35 +21,35 @@ pub(in crate::server) struct RequestCounts {
 
 impl RequestCounts {
     pub(super) fn new(families: &Families<'_>) -> Result<Self, Error> {
-        let subnet = &["subnet"];
+        let subnetwork = &["subnetwork"];
         Ok(Self {
             ended: families.counter(
                 "requests_total",
                 "Requests by how they ended.",
-                &["endpoint", "subnet", "outcome"],
+                &["endpoint", "subnetwork", "outcome"],
             )?,
             selected: families.counter(
                 "subnetwork_selected_total",
                 "Accepted requests by what chose the sub-network.",
-                &["subnet", "by"],
+                &["subnetwork", "by"],
             )?,
             rejected: families.counter("rejected_total", "Requests turned away.", &["reason"])?,
             prompt_tokens: families.counter(
                 "prompt_tokens_total",
                 "Prompt tokens of computed requests.",
-                subnet,
+                subnetwork,
             )?,
-            generated_tokens: families.counter("generated_tokens_total", "Tokens generated.", subnet)?,
+            generated_tokens: families.counter("generated_tokens_total", "Tokens generated.", subnetwork)?,
             prompt_length: families.histogram(
                 "request_prompt_tokens",
                 "Prompt tokens of one completed request.",
-                subnet,
+                subnetwork,
                 TOKENS,
             )?,
             answer_length: families.histogram(
                 "request_generated_tokens",
                 "Generated tokens of one completed request.",
-                subnet,
+                subnetwork,
                 TOKENS,
             )?,
         })

@@ -34,31 +34,31 @@ impl RequestTimes {
             duration: families.histogram(
                 "request_duration_seconds",
                 "From a request's arrival to its last token, completed requests.",
-                &["endpoint", "subnet"],
+                &["endpoint", "subnetwork"],
                 REQUEST_LATENCY,
             )?,
             queue: families.histogram(
                 "queue_seconds",
                 "From submission to the first step of a sequence.",
-                &["subnet"],
+                &["subnetwork"],
                 REQUEST_LATENCY,
             )?,
             first_token: families.histogram(
                 "time_to_first_token_seconds",
                 "From a request's arrival to its first token, streamed or not.",
-                &["endpoint", "subnet"],
+                &["endpoint", "subnetwork"],
                 TIME_TO_FIRST_TOKEN,
             )?,
             inter_token: families.histogram(
                 "inter_token_latency_seconds",
                 "Between two tokens of one sequence.",
-                &["subnet"],
+                &["subnetwork"],
                 TOKEN_LATENCY,
             )?,
             per_token: families.histogram(
                 "time_per_output_token_seconds",
                 "Mean between the tokens of one sequence, one observation a sequence.",
-                &["subnet"],
+                &["subnetwork"],
                 TOKEN_LATENCY,
             )?,
         })
