@@ -1,7 +1,7 @@
 //! The arithmetic under a model's forward, once as a trait and once for each kind of machine.
 //!
 //! A model family is written over [`Backend`] and does not know which one it runs on, nor whether it is being
-//! trained. [`reference`] is differentiable, over candle: it trains, and it is the oracle of the others.
+//! trained. [`mod@reference`] is differentiable, over candle: it trains, and it is the oracle of the others.
 //! [`cpu`] is our own buffers and kernels.
 //!
 //! One alphabet for shapes: `T` rows (tokens) of the packed batch, `H` hidden, `I` full MLP width, `R` full rank,

@@ -183,11 +183,22 @@ fn save(args: &BenchArgs, opened: &mut open::Opened, rates: &[Rates]) -> Result<
     let mut tasks = tasks.collect::<Vec<_>>();
     tasks.sort();
     tasks.dedup();
-    let series = tasks.iter().map(|task| {
+    // The points of all tasks stand at the same latencies, so the names beside the highest ones name all of them.
+    let best = |task: &String| {
+        let scores = model.catalog.entries().iter().filter_map(|e| e.scores.get(task));
+        scores.copied().fold(0.0, f64::max)
+    };
+    tasks.sort_by(|a, b| best(b).total_cmp(&best(a)));
+    let series = tasks.iter().enumerate().map(|(rank, task)| {
         let point = |entry: &crate::supernet::CatalogEntry| {
             let latency = entry.latency.get(&machine)?.decode_seconds_per_token * 1e3;
             let accuracy = entry.scores.get(task)? * 100.0;
-            Some(Point { x: latency, y: accuracy, interval: None, label: entry.name.clone() })
+            Some(Point {
+                x: latency,
+                y: accuracy,
+                interval: None,
+                label: if rank == 0 { entry.name.clone() } else { String::new() },
+            })
         };
         Series::labelled(task, model.catalog.entries().iter().filter_map(point).collect())
     });

@@ -1,7 +1,7 @@
 //! Continuous batching: which sequences compute what in the next step, and the thread that computes it.
 //!
-//! [`scheduler`] is a pure state machine: no clock, no tensor, no await, no channel. [`worker`] is the thread that asks
-//! it for a step, computes the step, and sends what came of it. [`handle`] is what everybody else holds.
+//! `scheduler` is a pure state machine: no clock, no tensor, no await, no channel. `worker` is the thread that asks
+//! it for a step, computes the step, and sends what came of it. `handle` is what everybody else holds.
 //!
 //! Cancelling: whoever drops a sequence's receiver cancels it. The worker notices before its next step, wherever the
 //! sequence is (waiting, in the middle of its prompt, decoding), and its cache blocks are free at once.

@@ -140,12 +140,13 @@ fn draw_series(svg: &mut String, series: &Series, colour: &str, x: &Axis, y: &Ax
         }
         let _ = writeln!(svg, r#"<circle cx="{px:.1}" cy="{py:.1}" r="4" fill="{colour}"/>"#);
         if !point.label.is_empty() {
-            // A label near the right edge stands to the left of its point.
-            let (at, anchor) = if px > WIDTH - 160.0 { (px - 9.0, "end") } else { (px + 9.0, "start") };
+            // To the right below its point, or near the right edge to the left above: a rising line passes between.
+            let near_edge = px > WIDTH - 160.0;
+            let (x, y, anchor) =
+                if near_edge { (px - 9.0, py - 7.0, "end") } else { (px + 9.0, py + 17.0, "start") };
             let _ = writeln!(
                 svg,
-                r#"<text x="{at:.1}" y="{:.1}" text-anchor="{anchor}">{}</text>"#,
-                py - 7.0,
+                r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
                 escape(&point.label)
             );
         }

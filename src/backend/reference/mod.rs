@@ -2,7 +2,7 @@
 //!
 //! It trains, and it is the oracle for the other backends, so every operation is written to be read. candle's fused
 //! norm, softmax, rotary and attention operations drop the gradient without an error and are not used. What dominates
-//! a training step is an operation of our own with its backward pass beside it ([`elastic`], [`fused`]); everything
+//! a training step is an operation of our own with its backward pass beside it (`elastic`, `fused`); everything
 //! else is composed.
 
 mod attention;
