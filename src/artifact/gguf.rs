@@ -1,7 +1,8 @@
 //! GGUF files of the LLaMA family, under Hugging Face's tensor names.
 //!
-//! The tensors come from a memory map, every range checked against the file. llama.cpp stores the rows of q and k so that the two halves of a head interleave; here they are
-//! put back into Hugging Face's order, which is exact, since blocks run along a row.
+//! The tensors come from a memory map, every range checked against the file. llama.cpp stores the rows of q and k so
+//! that the two halves of a head interleave; here they are put back into Hugging Face's order, which is exact, since
+//! blocks run along a row.
 
 use super::base::{BaseConfig, GgufVocabulary, even_share};
 use super::error::ArtifactError;

@@ -22,6 +22,7 @@ pub(super) struct BenchArgs {
     #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
     model: PathBuf,
 
+    /// Rounds that count; the first, which warms up, does not.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 

@@ -22,9 +22,11 @@ pub(super) struct ServeArgs {
     #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
     models: Vec<PathBuf>,
 
+    /// Address to listen on; 0.0.0.0 for all.
     #[arg(long, env = "LONAS_HOST", default_value = "127.0.0.1")]
     host: String,
 
+    /// Port to listen on; 0 takes a free one and logs it.
     #[arg(long, env = "LONAS_PORT", default_value_t = 8080)]
     port: u16,
 

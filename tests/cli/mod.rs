@@ -3,3 +3,4 @@
 mod clients;
 mod process;
 mod serve;
+mod train;

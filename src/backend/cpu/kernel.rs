@@ -1,7 +1,7 @@
 //! The inner loop: a few rows of activations times one panel of weights.
 //!
-//! It is written once over [`Vector`] and compiled for each instruction set. Every output has one accumulator that takes the inputs in rising order, so the number of rows in a tile
-//! changes nothing in any of them.
+//! It is written once over [`Vector`] and compiled for each instruction set. Every output has one accumulator that
+//! takes the inputs in rising order, so the number of rows in a tile changes nothing in any of them.
 #![allow(unsafe_code)]
 
 use super::matrix::{BlockPanels, Matrix, PANEL, Panels};

@@ -72,6 +72,7 @@ pub(super) struct TrainArgs {
     #[arg(long, default_value_t = 2.0, value_name = "MINUTES")]
     checkpoint_every: f64,
 
+    /// Times that each training example is seen.
     #[arg(long, default_value_t = 6)]
     epochs: usize,
 
@@ -83,9 +84,11 @@ pub(super) struct TrainArgs {
     #[arg(long, default_value_t = 4)]
     accumulation: usize,
 
+    /// At the start; it falls along a cosine to zero.
     #[arg(long, default_value_t = 3e-4)]
     learning_rate: f64,
 
+    /// AdamW's.
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
 
@@ -93,6 +96,7 @@ pub(super) struct TrainArgs {
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
 
+    /// Decides the split, the order, the sub-networks, the dropout and the fresh adapter.
     #[arg(long, default_value_t = 42)]
     seed: u64,
 
@@ -166,10 +170,14 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.out)?;
     let checkpoint = Checkpoint { recipe: plan.recipe.clone(), inputs: plan::digest(&plan) };
     let mut trainer = trainer(&plan)?;
+    let log_path = args.out.join("train.jsonl");
     if checkpoint.resume(&checkpoint_path, &mut trainer)? {
         tracing::info!("going on from micro-batch {} of {}", trainer.done(), trainer.total());
+    } else if log_path.exists() {
+        // Of a training that never came to a checkpoint, or that is being replaced: not this one's.
+        std::fs::remove_file(&log_path)?;
     }
-    let mut log = TrainingLog::open(&args.out.join("train.jsonl"), trainer.done())?;
+    let mut log = TrainingLog::open(&log_path, trainer.done())?;
     tracing::info!(
         "training on {} sequences of {} tokens in all, {} micro-batches",
         plan.sequences.len(),
