@@ -8,6 +8,7 @@ mod kernel;
 mod matrix;
 mod product;
 mod rows;
+mod team;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -19,16 +20,14 @@ pub use rows::Rows;
 use super::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan};
 use crate::weights::{HostMatrix, HostVector};
 use kernel::Kernel;
-use rayon::ThreadPool;
-use std::sync::OnceLock;
+use team::Team;
 
 /// Our own kernels on this machine's processor.
 pub struct Cpu {
     dtype: Dtype,
     threads: usize,
     kernel: Kernel,
-    /// Made by the first thread that computes, which becomes a member: it then works instead of waiting for others.
-    pool: OnceLock<Option<ThreadPool>>,
+    team: Team,
 }
 
 impl Cpu {
@@ -36,7 +35,7 @@ impl Cpu {
     pub fn new(dtype: Dtype, threads: usize) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
-        Self { dtype, threads, kernel: Kernel::detect(), pool: OnceLock::new() }
+        Self { dtype, threads, kernel: Kernel::detect(), team: Team::new(threads) }
     }
 
     /// The instruction set in use, for messages.
@@ -53,20 +52,9 @@ impl Cpu {
         Self { kernel, ..Self::new(dtype, threads) }
     }
 
-    /// Runs `work` for each of `0..count`, on all threads where that pays.
+    /// Runs `work` for each of `0..count`, on all threads.
     fn each(&self, count: usize, work: impl Fn(usize) + Sync) {
-        use rayon::prelude::*;
-        let pool = self.pool.get_or_init(|| {
-            let builder = rayon::ThreadPoolBuilder::new().num_threads(self.threads).use_current_thread();
-            // Where the current thread belongs to a pool already, a pool of our own is made beside it.
-            let builder = builder.thread_name(|i| format!("lonas-cpu-{i}"));
-            let other = || rayon::ThreadPoolBuilder::new().num_threads(self.threads).build();
-            (self.threads > 1).then(|| builder.build().or_else(|_| other()).ok()).flatten()
-        });
-        match pool {
-            Some(pool) if count > 1 => pool.install(|| (0..count).into_par_iter().for_each(&work)),
-            _ => (0..count).for_each(work),
-        }
+        self.team.each(count, work);
     }
 }
 
