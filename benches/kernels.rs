@@ -29,9 +29,8 @@ fn matrix(rows: usize, columns: usize) -> HostMatrix {
 }
 
 fn linear(cpu: &Cpu, out: usize, inp: usize) -> Linear<Cpu> {
-    let a = cpu.adapter_matrix(matrix(RANK, inp)).expect("a matrix of these sizes");
-    let b = cpu.adapter_matrix(matrix(out, RANK)).expect("a matrix of these sizes");
     let weight = Arc::new(cpu.matrix(matrix(out, inp)).expect("a matrix of these sizes"));
+    let [a, b] = cpu.adapter(matrix(RANK, inp), matrix(out, RANK), &weight).expect("matrices of these sizes");
     Linear { index: 0, weight, bias: None, adapters: vec![Some(Adapter { a, b, scale: 2.0 })] }
 }
 

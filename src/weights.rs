@@ -26,16 +26,22 @@ pub struct HostVector {
 pub enum HostData {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
-    /// Blocks of 32 consecutive values of one row: `value = scale * quant + minimum`. Holds Q8_0, Q4_0 and Q4_1
-    /// exactly; `columns` is a multiple of 32.
-    Blocks {
-        /// `(rows, columns)`
-        quants: Vec<i8>,
-        /// `(rows, columns / 32)`
-        scales: Vec<f32>,
-        /// `(rows, columns / 32)`; `None` means all zero.
-        minimums: Option<Vec<f32>>,
-    },
+    /// Holds Q8_0, Q4_0 and Q4_1 exactly; `columns` is a multiple of 32.
+    Blocks(Blocks),
+}
+
+/// Blocks of 32 consecutive values of one row: `value = scale * quant + minimum`.
+#[derive(Debug, Clone, Default)]
+pub struct Blocks {
+    /// `(rows, columns)`
+    pub quants: Vec<i8>,
+    /// `(rows, columns / 32)`
+    pub scales: Vec<f32>,
+    /// `(rows, columns / 32)`; `None` means all zero.
+    pub minimums: Option<Vec<f32>>,
+    /// `(columns)`: the matrix's column that stands at each place of a row of `quants`; `None` where they stand in order.
+    /// Within a block they rise, so that a prefix of the matrix's columns is a prefix of every block.
+    pub places: Option<Vec<u32>>,
 }
 
 /// Values that share one scale in [`HostData::Blocks`].
@@ -49,25 +55,30 @@ impl HostMatrix {
         let data = match &self.data {
             HostData::F32(values) => HostData::F32(gather_rows(values, self.columns, order)),
             HostData::Bf16(values) => HostData::Bf16(gather_rows(values, self.columns, order)),
-            HostData::Blocks { quants, scales, minimums } => {
-                let blocks = self.columns / BLOCK;
-                HostData::Blocks {
-                    quants: gather_rows(quants, self.columns, order),
-                    scales: gather_rows(scales, blocks, order),
-                    minimums: minimums.as_ref().map(|m| gather_rows(m, blocks, order)),
-                }
+            HostData::Blocks(blocks) => {
+                let per_row = self.columns / BLOCK;
+                HostData::Blocks(Blocks {
+                    quants: gather_rows(&blocks.quants, self.columns, order),
+                    scales: gather_rows(&blocks.scales, per_row, order),
+                    minimums: blocks.minimums.as_ref().map(|m| gather_rows(m, per_row, order)),
+                    places: blocks.places.clone(),
+                })
             }
         };
         Self { data, ..self }
     }
 
-    /// Column `i` of the result is column `order[i]` of `self`. Blocks run along a row, so blocks become f32.
+    /// Column `i` of the result is column `order[i]` of `self`; exact for every kind of data.
+    ///
+    /// A block's values share a scale and must stay together, so blocks keep their columns, sorted within each, and
+    /// remember which they are (see [`Blocks::places`]).
     ///
     /// `order` is a permutation of `0..columns`.
     pub fn permute_columns(self, order: &[usize]) -> Self {
-        let data = match &self.data {
-            HostData::Bf16(values) => HostData::Bf16(gather_columns(values, self.columns, order)),
-            _ => HostData::F32(gather_columns(&self.to_f32(), self.columns, order)),
+        let data = match self.data {
+            HostData::F32(values) => HostData::F32(gather_columns(&values, self.columns, order)),
+            HostData::Bf16(values) => HostData::Bf16(gather_columns(&values, self.columns, order)),
+            HostData::Blocks(blocks) => HostData::Blocks(blocks.permute_columns(order)),
         };
         Self { data, ..self }
     }
@@ -77,15 +88,44 @@ impl HostMatrix {
         match &self.data {
             HostData::F32(values) => values.clone(),
             HostData::Bf16(values) => values.iter().map(|v| v.to_f32()).collect(),
-            HostData::Blocks { quants, scales, minimums } => {
-                let value = |(i, &q): (usize, &i8)| {
-                    let block = i / BLOCK;
-                    let minimum = minimums.as_ref().map_or(0.0, |m| m[block]);
-                    scales[block] * f32::from(q) + minimum
-                };
-                quants.iter().enumerate().map(value).collect()
-            }
+            HostData::Blocks(blocks) => blocks.to_f32(self.columns),
         }
+    }
+}
+
+impl Blocks {
+    fn permute_columns(self, order: &[usize]) -> Self {
+        let mut new_column = vec![0; order.len()];
+        for (new, &old) in order.iter().enumerate() {
+            new_column[old] = new as u32;
+        }
+        let column = |place: usize| self.places.as_ref().map_or(place, |places| places[place] as usize);
+        // By place in the result: the place in `self` that it comes from, and its column.
+        let mut sorted = (0..order.len()).map(|p| (p, new_column[column(p)])).collect::<Vec<_>>();
+        for block in sorted.chunks_mut(BLOCK) {
+            block.sort_unstable_by_key(|&(_, column)| column);
+        }
+        let from = sorted.iter().map(|&(place, _)| place).collect::<Vec<_>>();
+        Self {
+            quants: gather_columns(&self.quants, order.len(), &from),
+            places: Some(sorted.into_iter().map(|(_, column)| column).collect()),
+            ..self
+        }
+    }
+
+    fn to_f32(&self, columns: usize) -> Vec<f32> {
+        let value = |(i, &q): (usize, &i8)| {
+            let block = i / BLOCK;
+            let minimum = self.minimums.as_ref().map_or(0.0, |m| m[block]);
+            self.scales[block] * f32::from(q) + minimum
+        };
+        let in_place = self.quants.iter().enumerate().map(value);
+        let Some(places) = &self.places else { return in_place.collect() };
+        let mut values = vec![0.0; self.quants.len()];
+        for (i, value) in in_place.enumerate() {
+            values[i / columns * columns + places[i % columns] as usize] = value;
+        }
+        values
     }
 }
 

@@ -76,8 +76,8 @@ fn what_the_file_has_in_few_bits_stays_in_few_bits() {
         let matrix = base.matrix(&name, facts.heads * facts.head, facts.hidden).unwrap();
         let kept = match (format.as_str(), &matrix.data) {
             ("F32" | "F16", HostData::F32(_)) | ("BF16", HostData::Bf16(_)) => true,
-            ("Q8_0" | "Q4_0", HostData::Blocks { minimums, .. }) => minimums.is_none(),
-            ("Q4_1", HostData::Blocks { minimums, .. }) => minimums.is_some(),
+            ("Q8_0" | "Q4_0", HostData::Blocks(blocks)) => blocks.minimums.is_none(),
+            ("Q4_1", HostData::Blocks(blocks)) => blocks.minimums.is_some(),
             _ => false,
         };
         assert!(kept, "{format} became {:?}", matrix.data);

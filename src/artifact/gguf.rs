@@ -7,7 +7,7 @@
 use super::base::{BaseConfig, GgufVocabulary, even_share};
 use super::error::ArtifactError;
 use super::gguf_header::{Header, TensorInfo, Value};
-use crate::weights::{BLOCK, HostData, HostMatrix, HostVector};
+use crate::weights::{BLOCK, Blocks, HostData, HostMatrix, HostVector};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::TensorInfo as CandleTensor;
 use half::{bf16, f16};
@@ -113,24 +113,24 @@ impl GgufFile {
             GgmlDType::Q8_0 => {
                 let quants = bytes.chunks_exact(34).flat_map(|b| b[2..].iter().map(|&q| q as i8));
                 let scales = bytes.chunks_exact(34).map(half).collect();
-                HostData::Blocks { quants: quants.collect(), scales, minimums: None }
+                HostData::Blocks(Blocks { quants: quants.collect(), scales, ..Blocks::default() })
             }
             GgmlDType::Q4_0 => {
                 // value = scale * (nibble - 8)
                 let quants = bytes.chunks_exact(18).flat_map(|b| nibbles(&b[2..]).map(|q| q - 8));
                 let scales = bytes.chunks_exact(18).map(half).collect();
-                HostData::Blocks { quants: quants.collect(), scales, minimums: None }
+                HostData::Blocks(Blocks { quants: quants.collect(), scales, ..Blocks::default() })
             }
             GgmlDType::Q4_1 => {
                 let quants = bytes.chunks_exact(20).flat_map(|b| nibbles(&b[4..])).collect();
                 let scales = bytes.chunks_exact(20).map(half).collect();
                 let minimums = Some(bytes.chunks_exact(20).map(|b| half(&b[2..])).collect());
-                HostData::Blocks { quants, scales, minimums }
+                HostData::Blocks(Blocks { quants, scales, minimums, places: None })
             }
             _ => HostData::F32(self.dequantised(name, format, bytes, shape)?),
         };
         let values = shape.iter().product::<usize>();
-        debug_assert!(!matches!(&data, HostData::Blocks { quants, .. } if quants.len() != values));
+        debug_assert!(!matches!(&data, HostData::Blocks(b) if b.quants.len() != values));
         Ok(data)
     }
 

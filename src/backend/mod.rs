@@ -18,7 +18,7 @@ pub use error::BackendError;
 use crate::weights::{HostMatrix, HostVector};
 use std::sync::Arc;
 
-/// The operations that a model's forward needs.
+/// The operations that a model's forward needs. Those that fuse several have a default in terms of the others.
 ///
 /// Rows are packed: a step's tokens of all sequences stand below each other, `(T, n)`; nothing is padded. Every
 /// operation that multiplies by an elastic weight takes the batch's segments, which cover rows `0..T` in order.
@@ -38,8 +38,19 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes a base weight to this machine.
     fn matrix(&self, host: HostMatrix) -> Result<Self::Matrix, BackendError>;
 
-    /// Takes an adapter's A `(R, inp)` or B `(out, R)` to this machine; where the backend trains, as a variable.
-    fn adapter_matrix(&self, host: HostMatrix) -> Result<Self::Matrix, BackendError>;
+    /// Takes an embedding or the vocabulary product `(V, H)` to this machine, which may keep it more precisely.
+    fn table(&self, host: HostMatrix) -> Result<Self::Matrix, BackendError> {
+        self.matrix(host)
+    }
+
+    /// Takes an adapter's A `(R, inp)` and B `(out, R)` to this machine, to stand beside a base weight; where the backend
+    /// trains, as variables.
+    fn adapter(
+        &self,
+        a: HostMatrix,
+        b: HostMatrix,
+        beside: &Self::Matrix,
+    ) -> Result<[Self::Matrix; 2], BackendError>;
 
     fn vector(&self, host: HostVector) -> Result<Self::Vector, BackendError>;
 
@@ -68,6 +79,44 @@ pub trait Backend: Send + Sync + 'static {
         mlp: &GatedMlp<Self>,
         segments: &[Segment],
     ) -> Result<Self::Rows, BackendError>;
+
+    /// Several Linears of the same rows, normed first where there is a norm.
+    fn linears<const N: usize>(
+        &self,
+        x: &Self::Rows,
+        norm: Option<Norm<'_, Self>>,
+        linears: [&Linear<Self>; N],
+        segments: &[Segment],
+    ) -> Result<[Self::Rows; N], BackendError> {
+        let normed = norm.map(|norm| self.rms_norm(x, norm.weight, norm.eps)).transpose()?;
+        let x = normed.as_ref().unwrap_or(x);
+        let rows = linears.into_iter().map(|linear| self.linear(x, linear, segments));
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        Ok(rows.try_into().unwrap_or_else(|_| unreachable!("as many rows as Linears")))
+    }
+
+    /// `onto + linear(x)`, a Linear and its residual.
+    fn linear_onto(
+        &self,
+        onto: Self::Rows,
+        x: &Self::Rows,
+        linear: &Linear<Self>,
+        segments: &[Segment],
+    ) -> Result<Self::Rows, BackendError> {
+        self.add(onto, &self.linear(x, linear, segments)?)
+    }
+
+    /// `x + gated_mlp(rms_norm(x))`, a normed MLP and its residual.
+    fn gated_mlp_onto(
+        &self,
+        x: Self::Rows,
+        norm: Norm<'_, Self>,
+        mlp: &GatedMlp<Self>,
+        segments: &[Segment],
+    ) -> Result<Self::Rows, BackendError> {
+        let gated = self.gated_mlp(&self.rms_norm(&x, norm.weight, norm.eps)?, mlp, segments)?;
+        self.add(x, &gated)
+    }
 
     /// Rotates each head of `x (T, heads * D)` by its row's position (RoFormer; the two halves of a head pair up, as
     /// in Hugging Face). `inverse_frequencies` has `D / 2` entries, radians per position.
@@ -104,8 +153,22 @@ pub trait Backend: Send + Sync + 'static {
     fn logits(&self, x: &Self::Rows, head: &Self::Matrix) -> Result<Self::Rows, BackendError>;
 
     /// The rows as row-major f32 in host memory.
-    fn to_host(&self, x: &Self::Rows) -> Result<Vec<f32>, BackendError>;
+    fn into_host(&self, x: Self::Rows) -> Result<Vec<f32>, BackendError>;
 }
+
+/// A norm to be done on the way into another operation: [`Backend::rms_norm`]'s `weight (n)` and `eps`.
+pub struct Norm<'a, B: Backend + ?Sized> {
+    pub weight: &'a B::Vector,
+    pub eps: f32,
+}
+
+impl<B: Backend + ?Sized> Clone for Norm<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend + ?Sized> Copy for Norm<'_, B> {}
 
 /// One Linear of the model: the frozen base weight and the adapter of each loaded super-adapter.
 pub struct Linear<B: Backend + ?Sized> {

@@ -192,6 +192,7 @@ enum DtypeArg {
     F32,
     Bf16,
     Int8,
+    Q4,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -236,6 +237,7 @@ impl ComputeArgs {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::Bf16 => Dtype::Bf16,
             DtypeArg::Int8 => Dtype::Int8,
+            DtypeArg::Q4 => Dtype::Q4,
         };
         Cpu::new(dtype, self.threads)
     }
@@ -246,6 +248,7 @@ impl ComputeArgs {
             (_, DtypeArg::Auto) => "auto",
             (_, DtypeArg::Bf16) => "bf16",
             (_, DtypeArg::Int8) => "int8",
+            (_, DtypeArg::Q4) => "q4",
         }
     }
 

@@ -4,10 +4,16 @@
 //! beside it. So a row's result is the same bit for bit alone, in a mixed batch, and however its prompt was cut.
 
 mod attention;
+mod group;
+mod inputs;
 mod kernel;
 mod matrix;
+mod memory;
+mod plan;
 mod product;
+mod quantise;
 mod rows;
+mod shared;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -17,9 +23,15 @@ pub use attention::PagedCache;
 pub use matrix::{Dtype, Matrix};
 pub use rows::Rows;
 
-use super::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan};
-use crate::weights::{HostMatrix, HostVector};
+use super::{
+    AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm, Segment, SequenceSpan,
+};
+use crate::weights::{HostData, HostMatrix, HostVector};
 use kernel::Kernel;
+use memory::Memory;
+use product::Scratch;
+use rows::Pool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use team::Team;
 
 /// Our own kernels on this machine's processor.
@@ -28,6 +40,9 @@ pub struct Cpu {
     threads: usize,
     kernel: Kernel,
     team: Team,
+    memory: Memory,
+    scratch: Mutex<Scratch>,
+    pool: Arc<Pool>,
 }
 
 impl Cpu {
@@ -35,7 +50,15 @@ impl Cpu {
     pub fn new(dtype: Dtype, threads: usize) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
-        Self { dtype, threads, kernel: Kernel::detect(), team: Team::new(threads) }
+        Self {
+            dtype,
+            threads,
+            kernel: Kernel::detect(),
+            team: Team::new(threads),
+            memory: Memory::default(),
+            scratch: Mutex::default(),
+            pool: Arc::default(),
+        }
     }
 
     /// The instruction set in use, for messages.
@@ -49,12 +72,24 @@ impl Cpu {
 
     #[cfg(test)]
     fn with_kernel(dtype: Dtype, threads: usize, kernel: Kernel) -> Self {
-        Self { kernel, ..Self::new(dtype, threads) }
+        let mut cpu = Self::new(dtype, threads);
+        cpu.kernel = kernel;
+        cpu
     }
 
     /// Runs `work` for each of `0..count`, on all threads.
     fn each(&self, count: usize, work: impl Fn(usize) + Sync) {
         self.team.each(count, work);
+    }
+
+    /// Rows whose numbers have no meaning yet; the caller writes all.
+    fn rows(&self, rows: usize, width: usize) -> Rows {
+        self.pool.rows(rows, width)
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        // Whatever a panic has left in it, each operation fills anew what it reads.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,12 +100,22 @@ impl Backend for Cpu {
     type Cache = PagedCache;
 
     fn matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
-        Matrix::pack(host, self.dtype)
+        Matrix::pack(&self.memory, host, self.dtype)
     }
 
-    /// Adapters keep the file's own precision: they are a few percent of the bytes.
-    fn adapter_matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
-        Matrix::pack(host, Dtype::Auto)
+    /// Half a byte is too coarse for an embedding, unless the file has it so.
+    fn table(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
+        let in_blocks = matches!(host.data, HostData::Blocks(_));
+        let dtype = match self.dtype {
+            Dtype::Q4 if in_blocks => Dtype::Auto,
+            Dtype::Q4 => Dtype::Int8,
+            dtype => dtype,
+        };
+        Matrix::pack(&self.memory, host, dtype)
+    }
+
+    fn adapter(&self, a: HostMatrix, b: HostMatrix, beside: &Matrix) -> Result<[Matrix; 2], BackendError> {
+        Matrix::pack_adapter(&self.memory, [a, b], beside)
     }
 
     fn vector(&self, host: HostVector) -> Result<Vec<f32>, BackendError> {
@@ -82,7 +127,7 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Rows, BackendError> {
-        let mut rows = Rows::zeros(tokens.len(), table.columns());
+        let mut rows = self.rows(tokens.len(), table.columns());
         for (row, &token) in rows.iter_mut().zip(tokens) {
             if token as usize >= table.rows() {
                 let (expected, got) = (format!("tokens below {}", table.rows()), token.to_string());
@@ -95,15 +140,55 @@ impl Backend for Cpu {
 
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows, BackendError> {
         expect("rms norm", "columns", x.width(), weight.len())?;
-        Ok(rows::rms_norm(x, weight, eps))
+        let mut normed = self.rows(x.len(), x.width());
+        self.kernel.vectorised(|| {
+            for (i, row) in normed.iter_mut().enumerate() {
+                row.copy_from_slice(x.row(i));
+                rows::normalise(row, weight, eps);
+            }
+        });
+        Ok(normed)
     }
 
     fn linear(&self, x: &Rows, linear: &Linear<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
-        product::linear(self, x, linear, segments)
+        let [y] = product::linears(self, x, None, [linear], segments)?;
+        Ok(y)
+    }
+
+    fn linears<const N: usize>(
+        &self,
+        x: &Rows,
+        norm: Option<Norm<'_, Self>>,
+        linears: [&Linear<Self>; N],
+        segments: &[Segment],
+    ) -> Result<[Rows; N], BackendError> {
+        norm.map_or(Ok(()), |norm| expect("rms norm", "columns", x.width(), norm.weight.len()))?;
+        product::linears(self, x, norm, linears, segments)
+    }
+
+    fn linear_onto(
+        &self,
+        onto: Rows,
+        x: &Rows,
+        linear: &Linear<Self>,
+        segments: &[Segment],
+    ) -> Result<Rows, BackendError> {
+        product::linear_onto(self, onto, x, linear, segments)
     }
 
     fn gated_mlp(&self, x: &Rows, mlp: &GatedMlp<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
-        product::gated_mlp(self, x, mlp, segments)
+        product::gated_mlp(self, None, Some(x), None, mlp, segments)
+    }
+
+    fn gated_mlp_onto(
+        &self,
+        x: Rows,
+        norm: Norm<'_, Self>,
+        mlp: &GatedMlp<Self>,
+        segments: &[Segment],
+    ) -> Result<Rows, BackendError> {
+        expect("rms norm", "columns", x.width(), norm.weight.len())?;
+        product::gated_mlp(self, Some(x), None, Some(norm), mlp, segments)
     }
 
     fn rotary(
@@ -138,7 +223,7 @@ impl Backend for Cpu {
     }
 
     fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows, BackendError> {
-        let mut selected = Rows::zeros(rows.len(), x.width());
+        let mut selected = self.rows(rows.len(), x.width());
         for (to, &from) in selected.iter_mut().zip(rows) {
             if from as usize >= x.len() {
                 let (expected, got) = (format!("rows below {}", x.len()), from.to_string());
@@ -151,11 +236,11 @@ impl Backend for Cpu {
 
     fn logits(&self, x: &Rows, head: &Matrix) -> Result<Rows, BackendError> {
         expect("logits", "columns", head.columns(), x.width())?;
-        Ok(product::plain(self, x, head))
+        product::plain(self, x, head)
     }
 
-    fn to_host(&self, x: &Rows) -> Result<Vec<f32>, BackendError> {
-        Ok(x.values().to_vec())
+    fn into_host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
+        Ok(x.into_values())
     }
 }
 

@@ -1,237 +1,224 @@
 //! The elastic low-rank product and the gated MLP over a mixed batch.
 //!
-//! Work is cut by panels of outputs. A panel's weights serve the rows of all segments that reach it before the next
-//! panel is touched, so each base weight is read from memory once a step, whatever sub-networks the rows use.
+//! One operation is one run of the team in phases with a barrier between them: prepare the rows (norm, rounding), shrink
+//! them to the adapters' ranks, multiply panel by panel. A panel's weights serve the rows of all segments that reach it
+//! before the next panel is touched, so each weight is read from memory once a step, whatever sub-networks the rows use;
+//! and to the kernel an adapter's B is only a few more inputs of the panel.
 #![allow(unsafe_code)]
 
-use super::kernel::{Lanes, Tile, block_sums};
+use super::group::{Group, GroupBuffers, Source, unfit};
+use super::inputs::Inputs;
+use super::kernel::{Lanes, TILE, Tile, TileRow};
 use super::matrix::{Matrix, PANEL};
-use super::rows::silu;
+use super::plan::{Plan, RowPlan, size};
+use super::shared::Shared;
+use super::team::{Member, Pieces};
 use super::{Cpu, Rows};
-use crate::backend::{Adapter, BackendError, GatedMlp, Linear, Segment};
-use crate::supernet::ActiveLinear;
-use std::ops::Range;
+use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
 
-/// Rows that one pass over a panel takes together: what stays in the first-level cache beside the panel.
-const ROWS: usize = 32;
-
-/// One segment's part in one Linear.
-struct Part<'a> {
-    rows: Range<usize>,
-    active: ActiveLinear,
-    adapter: Option<&'a Adapter<Cpu>>,
+/// Buffers that operations use one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    first: GroupBuffers,
+    second: GroupBuffers,
+    gated: Vec<f32>,
 }
 
-/// One Linear over all segments, its adapters' inputs already shrunk to their ranks.
-struct Product<'a> {
-    cpu: &'a Cpu,
-    x: &'a Rows,
-    weight: &'a Matrix,
-    bias: Option<&'a [f32]>,
-    parts: Vec<Part<'a>>,
-    /// By row: sums by block, where the weight's storage needs them.
-    sums: Vec<Vec<f32>>,
-    /// `(T, R)`: `s A x`.
-    shrunk: Rows,
-}
-
-pub(super) fn linear(
+/// Each Linear of the same rows, which may be normed first.
+pub(super) fn linears<const N: usize>(
     cpu: &Cpu,
     x: &Rows,
+    norm: Option<Norm<'_, Cpu>>,
+    linears: [&Linear<Cpu>; N],
+    segments: &[Segment],
+) -> Result<[Rows; N], BackendError> {
+    let plans = linears.iter().map(|linear| Plan::new(linear, size(x), segments));
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    let mut scratch = cpu.scratch();
+    let group = Group::new(cpu, &plans, x.len(), &mut scratch.first)?;
+    let mut ys = linears.map(|linear| cpu.rows(x.len(), linear.weight.rows()));
+    let outputs = ys.each_mut().map(|y| Columns::new(y));
+    cpu.team.run(|member| {
+        group.prepare(member, &Source::Rows(x), norm);
+        group.shrink(member);
+        group.each_panel(member, |plan, panel, chunk| {
+            let output = &outputs[plan];
+            let reached = |row: &RowPlan| row.active.out > panel * PANEL;
+            for row in plans[plan].rows[chunk.clone()].iter().filter(|row| !reached(row)) {
+                output.clear(row.row, panel);
+            }
+            group.each_tile(plan, panel, chunk, |tile, lanes| {
+                group.tile(plan, panel, tile, lanes);
+                for (row, lanes) in tile.iter().zip(lanes) {
+                    let RowPlan { row, active, .. } = plans[plan].rows[*row];
+                    output.write(row, panel, lanes, active.out);
+                }
+            });
+        });
+    });
+    drop(outputs);
+    Ok(ys)
+}
+
+/// `x + linear(input)`
+pub(super) fn linear_onto(
+    cpu: &Cpu,
+    mut x: Rows,
+    input: &Rows,
     linear: &Linear<Cpu>,
     segments: &[Segment],
 ) -> Result<Rows, BackendError> {
-    let product = Product::new(cpu, x, linear, segments)?;
-    Ok(product.run())
+    super::expect("linear", "columns to add to", linear.weight.rows(), x.width())?;
+    super::expect("linear", "rows to add to", input.len(), x.len())?;
+    let plans = [Plan::new(linear, size(input), segments)?];
+    let mut scratch = cpu.scratch();
+    let group = Group::new(cpu, &plans, input.len(), &mut scratch.first)?;
+    let output = Columns::new(&mut x);
+    cpu.team.run(|member| {
+        group.prepare(member, &Source::Rows(input), None);
+        group.shrink(member);
+        add_to(&group, member, &output);
+    });
+    drop(output);
+    Ok(x)
 }
 
-/// `x W^T` for all rows at full size.
-pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Rows {
-    let active = ActiveLinear { out: weight.rows(), inp: weight.columns(), rank: 0 };
-    let parts = vec![Part { rows: 0..x.len(), active, adapter: None }];
-    let sums = (0..x.len()).map(|r| block_sums(weight, x.row(r), active.inp)).collect();
-    Product { cpu, x, weight, bias: None, parts, sums, shrunk: Rows::zeros(0, 1) }.run()
-}
-
+/// `onto + down(silu(gate(x)) * up(x))`, `x` normed first where there is a norm. Without `x`, `onto` takes its place;
+/// without `onto`, zero.
 pub(super) fn gated_mlp(
     cpu: &Cpu,
-    x: &Rows,
+    onto: Option<Rows>,
+    x: Option<&Rows>,
+    norm: Option<Norm<'_, Cpu>>,
     mlp: &GatedMlp<Cpu>,
     segments: &[Segment],
 ) -> Result<Rows, BackendError> {
-    let gate = Product::new(cpu, x, &mlp.gate, segments)?;
-    let up = Product::new(cpu, x, &mlp.up, segments)?;
-    let mut gated = Rows::zeros(x.len(), mlp.gate.weight.rows());
-    let columns = Columns::of(&mut gated);
-    cpu.each(mlp.gate.weight.rows().div_ceil(PANEL), |panel| {
-        for (of_gate, of_up) in gate.parts.iter().zip(&up.parts) {
-            let kept = kept(of_gate.active.out, panel);
-            if kept == 0 {
-                continue;
-            }
-            for rows in chunks(&of_gate.rows) {
-                let (gates, ups) = (gate.panel(of_gate, panel, &rows), up.panel(of_up, panel, &rows));
-                cpu.kernel.vectorised(|| {
-                    for ((row, gates), ups) in rows.clone().zip(gates).zip(ups) {
-                        let product: Lanes = std::array::from_fn(|lane| silu(gates[lane]) * ups[lane]);
-                        columns.write(row, panel * PANEL, &product[..kept]);
-                    }
-                });
-            }
-        }
+    let wrong = |expected: &str, got: String| {
+        BackendError::Shape { operation: "gated mlp", expected: expected.into(), got }
+    };
+    let hidden = mlp.down.weight.rows();
+    let mut output = match (onto, x) {
+        (Some(rows), _) => rows,
+        (None, Some(x)) => Rows::zeros(x.len(), hidden),
+        (None, None) => return Err(wrong("rows", "none".into())),
+    };
+    super::expect("gated mlp", "columns to add to", hidden, output.width())?;
+    let (length, width) = x.map_or(size(&output), size);
+    super::expect("gated mlp", "rows to add to", length, output.len())?;
+    let plans = [Plan::new(&mlp.gate, (length, width), segments)?, Plan::new(&mlp.up, (length, width), segments)?];
+    let uneven = plans[0].rows.iter().zip(&plans[1].rows).find(|(gate, up)| {
+        (gate.active.out, gate.active.inp, gate.row) != (up.active.out, up.active.inp, up.row)
     });
-    linear(cpu, &gated, &mlp.down, segments)
+    if let Some((gate, up)) = uneven {
+        return Err(wrong("gate and up of one size", format!("{} and {}", gate.active, up.active)));
+    }
+    let channels = mlp.gate.weight.rows();
+    let down = [Plan::new(&mlp.down, (length, channels), segments)?];
+    let mut scratch = cpu.scratch();
+    let Scratch { first, second, gated } = &mut *scratch;
+    let (group, last) = (Group::new(cpu, &plans, length, first)?, Group::new(cpu, &down, length, second)?);
+    if gated.len() < length * channels {
+        gated.resize(length * channels, 0.0);
+    }
+    let gating = group.pieces_of(0);
+    let (gated, columns) = (Shared::new(&mut gated[..length * channels]), Columns::new(&mut output));
+    // What is added to is read by the first phase of all and written by the last, with barriers between.
+    let source = x.map_or(Source::Shared(&columns.values, hidden), Source::Rows);
+    cpu.team.run(|member| {
+        group.prepare(member, &source, norm);
+        group.shrink(member);
+        group.multiply_gated(member, &gating, &gated, channels);
+        member.barrier();
+        last.prepare(member, &Source::Shared(&gated, channels), None);
+        last.shrink(member);
+        add_to(&last, member, &columns);
+    });
+    drop(columns);
+    Ok(output)
 }
 
-impl<'a> Product<'a> {
-    fn new(
-        cpu: &'a Cpu,
-        x: &'a Rows,
-        linear: &'a Linear<Cpu>,
-        segments: &'a [Segment],
-    ) -> Result<Self, BackendError> {
-        let weight: &Matrix = &linear.weight;
-        let parts = segments.iter().map(|segment| part(x, linear, segment)).collect::<Result<Vec<_>, _>>()?;
-        let mut sums = vec![Vec::new(); x.len()];
-        for part in &parts {
-            for row in part.rows.clone() {
-                sums[row] = block_sums(weight, x.row(row), part.active.inp);
-            }
-        }
-        let shrunk = shrink(cpu, x, &parts);
-        Ok(Self { cpu, x, weight, bias: linear.bias.as_deref(), parts, sums, shrunk })
-    }
-
-    fn run(&self) -> Rows {
-        let mut y = Rows::zeros(self.x.len(), self.weight.rows());
-        let columns = Columns::of(&mut y);
-        self.cpu.each(self.weight.rows().div_ceil(PANEL), |panel| {
-            for part in &self.parts {
-                let kept = kept(part.active.out, panel);
-                if kept == 0 {
-                    continue;
-                }
-                for rows in chunks(&part.rows) {
-                    for (row, lanes) in rows.clone().zip(self.panel(part, panel, &rows)) {
-                        columns.write(row, panel * PANEL, &lanes[..kept]);
+/// `x W^T` for all rows at full size.
+pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, BackendError> {
+    let mut scratch = cpu.scratch();
+    let inputs = Inputs::new(&mut scratch.first.inputs, x.len(), weight.columns(), std::iter::once(weight));
+    let inputs = inputs.ok_or_else(|| unfit("logits"))?;
+    let mut y = cpu.rows(x.len(), weight.rows());
+    let output = Columns::new(&mut y);
+    let quads = weight.quads(weight.columns());
+    let rows = (0..x.len()).map(|row| TileRow { row, inp: weight.columns() }).collect::<Vec<_>>();
+    let (preparing, panels) = (Pieces::new(x.len()), Pieces::new(weight.rows().div_ceil(PANEL)));
+    cpu.team.run(|member| {
+        member.share(&preparing, |rows| {
+            // SAFETY: each row is one piece, and nobody reads before the barrier.
+            rows.for_each(|row| cpu.kernel.vectorised(|| unsafe { inputs.fill(row, x.row(row)) }));
+        });
+        member.barrier();
+        member.share(&panels, |panels| {
+            for panel in panels {
+                for rows in rows.chunks(TILE) {
+                    let mut lanes = [[0.0; PANEL]; TILE];
+                    let lanes = &mut lanes[..rows.len()];
+                    let tile = Tile { matrix: weight, panel, inputs: &inputs, rows, quads: &quads };
+                    // SAFETY: all rows are filled, before the barrier.
+                    unsafe { cpu.kernel.accumulate(&tile, lanes) };
+                    for (row, lanes) in rows.iter().zip(lanes) {
+                        output.write(row.row, panel, lanes, weight.rows());
                     }
                 }
             }
         });
-        y
-    }
-
-    /// The panel's outputs for some rows of one part: base, bias and adapter.
-    fn panel(&self, part: &Part<'_>, panel: usize, rows: &Range<usize>) -> Vec<Lanes> {
-        let mut start = [0.0; PANEL];
-        if let Some(bias) = self.bias {
-            let bias = &bias[panel * PANEL..bias.len().min((panel + 1) * PANEL)];
-            start[..bias.len()].copy_from_slice(bias);
-        }
-        let mut lanes = vec![start; rows.len()];
-        let x = rows.clone().map(|r| self.x.row(r)).collect::<Vec<_>>();
-        let sums = rows.clone().map(|r| self.sums[r].as_slice()).collect::<Vec<_>>();
-        let tile = Tile { matrix: self.weight, panel, inp: part.active.inp, x: &x, sums: &sums };
-        self.cpu.kernel.accumulate(&tile, &mut lanes);
-        if let Some(adapter) = part.adapter {
-            let shrunk = rows.clone().map(|r| self.shrunk.row(r)).collect::<Vec<_>>();
-            let tile = Tile { matrix: &adapter.b, panel, inp: part.active.rank, x: &shrunk, sums: &sums };
-            self.cpu.kernel.accumulate(&tile, &mut lanes);
-        }
-        lanes
-    }
+    });
+    drop(output);
+    Ok(y)
 }
 
-/// Checks one segment against the Linear.
-fn part<'a>(x: &Rows, linear: &'a Linear<Cpu>, segment: &Segment) -> Result<Part<'a>, BackendError> {
-    let weight: &Matrix = &linear.weight;
-    let active = segment.selection.shape.linears.get(linear.index).copied();
-    let adapter = linear.adapters.get(segment.selection.adapter).and_then(Option::as_ref);
-    let fits = |a: &ActiveLinear| {
-        let adapter = adapter.is_none_or(|adapter| {
-            a.rank <= adapter.a.rows().min(adapter.b.columns())
-                && a.inp <= adapter.a.columns()
-                && a.out <= adapter.b.rows()
-        });
-        a.out <= weight.rows() && a.inp <= weight.columns().min(x.width()) && adapter
-    };
-    match active.filter(fits).filter(|_| segment.rows.end <= x.len()) {
-        Some(active) => Ok(Part { rows: segment.rows.clone(), active, adapter }),
-        None => Err(BackendError::Shape {
-            operation: "linear",
-            expected: format!(
-                "a prefix of ({}, {}) for rows of {} of {}",
-                weight.rows(),
-                weight.columns(),
-                x.width(),
-                x.len()
-            ),
-            got: format!("{active:?} for rows {:?}", segment.rows),
-        }),
-    }
-}
-
-/// `s A[:r,:i] x` for every row with an adapter: `(T, R)`.
-fn shrink(cpu: &Cpu, x: &Rows, parts: &[Part<'_>]) -> Rows {
-    let rank = parts.iter().filter_map(|p| p.adapter.map(|a| a.a.rows())).max();
-    let Some(rank) = rank else { return Rows::zeros(0, 1) };
-    let mut shrunk = Rows::zeros(x.len(), rank);
-    let columns = Columns::of(&mut shrunk);
-    let work = parts.iter().flat_map(|part| chunks(&part.rows).map(move |rows| (part, rows)));
-    let work = work.collect::<Vec<_>>();
-    let none: &[f32] = &[];
-    let run = |(part, rows): &(&Part<'_>, Range<usize>)| {
-        let Some(adapter) = part.adapter else { return };
-        let x = rows.clone().map(|r| x.row(r)).collect::<Vec<_>>();
-        let sums = vec![none; x.len()];
-        for panel in 0..part.active.rank.div_ceil(PANEL) {
-            let mut lanes = vec![[0.0; PANEL]; x.len()];
-            let tile = Tile { matrix: &adapter.a, panel, inp: part.active.inp, x: &x, sums: &sums };
-            cpu.kernel.accumulate(&tile, &mut lanes);
-            let kept = kept(part.active.rank, panel);
-            for (row, mut lanes) in rows.clone().zip(lanes) {
-                lanes.iter_mut().for_each(|l| *l *= adapter.scale);
-                columns.write(row, panel * PANEL, &lanes[..kept]);
-            }
-        }
-    };
-    cpu.each(work.len(), |i| run(&work[i]));
-    shrunk
-}
-
-/// Outputs of this panel below `out`.
-fn kept(out: usize, panel: usize) -> usize {
-    out.saturating_sub(panel * PANEL).min(PANEL)
-}
-
-fn chunks(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-    let end = rows.end;
-    rows.clone().step_by(ROWS).map(move |start| start..(start + ROWS).min(end))
-}
-
-/// Rows that several threads fill, each its own columns of its own rows.
-struct Columns {
-    values: *mut f32,
-    length: usize,
+/// Rows that several threads fill panel by panel.
+struct Columns<'a> {
+    values: Shared<'a, f32>,
     width: usize,
 }
 
-// SAFETY: `write` is the only access, and its callers give every (row, column) to one thread only: work is cut by panels
-// (columns) or by chunks of rows, and neither overlaps.
-unsafe impl Sync for Columns {}
-
-impl Columns {
-    /// The rows must not be used before the work is done; `Cpu::each` returns only then.
-    fn of(rows: &mut Rows) -> Self {
-        let width = rows.width();
-        let values = rows.values_mut();
-        Self { values: values.as_mut_ptr(), length: values.len(), width }
+impl<'a> Columns<'a> {
+    fn new(rows: &'a mut Rows) -> Self {
+        Self { width: rows.width(), values: Shared::new(rows.values_mut()) }
     }
 
-    fn write(&self, row: usize, column: usize, values: &[f32]) {
-        let at = row * self.width + column;
-        assert!(column + values.len() <= self.width && at + values.len() <= self.length);
-        // SAFETY: within the buffer, as just checked; nobody else writes or reads these numbers meanwhile, see `Sync`.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.values.add(at), values.len()) };
+    #[inline(always)]
+    fn panel(&self, row: usize, panel: usize) -> &mut [f32] {
+        let start = row * self.width + panel * PANEL;
+        let end = ((row + 1) * self.width).min(start + PANEL);
+        // SAFETY: work is cut by panels and rows, each (panel, row) is in one piece, and nobody reads before the run ends.
+        unsafe { self.values.part(start..end) }
     }
+
+    /// The first `out` columns of the row are `lanes`, the others zero.
+    fn write(&self, row: usize, panel: usize, lanes: &Lanes, out: usize) {
+        let to = self.panel(row, panel);
+        let kept = to.len().min(out - panel * PANEL);
+        to[..kept].copy_from_slice(&lanes[..kept]);
+        to[kept..].fill(0.0);
+    }
+
+    fn add(&self, row: usize, panel: usize, lanes: &Lanes, out: usize) {
+        let to = self.panel(row, panel);
+        let kept = to.len().min(out - panel * PANEL);
+        to[..kept].iter_mut().zip(lanes).for_each(|(to, lane)| *to += lane);
+    }
+
+    fn clear(&self, row: usize, panel: usize) {
+        self.panel(row, panel).fill(0.0);
+    }
+}
+
+/// `output += y` of the group's only plan.
+fn add_to(group: &Group<'_>, member: &Member<'_>, output: &Columns<'_>) {
+    group.each_panel(member, |plan, panel, chunk| {
+        group.each_tile(plan, panel, chunk, |tile, lanes| {
+            group.tile(plan, panel, tile, lanes);
+            for (row, lanes) in tile.iter().zip(lanes) {
+                let RowPlan { row, active, .. } = group.plans[plan].rows[*row];
+                output.add(row, panel, lanes, active.out);
+            }
+        });
+    });
 }

@@ -1,21 +1,59 @@
 //! Activations, and what is done to each row by itself.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 /// `(T, width)` row-major f32.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Rows {
     width: usize,
     values: Vec<f32>,
+    /// Where the memory goes when these rows are dropped.
+    home: Option<Arc<Pool>>,
+}
+
+/// Memory of dropped rows, for the next ones: a step makes hundreds of them, all of a few sizes, and asking the system
+/// for it and clearing it would cost more than what is computed in some.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+/// As many rows as live at the same time, and a few.
+const POOLED: usize = 16;
+
+impl Pool {
+    /// Rows with whatever numbers are left in them; the caller writes all.
+    pub(super) fn rows(self: &Arc<Self>, rows: usize, width: usize) -> Rows {
+        let length = rows * width;
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let large_enough = free.iter().enumerate().filter(|(_, v)| v.len() >= length);
+        let best = large_enough.min_by_key(|(_, v)| v.len()).map(|(i, _)| i);
+        let mut values = best.or_else(|| free.len().checked_sub(1)).map_or(Vec::new(), |i| free.swap_remove(i));
+        drop(free);
+        values.resize(length, 0.0);
+        Rows { width, values, home: Some(Arc::clone(self)) }
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        let Some(pool) = &self.home else { return };
+        let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < POOLED {
+            free.push(std::mem::take(&mut self.values));
+        }
+    }
 }
 
 impl Rows {
     pub fn zeros(rows: usize, width: usize) -> Self {
-        Self { width, values: vec![0.0; rows * width] }
+        Self::new(width, vec![0.0; rows * width])
     }
 
     /// From row-major values; `values.len()` is a multiple of `width`.
     pub fn new(width: usize, values: Vec<f32>) -> Self {
         debug_assert!(values.len().is_multiple_of(width));
-        Self { width, values }
+        Self { width, values, home: None }
     }
 
     pub fn len(&self) -> usize {
@@ -38,6 +76,10 @@ impl Rows {
         &mut self.values
     }
 
+    pub(super) fn into_values(mut self) -> Vec<f32> {
+        std::mem::take(&mut self.values)
+    }
+
     pub fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.width..(row + 1) * self.width]
     }
@@ -47,14 +89,12 @@ impl Rows {
     }
 }
 
-pub(super) fn rms_norm(x: &Rows, weight: &[f32], eps: f32) -> Rows {
-    let mut normed = x.clone();
-    for row in normed.iter_mut() {
-        let mean_square = dot(row, row) / row.len() as f32;
-        let scale = 1.0 / (mean_square + eps).sqrt();
-        row.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
-    }
-    normed
+/// `x / sqrt(mean(x^2) + eps) * weight` in place.
+#[inline(always)]
+pub(super) fn normalise(x: &mut [f32], weight: &[f32], eps: f32) {
+    let mean_square = dot(x, x) / x.len() as f32;
+    let scale = 1.0 / (mean_square + eps).sqrt();
+    x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
 }
 
 /// Turns each pair `(d, d + D/2)` of each head by `position * frequency[d]`.

@@ -57,7 +57,6 @@ pub(super) struct Team {
 /// One thread's view of a run.
 pub(super) struct Member<'a> {
     shared: &'a Shared,
-    index: usize,
 }
 
 /// Pieces of work `0..count` that the threads of a run take one after the other, each piece once.
@@ -109,7 +108,7 @@ impl Team {
     pub(super) fn run(&self, work: impl Fn(&Member<'_>) + Sync) {
         let shared = &*self.shared;
         if self.handles.is_empty() {
-            return work(&Member { shared, index: 0 });
+            return work(&Member { shared });
         }
         // A panic in an earlier run leaves nothing behind that this one would not set anew.
         let _leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,7 +127,7 @@ impl Team {
                 thread.unpark();
             }
         }
-        let own = shared.attempt(|| work(&Member { shared, index: 0 }));
+        let own = shared.attempt(|| work(&Member { shared }));
         shared.wait(|| shared.working.load(Ordering::Acquire) == 0);
         match own {
             Err(panic) => resume_unwind(panic),
@@ -171,7 +170,7 @@ impl Shared {
             // SAFETY: `run` has changed, so the leader has written the job and keeps it alive until `working` falls.
             if let Some(job) = unsafe { *self.job.get() } {
                 // SAFETY: as above.
-                let _ = self.attempt(|| unsafe { (*job)(&Member { shared: self, index }) });
+                let _ = self.attempt(|| unsafe { (*job)(&Member { shared: self }) });
             }
             self.working.fetch_sub(1, Ordering::Release);
         }
@@ -214,11 +213,6 @@ impl Shared {
 }
 
 impl Member<'_> {
-    /// 0 is the leader.
-    pub(super) fn index(&self) -> usize {
-        self.index
-    }
-
     /// Waits until all threads of the run are here. What they wrote before is visible to all after.
     pub(super) fn barrier(&self) {
         let shared = self.shared;
@@ -289,9 +283,10 @@ mod tests {
     fn a_panic_ends_the_run_and_the_team_goes_on() {
         let team = Team::new(3);
         for unlucky in 0..3 {
+            let here = AtomicUsize::new(0);
             let run = || {
                 team.run(|member| {
-                    assert!(member.index() != unlucky, "on purpose");
+                    assert!(here.fetch_add(1, Ordering::Relaxed) != unlucky, "on purpose");
                     member.barrier();
                 });
             };

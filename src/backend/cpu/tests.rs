@@ -1,12 +1,15 @@
 //! The kernels against a slow f64 reference over ugly sizes, and bit for bit against themselves.
 
+use super::inputs::Form;
 use super::kernel::Kernel;
+use super::matrix::Panels;
 use super::{Cpu, Dtype, Rows};
 use crate::backend::{
     Adapter, AttentionShape, Backend, CacheLayout, GatedMlp, Linear, Segment, Selection, SequenceSpan,
 };
 use crate::supernet::{ActiveLinear, ActiveShape};
-use crate::weights::{BLOCK, HostData, HostMatrix};
+use crate::weights::{BLOCK, Blocks, HostData, HostMatrix};
+use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -29,7 +32,7 @@ fn blocks(seed: u64, rows: usize, columns: usize) -> HostMatrix {
         name: format!("b{seed}"),
         rows,
         columns,
-        data: HostData::Blocks { quants, scales, minimums },
+        data: HostData::Blocks(Blocks { quants, scales, minimums, places: None }),
     }
 }
 
@@ -57,10 +60,9 @@ struct Net {
 fn net(cpu: &Cpu, index: usize, weight: HostMatrix, rank: usize, with_bias: bool) -> Net {
     let (out, inp) = (weight.rows, weight.columns);
     let weight = cpu.matrix(weight).unwrap();
-    let adapter = |seed: u64, scale| Adapter {
-        a: cpu.adapter_matrix(host(seed, rank, inp)).unwrap(),
-        b: cpu.adapter_matrix(host(seed + 1, out, rank)).unwrap(),
-        scale,
+    let adapter = |seed: u64, scale| {
+        let [a, b] = cpu.adapter(host(seed, rank, inp), host(seed + 1, out, rank), &weight).unwrap();
+        Adapter { a, b, scale }
     };
     let adapters = [adapter(50, 2.0), adapter(60, 0.5)];
     let slow = adapters.iter().map(|a| (unpacked(&a.a), unpacked(&a.b), f64::from(a.scale))).collect();
@@ -79,15 +81,47 @@ fn net(cpu: &Cpu, index: usize, weight: HostMatrix, rank: usize, with_bias: bool
 }
 
 impl Net {
-    /// By definition, in f64: `y = W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)`.
-    fn slow(&self, x: &[f32], active: ActiveLinear, adapter: usize) -> Vec<f64> {
+    /// By definition, in f64: `y = W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)`, `x` and `s A x` rounded as the kernels
+    /// round them. With it, how far off a sum may be that was rounded the other way in one place.
+    fn slow(&self, x: &[f32], active: ActiveLinear, adapter: usize) -> Vec<(f64, f64)> {
         let dot = |row: &[f64], x: &[f64], n: usize| row[..n].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
-        let x = x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (form, places) = (Form::of(&self.linear.weight), places(&self.linear.weight));
+        let x = x[..active.inp].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (x, _) = rounded(form, &x, places.as_deref());
         let (a, b, scale) = &self.adapters[adapter];
         let shrunk = (0..active.rank).map(|r| scale * dot(&a[r], &x, active.inp)).collect::<Vec<_>>();
-        let row =
-            |o: usize| dot(&self.weight[o], &x, active.inp) + self.bias[o] + dot(&b[o], &shrunk, active.rank);
-        (0..self.weight.len()).map(|o| if o < active.out { row(o) } else { 0.0 }).collect()
+        let (shrunk, step) = rounded(form, &shrunk, None);
+        let row = |o: usize| {
+            let y = dot(&self.weight[o], &x, active.inp) + self.bias[o] + dot(&b[o], &shrunk, active.rank);
+            (y, step)
+        };
+        (0..self.weight.len()).map(|o| if o < active.out { row(o) } else { (0.0, 0.0) }).collect()
+    }
+}
+
+fn places(matrix: &super::Matrix) -> Option<Arc<[u32]>> {
+    match &matrix.panels {
+        Panels::Blocks(blocks) => blocks.places.clone(),
+        _ => None,
+    }
+}
+
+/// Inputs as a kernel of this form takes them, and the largest step between two neighbours.
+fn rounded(form: Form, x: &[f64], places: Option<&[u32]>) -> (Vec<f64>, f64) {
+    let largest = x.iter().fold(0f64, |m, x| m.max(x.abs()));
+    match form {
+        Form::F32 => (x.to_vec(), 0.0),
+        Form::Bf16 => (x.iter().map(|&x| f64::from(bf16::from_f32(x as f32))).collect(), largest / 128.0),
+        Form::Quants => {
+            let in_order = (0..x.len() as u32).collect::<Vec<_>>();
+            let mut result = x.to_vec();
+            for block in places.unwrap_or(&in_order).chunks(BLOCK) {
+                let inside = || block.iter().map(|&i| i as usize).filter(|&i| i < x.len());
+                let step = inside().map(|i| x[i].abs()).fold(0.0, f64::max) / 127.0;
+                inside().for_each(|i| result[i] = (x[i] / step.max(1e-30)).round() * step);
+            }
+            (result, largest / 127.0)
+        }
     }
 }
 
@@ -122,7 +156,7 @@ fn the_low_rank_product_is_what_its_formula_says() {
         [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32)];
     for kernel in Kernel::available() {
         for (out, inp, rank) in sizes {
-            for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Auto, 2)] {
+            for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Q4, 2), (Dtype::Auto, 2)] {
                 let cpu = Cpu::with_kernel(dtype, threads, kernel);
                 // Only Auto meets the file's own blocks, which need whole ones.
                 let inp = if dtype == Dtype::Auto { inp.next_multiple_of(BLOCK) } else { inp };
@@ -157,10 +191,10 @@ fn check(net: &Net, x: &Rows, y: &Rows, segments: &[Segment], what: &str) {
         let active = segment.selection.shape.linears[net.linear.index];
         for row in segment.rows.clone() {
             let slow = net.slow(x.row(row), active, segment.selection.adapter);
-            for (o, (&got, expected)) in y.row(row).iter().zip(slow).enumerate() {
+            for (o, (&got, (expected, step))) in y.row(row).iter().zip(slow).enumerate() {
                 let off = (f64::from(got) - expected).abs();
                 assert!(
-                    off < 2e-4 * (1.0 + expected.abs()),
+                    off < 2e-4 * (1.0 + expected.abs()) + step,
                     "{what}: row {row} output {o}: {got} not {expected}"
                 );
             }

@@ -150,6 +150,16 @@ impl Reference {
             _ => Tensor::cat(&segments.iter().map(padded).collect::<candle_core::Result<Vec<_>>>()?, 0),
         }
     }
+
+    /// An adapter's A or B; where this backend trains, as a variable.
+    fn adapter_matrix(&self, host: HostMatrix) -> Result<Tensor, BackendError> {
+        let tensor = named("adapter matrix", self.tensor(&host))?;
+        let Some(training) = &self.training else { return Ok(tensor) };
+        let variable = named("adapter matrix", Var::from_tensor(&tensor))?;
+        let tensor = variable.as_tensor().clone();
+        lock(&training.state).variables.push((host.name, variable));
+        Ok(tensor)
+    }
 }
 
 impl Default for Reference {
@@ -189,13 +199,8 @@ impl Backend for Reference {
         named("matrix", self.tensor(&host))
     }
 
-    fn adapter_matrix(&self, host: HostMatrix) -> Result<Tensor, BackendError> {
-        let tensor = named("adapter matrix", self.tensor(&host))?;
-        let Some(training) = &self.training else { return Ok(tensor) };
-        let variable = named("adapter matrix", Var::from_tensor(&tensor))?;
-        let tensor = variable.as_tensor().clone();
-        lock(&training.state).variables.push((host.name, variable));
-        Ok(tensor)
+    fn adapter(&self, a: HostMatrix, b: HostMatrix, _: &Tensor) -> Result<[Tensor; 2], BackendError> {
+        Ok([self.adapter_matrix(a)?, self.adapter_matrix(b)?])
     }
 
     fn vector(&self, host: HostVector) -> Result<Tensor, BackendError> {
@@ -308,7 +313,7 @@ impl Backend for Reference {
         named("logits", product())
     }
 
-    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>, BackendError> {
+    fn into_host(&self, x: Tensor) -> Result<Vec<f32>, BackendError> {
         named("to host", x.flatten_all().and_then(|x| x.to_vec1()))
     }
 }

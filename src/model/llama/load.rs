@@ -53,11 +53,11 @@ pub fn load<B: Backend>(
     }
     let mut loader = Loader { backend, base, shape, super_adapters, orders };
     let embedding = base.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
-    let embedding = Arc::new(backend.matrix(embedding)?);
+    let embedding = Arc::new(backend.table(embedding)?);
     let head = if config.tied_embeddings {
         Arc::clone(&embedding)
     } else {
-        Arc::new(backend.matrix(base.matrix("lm_head.weight", config.vocabulary, config.hidden)?)?)
+        Arc::new(backend.table(base.matrix("lm_head.weight", config.vocabulary, config.hidden)?)?)
     };
     let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
     let pairs = config.head_size / 2;
@@ -166,11 +166,9 @@ impl<B: Backend> Loader<'_, B> {
                 adapters.push(None);
                 continue;
             };
-            adapters.push(Some(Adapter {
-                a: self.backend.adapter_matrix(permuted(a, None, columns))?,
-                b: self.backend.adapter_matrix(permuted(b, rows, None))?,
-                scale: adapter.scale,
-            }));
+            let (a, b) = (permuted(a, None, columns), permuted(b, rows, None));
+            let [a, b] = self.backend.adapter(a, b, &weight)?;
+            adapters.push(Some(Adapter { a, b, scale: adapter.scale }));
         }
         Ok(Linear { index, weight: Arc::new(weight), bias, adapters })
     }

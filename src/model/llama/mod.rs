@@ -7,7 +7,7 @@ pub use load::{LoadError, SuperAdapter, load};
 pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
 
 use super::{Batch, Executor, Logits};
-use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear};
+use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm};
 use std::sync::Arc;
 
 /// A LLaMA with every super-adapter that shares its base.
@@ -66,17 +66,15 @@ impl<B: Backend> Llama<B> {
         cache: Option<(&mut B::Cache, usize)>,
     ) -> Result<B::Rows, BackendError> {
         let Batch { positions, segments, spans, .. } = batch;
+        let eps = self.eps;
         let rotate =
             |rows| backend.rotary(rows, self.attention.head_size, positions, &self.inverse_frequencies);
-        let normed = backend.rms_norm(&x, &layer.attention_norm, self.eps)?;
-        let q = rotate(backend.linear(&normed, &layer.q, segments)?)?;
-        let k = rotate(backend.linear(&normed, &layer.k, segments)?)?;
-        let v = backend.linear(&normed, &layer.v, segments)?;
+        let qkv = [&layer.q, &layer.k, &layer.v];
+        let [q, k, v] = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
+        let (q, k) = (rotate(q)?, rotate(k)?);
         let attended = backend.attention(&q, &k, &v, &self.attention, spans, cache)?;
-        let x = backend.add(x, &backend.linear(&attended, &layer.o, segments)?)?;
-
-        let normed = backend.rms_norm(&x, &layer.mlp_norm, self.eps)?;
-        backend.add(x, &backend.gated_mlp(&normed, &layer.mlp, segments)?)
+        let x = backend.linear_onto(x, &attended, &layer.o, segments)?;
+        backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
     }
 
     /// The pool that this model needs for `blocks` blocks of `block_size` positions.
@@ -142,7 +140,7 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
             return Ok(Logits { values: Vec::new(), vocabulary });
         }
         let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
-        Ok(Logits { values: self.backend.to_host(&logits)?, vocabulary })
+        Ok(Logits { values: self.backend.into_host(logits)?, vocabulary })
     }
 
     fn vocabulary(&self) -> usize {

@@ -1,0 +1,276 @@
+//! Rows on their way into a product, in the form that the weight's kernel multiplies with: f32, pairs of bf16, or blocks
+//! of 8-bit quants.
+//!
+//! A row is prepared once for all weights that read it, and cut off at its sub-network's width: what lies beyond is zero,
+//! so it adds nothing to whatever it is multiplied with.
+
+use super::matrix::{BlockPanels, Matrix, PANEL, Panels};
+use super::shared::Shared;
+use super::vector::Pair;
+use crate::weights::BLOCK;
+
+/// What a kernel multiplies a weight with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    F32,
+    Bf16,
+    Quants,
+}
+
+impl Form {
+    pub(super) fn of(matrix: &Matrix) -> Self {
+        match matrix.panels {
+            Panels::F32(_) => Self::F32,
+            Panels::Bf16(_) => Self::Bf16,
+            Panels::Blocks(_) => Self::Quants,
+        }
+    }
+}
+
+/// A block of one row in 8 bits: `x = scale * quant`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct QuantBlock {
+    pub(super) scale: f32,
+    /// `scale * sum of the quants`, which a weight's minimum is multiplied with.
+    pub(super) sum: f32,
+    /// `-8 * sum of the quants` and `-128 * sum of the quants`: where sums over weights with that offset begin.
+    pub(super) minus_8: i32,
+    pub(super) minus_128: i32,
+    /// `-127..=127`
+    pub(super) quants: [i8; BLOCK],
+}
+
+/// Buffers for the prepared rows of one operation; kept from one to the next.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    f32: Vec<f32>,
+    pairs: Vec<Pair>,
+    blocks: Vec<QuantBlock>,
+}
+
+/// Prepared rows of one width. Filled row by row on all threads, then read by all.
+pub(super) struct Inputs<'a> {
+    width: usize,
+    f32: Option<Shared<'a, f32>>,
+    pairs: Option<Shared<'a, Pair>>,
+    blocks: Option<Shared<'a, QuantBlock>>,
+    /// The order in which a row is cut into blocks.
+    places: Option<&'a [u32]>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Room for `rows` rows of `width` numbers, in the forms that `weights` need.
+    ///
+    /// Weights of a greater width, or with blocks in another order than the others, are not for these inputs; `None` then.
+    pub(super) fn new<'m: 'a>(
+        buffers: &'a mut Buffers,
+        rows: usize,
+        width: usize,
+        weights: impl Iterator<Item = &'m Matrix>,
+    ) -> Option<Self> {
+        let (mut forms, mut places) = ([false; 3], None);
+        for weight in weights {
+            if weight.columns() > width {
+                return None;
+            }
+            forms[Form::of(weight) as usize] = true;
+            if let Panels::Blocks(BlockPanels { places: own, .. }) = &weight.panels {
+                let in_order = own.is_none() || weight.columns() == width;
+                if !in_order || places.is_some_and(|places| !same(places, own.as_deref())) {
+                    return None;
+                }
+                places = Some(own.as_deref());
+            }
+        }
+        let Buffers { f32, pairs, blocks } = buffers;
+        let form = |form: Form| forms[form as usize];
+        Some(Self {
+            width,
+            f32: form(Form::F32).then(|| room(f32, rows * width)),
+            pairs: form(Form::Bf16).then(|| room(pairs, rows * width.div_ceil(2))),
+            blocks: form(Form::Quants).then(|| room(blocks, rows * width.div_ceil(BLOCK))),
+            places: places.flatten(),
+        })
+    }
+
+    /// Prepares one row; `x` holds its first numbers, the others are zero.
+    ///
+    /// # Safety
+    /// Nobody else fills or reads this row meanwhile.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "rows are filled by several threads")]
+    pub(super) unsafe fn fill(&self, row: usize, x: &[f32]) {
+        let x = &x[..x.len().min(self.width)];
+        if let Some(buffer) = &self.f32 {
+            // SAFETY: of this row, by contract.
+            let to = unsafe { buffer.part(row * self.width..(row + 1) * self.width) };
+            to[..x.len()].copy_from_slice(x);
+            to[x.len()..].fill(0.0);
+        }
+        if let Some(buffer) = &self.pairs {
+            let count = self.width.div_ceil(2);
+            // SAFETY: of this row, by contract.
+            fill_pairs(x, unsafe { buffer.part(row * count..(row + 1) * count) });
+        }
+        if let Some(buffer) = &self.blocks {
+            let count = self.width.div_ceil(BLOCK);
+            // SAFETY: of this row, by contract.
+            let to = unsafe { buffer.part(row * count..(row + 1) * count) };
+            for (i, block) in to.iter_mut().enumerate() {
+                *block = match self.places {
+                    None => quantise(&x[x.len().min(i * BLOCK)..x.len().min((i + 1) * BLOCK)]),
+                    Some(places) => {
+                        let places = &places[i * BLOCK..places.len().min((i + 1) * BLOCK)];
+                        let mut values = [0.0; BLOCK];
+                        for (value, &input) in values.iter_mut().zip(places) {
+                            *value = x.get(input as usize).copied().unwrap_or(0.0);
+                        }
+                        quantise(&values)
+                    }
+                };
+            }
+        }
+    }
+
+    /// A prepared row; empty where it was not prepared in this form.
+    ///
+    /// # Safety
+    /// It has been filled, before a barrier.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "rows are filled by several threads")]
+    pub(super) unsafe fn f32(&self, row: usize) -> &[f32] {
+        // SAFETY: by contract; so below.
+        self.f32.as_ref().map_or(&[], |b| unsafe { b.view(row * self.width..(row + 1) * self.width) })
+    }
+
+    /// As [`Self::f32`].
+    ///
+    /// # Safety
+    /// As [`Self::f32`].
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "rows are filled by several threads")]
+    pub(super) unsafe fn pairs(&self, row: usize) -> &[Pair] {
+        let count = self.width.div_ceil(2);
+        // SAFETY: by contract.
+        self.pairs.as_ref().map_or(&[], |b| unsafe { b.view(row * count..(row + 1) * count) })
+    }
+
+    /// As [`Self::f32`].
+    ///
+    /// # Safety
+    /// As [`Self::f32`].
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "rows are filled by several threads")]
+    pub(super) unsafe fn blocks(&self, row: usize) -> &[QuantBlock] {
+        let count = self.width.div_ceil(BLOCK);
+        // SAFETY: by contract.
+        self.blocks.as_ref().map_or(&[], |b| unsafe { b.view(row * count..(row + 1) * count) })
+    }
+}
+
+/// Whether two orders are the same; an adapter shares its weight's, so that they are rarely compared one by one.
+fn same(one: Option<&[u32]>, other: Option<&[u32]>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => std::ptr::eq(one, other) || one == other,
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+/// Room for `length` values, whatever they are.
+fn room<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> Shared<'_, T> {
+    if buffer.len() < length {
+        buffer.resize(length, T::default());
+    }
+    Shared::new(&mut buffer[..length])
+}
+
+#[inline(always)]
+fn fill_pairs(x: &[f32], to: &mut [Pair]) {
+    let (pairs, rest) = x.as_chunks::<2>();
+    let (whole, others) = to.split_at_mut(pairs.len());
+    for (to, &[first, second]) in whole.iter_mut().zip(pairs) {
+        *to = rounded(first) >> 16 | rounded(second) & 0xffff_0000;
+    }
+    others.fill(0);
+    if let (Some(to), &[last]) = (others.first_mut(), rest) {
+        *to = rounded(last) >> 16;
+    }
+}
+
+/// The bits of the nearest bf16, ties to even, in the upper half; what is in the lower half has no meaning.
+#[inline(always)]
+fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    // A NaN stays one: rounding up could make it an infinity, or carry into the sign.
+    if x.is_nan() { bits | 0x0040_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
+}
+
+/// At most [`BLOCK`] numbers, the others zero. A block with a NaN or an infinity has such a scale or sum, so that it is
+/// not lost.
+#[inline(always)]
+fn quantise(x: &[f32]) -> QuantBlock {
+    let mut values = [0.0; BLOCK];
+    values[..x.len()].copy_from_slice(x);
+    // As integers, sizes of floats are ordered alike, and NaN above all.
+    let mut largest = 0;
+    for x in &values {
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    let scale = f32::from_bits(largest) / 127.0;
+    // What has no inverse is too small to matter.
+    let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+    // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let (mut quants, mut sum) = ([0; BLOCK], 0i32);
+    for (quant, x) in quants.iter_mut().zip(&values) {
+        let int = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+        // Wrapping only where the scale is not finite, which decides the result anyway.
+        sum = sum.wrapping_add(int);
+        *quant = int as i8;
+    }
+    let (minus_8, minus_128) = (sum.wrapping_mul(-8), sum.wrapping_mul(-128));
+    QuantBlock { scale, sum: scale * sum as f32, minus_8, minus_128, quants }
+}
+
+const _: () = assert!(BLOCK == PANEL, "a rank of one panel is one block of the product that follows");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn a_block_is_within_half_a_step_and_keeps_what_is_not_a_number() {
+        let x = (0..BLOCK).map(|i| (i as f32 - 11.0) * 0.37).collect::<Vec<_>>();
+        for length in [0, 1, 5, BLOCK] {
+            let block = quantise(&x[..length]);
+            let sum = block.quants.iter().map(|&q| i32::from(q)).sum::<i32>();
+            assert_eq!((block.minus_8, block.minus_128), (-8 * sum, -128 * sum));
+            for (i, &quant) in block.quants.iter().enumerate() {
+                let value = x[..length].get(i).copied().unwrap_or(0.0);
+                assert!((f32::from(quant) * block.scale - value).abs() <= 0.5001 * block.scale, "{i}");
+            }
+        }
+        assert!(quantise(&[1.0, f32::NAN, 3.0]).scale.is_nan());
+        assert!(!quantise(&[1.0, f32::NEG_INFINITY, 3.0]).scale.is_finite());
+        assert_eq!(quantise(&[0.0, -0.0]).scale, 0.0);
+        // So small that its scale is zero or its inverse infinite.
+        let tiny = quantise(&[1e-45, -1e-38]);
+        assert!(tiny.quants.iter().all(|q| q.unsigned_abs() <= 127));
+    }
+
+    #[test]
+    fn pairs_are_rounded_to_the_nearest() {
+        for x in [0.0, -0.0, 1.0, 1.003_906_3, -3.14159, 1e-40, f32::MAX, f32::INFINITY, f32::NAN] {
+            let mut pair = [0; 2];
+            fill_pairs(&[x, -x, x], &mut pair);
+            let nearest = bf16::from_f32(x);
+            let got = [pair[0] as u16, (pair[0] >> 16) as u16, pair[1] as u16].map(bf16::from_bits);
+            for (got, sign) in got.into_iter().zip([1.0, -1.0, 1.0]) {
+                assert!(got.to_f32() == sign * nearest.to_f32() || x.is_nan() && got.is_nan(), "{x} {got}");
+            }
+            assert_eq!(pair[1] >> 16, 0);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! AVX2 with FMA and F16C: four registers of 256 bits.
+//!
+//! Written with loops, not with `array::map` and its like: their closures are not always inlined into the code that is
+//! compiled for AVX2, and would then call each instruction as a function.
+#![allow(unsafe_code)]
+
+use super::super::matrix::{PANEL, QUADS};
+use super::{Pair, QUAD, QUAD_BYTES, Vector, both};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2([__m256; 4]);
+
+/// Four registers, each from an expression of its index.
+macro_rules! four {
+    ($zero:expr, $i:ident => $value:expr) => {{
+        // SAFETY: inlined into code compiled for AVX2, FMA and F16C, run only where they were detected; what is loaded or
+        // stored lies within the arrays that the arguments are. So for all of this file.
+        unsafe {
+            let mut all = [$zero; 4];
+            for ($i, one) in all.iter_mut().enumerate() {
+                *one = $value;
+            }
+            all
+        }
+    }};
+}
+
+macro_rules! floats {
+    ($i:ident => $value:expr) => {
+        four!(_mm256_setzero_ps(), $i => $value)
+    };
+}
+
+macro_rules! ints {
+    ($i:ident => $value:expr) => {
+        four!(_mm256_setzero_si256(), $i => $value)
+    };
+}
+
+impl Vector for Avx2 {
+    type Ints = [__m256i; 4];
+    /// As they lie in memory: the first inputs are the lower halves.
+    type Pairs = [__m256i; 4];
+
+    // Three rows of four accumulators, a weight and three broadcasts fill 16 registers.
+    const ROWS: usize = 3;
+    // Two rows of four integer accumulators; the float ones are touched once a block and may lie in memory.
+    const QUANT_ROWS: usize = 2;
+    // `maddubs` saturates its 16-bit sums of two products, so 8-bit weights must be signed here, see `dot_bytes`.
+    const BIASED: bool = false;
+
+    #[inline(always)]
+    fn zero() -> Self {
+        Self(floats!(_i => _mm256_setzero_ps()))
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; PANEL]) -> Self {
+        Self(floats!(i => _mm256_loadu_ps(from.as_ptr().add(8 * i))))
+    }
+
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; PANEL]) -> Self {
+        // A bf16 is the upper half of an f32.
+        Self(floats!(i => {
+            let half = _mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+        }))
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[f16; PANEL]) -> Self {
+        Self(floats!(i => _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i)))))
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; PANEL]) {
+        for (i, lanes) in self.0.into_iter().enumerate() {
+            // SAFETY: room for 32 floats; see `four`.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr().add(8 * i), lanes) };
+        }
+    }
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Self(floats!(_i => _mm256_set1_ps(x)))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(floats!(i => _mm256_mul_ps(self.0[i], other.0[i])))
+    }
+
+    #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        Self(floats!(i => _mm256_fmadd_ps(a.0[i], b.0[i], self.0[i])))
+    }
+
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        // SAFETY: any address may be asked for.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+
+    #[inline(always)]
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs {
+        ints!(i => _mm256_loadu_si256(from.as_ptr().cast::<__m256i>().add(i)))
+    }
+
+    #[inline(always)]
+    fn add_dot(self, x: Pair, w: Self::Pairs) -> Self {
+        let [first, second] = both(x);
+        let lower = floats!(i => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i])));
+        let upper = floats!(i => {
+            _mm256_castsi256_ps(_mm256_and_si256(w[i], _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+        });
+        let sums = self.add_product(Self::splat(first), Self(lower));
+        sums.add_product(Self::splat(second), Self(upper))
+    }
+
+    #[inline(always)]
+    fn to_f32(ints: Self::Ints) -> Self {
+        Self(floats!(i => _mm256_cvtepi32_ps(ints[i])))
+    }
+
+    /// The weight's size as the unsigned factor and `x` with the weight's sign as the other: `2 * 128 * 127` fits into
+    /// 16 bits, and `x` is never -128, whose sign cannot be turned round.
+    #[inline(always)]
+    fn dot_bytes<const R: usize>(
+        start: [i32; R],
+        weights: &[[u8; QUAD_BYTES]],
+        x: [&[[i8; QUAD]; QUADS]; R],
+    ) -> [Self::Ints; R] {
+        let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
+        for r in 0..R {
+            sums[r] = ints!(_i => _mm256_set1_epi32(start[r]));
+        }
+        for (quad, weights) in weights.iter().take(QUADS).enumerate() {
+            let at = weights.as_ptr().cast::<__m256i>();
+            for i in 0..4 {
+                // SAFETY: 128 bytes lie there; see `four`.
+                unsafe {
+                    let quants = _mm256_xor_si256(_mm256_loadu_si256(at.add(i)), _mm256_set1_epi8(-128));
+                    let sizes = _mm256_abs_epi8(quants);
+                    for r in 0..R {
+                        let signed = _mm256_sign_epi8(splat(x[r][quad]), quants);
+                        let products = _mm256_maddubs_epi16(sizes, signed);
+                        let products = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+                        sums[r][i] = _mm256_add_epi32(sums[r][i], products);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// All of a block's sums of two products fit into 16 bits together: `16 * 15 * 127 < 32768`.
+    #[inline(always)]
+    fn dot_halves<const R: usize>(
+        start: [i32; R],
+        weights: &[[u8; QUAD_BYTES]],
+        x: [&[[i8; QUAD]; QUADS]; R],
+    ) -> [Self::Ints; R] {
+        let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
+        for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
+            let at = weights.as_ptr().cast::<__m256i>();
+            for i in 0..4 {
+                // SAFETY: 128 bytes lie there; see `four`.
+                unsafe {
+                    let (both, mask) = (_mm256_loadu_si256(at.add(i)), _mm256_set1_epi8(15));
+                    let lower = _mm256_and_si256(both, mask);
+                    let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+                    for r in 0..R {
+                        let products = _mm256_maddubs_epi16(lower, splat(x[r][2 * pair]));
+                        sums[r][i] = _mm256_add_epi16(sums[r][i], products);
+                        let products = _mm256_maddubs_epi16(upper, splat(x[r][2 * pair + 1]));
+                        sums[r][i] = _mm256_add_epi16(sums[r][i], products);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            sums[r] = ints!(i => {
+                let whole = _mm256_madd_epi16(sums[r][i], _mm256_set1_epi16(1));
+                _mm256_add_epi32(_mm256_set1_epi32(start[r]), whole)
+            });
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+fn splat(x: [i8; QUAD]) -> __m256i {
+    // SAFETY: see `four`.
+    unsafe { _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8])) }
+}

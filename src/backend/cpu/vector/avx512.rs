@@ -1,0 +1,200 @@
+//! AVX-512 with VNNI: two registers of 512 bits. Written out, not with `array::map` and its like, see `avx2`.
+#![allow(unsafe_code)]
+
+use super::super::matrix::{PANEL, QUADS};
+use super::{Pair, QUAD, QUAD_BYTES, Vector, both};
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+/// `DOT`: with AVX512-BF16's dot product. Its sums round a little differently from two multiplications.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512<const DOT: bool>([__m512; 2]);
+
+impl<const DOT: bool> Vector for Avx512<DOT> {
+    type Ints = [__m512i; 2];
+    /// As they lie in memory: the first inputs are the lower halves.
+    type Pairs = [__m512i; 2];
+
+    // Twelve rows of two accumulators; two weights and a broadcast leave room in 32 registers.
+    const ROWS: usize = 12;
+    // Six rows of four; two weights, two scales and a broadcast beside them.
+    const QUANT_ROWS: usize = 6;
+    const BIASED: bool = true;
+
+    #[inline(always)]
+    fn zero() -> Self {
+        // SAFETY: inlined into code compiled for AVX-512 (F, BW, VNNI, and BF16 where `DOT`), run only where these were
+        // detected; so for all of this impl.
+        unsafe { Self([_mm512_setzero_ps(); 2]) }
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; PANEL]) -> Self {
+        let at = from.as_ptr();
+        // SAFETY: 32 floats lie there.
+        unsafe { Self([_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))]) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; PANEL]) -> Self {
+        let at = from.as_ptr().cast::<__m256i>();
+        // SAFETY: 32 16-bit numbers lie there; a bf16 is the upper half of an f32.
+        unsafe {
+            let (first, second) = (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)));
+            let first = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(first));
+            let second = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(second));
+            Self([_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)])
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[f16; PANEL]) -> Self {
+        let at = from.as_ptr().cast::<__m256i>();
+        // SAFETY: 32 16-bit numbers lie there.
+        unsafe {
+            Self([
+                _mm512_cvtph_ps(_mm256_loadu_si256(at)),
+                _mm512_cvtph_ps(_mm256_loadu_si256(at.add(1))),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; PANEL]) {
+        let at = to.as_mut_ptr();
+        // SAFETY: room for 32 floats.
+        unsafe {
+            _mm512_storeu_ps(at, self.0[0]);
+            _mm512_storeu_ps(at.add(16), self.0[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see `zero`.
+        unsafe { Self([_mm512_set1_ps(x); 2]) }
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: see `zero`.
+        unsafe { Self([_mm512_mul_ps(self.0[0], other.0[0]), _mm512_mul_ps(self.0[1], other.0[1])]) }
+    }
+
+    #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: see `zero`.
+        unsafe { Self([_mm512_fmadd_ps(a.0[0], b.0[0], self.0[0]), _mm512_fmadd_ps(a.0[1], b.0[1], self.0[1])]) }
+    }
+
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        // SAFETY: any address may be asked for.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+
+    #[inline(always)]
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs {
+        let at = from.as_ptr().cast::<__m512i>();
+        // SAFETY: 64 16-bit numbers lie there.
+        unsafe { [_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1))] }
+    }
+
+    #[inline(always)]
+    fn add_dot(self, x: Pair, w: Self::Pairs) -> Self {
+        // SAFETY: see `zero`.
+        unsafe {
+            if DOT {
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x as i32));
+                let w: [__m512bh; 2] = [std::mem::transmute(w[0]), std::mem::transmute(w[1])];
+                Self([_mm512_dpbf16_ps(self.0[0], x, w[0]), _mm512_dpbf16_ps(self.0[1], x, w[1])])
+            } else {
+                let [first, second] = both(x);
+                let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                let firsts = [_mm512_slli_epi32::<16>(w[0]), _mm512_slli_epi32::<16>(w[1])];
+                let seconds = [_mm512_and_si512(w[0], upper), _mm512_and_si512(w[1], upper)];
+                let firsts = Self([_mm512_castsi512_ps(firsts[0]), _mm512_castsi512_ps(firsts[1])]);
+                let seconds = Self([_mm512_castsi512_ps(seconds[0]), _mm512_castsi512_ps(seconds[1])]);
+                let sums = self.add_product(Self::splat(first), firsts);
+                sums.add_product(Self::splat(second), seconds)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn to_f32(ints: Self::Ints) -> Self {
+        // SAFETY: see `zero`.
+        unsafe { Self([_mm512_cvtepi32_ps(ints[0]), _mm512_cvtepi32_ps(ints[1])]) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const R: usize>(
+        start: [i32; R],
+        weights: &[[u8; QUAD_BYTES]],
+        x: [&[[i8; QUAD]; QUADS]; R],
+    ) -> [Self::Ints; R] {
+        let mut sums = starting(start);
+        for (quad, weights) in weights.iter().take(QUADS).enumerate() {
+            let weights = load(weights);
+            for r in 0..R {
+                sums[r] = add_quad(sums[r], weights, x[r][quad]);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn dot_halves<const R: usize>(
+        start: [i32; R],
+        weights: &[[u8; QUAD_BYTES]],
+        x: [&[[i8; QUAD]; QUADS]; R],
+    ) -> [Self::Ints; R] {
+        let mut sums = starting(start);
+        for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
+            let both = load(weights);
+            // SAFETY: see `zero`.
+            let (lower, upper) = unsafe {
+                let mask = _mm512_set1_epi8(15);
+                let shifted = [_mm512_srli_epi16::<4>(both[0]), _mm512_srli_epi16::<4>(both[1])];
+                let lower = [_mm512_and_si512(both[0], mask), _mm512_and_si512(both[1], mask)];
+                (lower, [_mm512_and_si512(shifted[0], mask), _mm512_and_si512(shifted[1], mask)])
+            };
+            for r in 0..R {
+                sums[r] = add_quad(sums[r], lower, x[r][2 * pair]);
+                sums[r] = add_quad(sums[r], upper, x[r][2 * pair + 1]);
+            }
+        }
+        sums
+    }
+}
+
+/// Each row's sums where they begin.
+#[inline(always)]
+fn starting<const R: usize>(start: [i32; R]) -> [[__m512i; 2]; R] {
+    // SAFETY: inlined into code compiled for AVX-512.
+    unsafe {
+        let mut sums = [[_mm512_setzero_si512(); 2]; R];
+        for r in 0..R {
+            sums[r] = [_mm512_set1_epi32(start[r]); 2];
+        }
+        sums
+    }
+}
+
+/// One quad of a panel.
+#[inline(always)]
+fn load(from: &[u8; QUAD_BYTES]) -> [__m512i; 2] {
+    let at = from.as_ptr().cast::<__m512i>();
+    // SAFETY: 128 bytes lie there; inlined into code compiled for AVX-512.
+    unsafe { [_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1))] }
+}
+
+#[inline(always)]
+fn add_quad(sums: [__m512i; 2], weights: [__m512i; 2], x: [i8; QUAD]) -> [__m512i; 2] {
+    let x = i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]);
+    // SAFETY: inlined into code compiled for AVX-512 with VNNI.
+    unsafe {
+        let x = _mm512_set1_epi32(x);
+        [_mm512_dpbusd_epi32(sums[0], weights[0], x), _mm512_dpbusd_epi32(sums[1], weights[1], x)]
+    }
+}

@@ -1,0 +1,80 @@
+//! Thirty-two lanes in the registers of one instruction set: the outputs of one panel.
+//!
+//! Only the kernels' inner loops use these; everything here is inlined into a function that has been compiled for the
+//! instruction set, which is what makes the calls sound. What each operation computes is written in [`Portable`]; the
+//! others must agree with it (integers exactly, floats to their rounding).
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512;
+pub(super) use portable::Portable;
+
+use super::matrix::{PANEL, QUADS};
+use half::{bf16, f16};
+
+/// Four consecutive inputs of each output of a panel, one byte each: what one integer dot product takes.
+pub(super) const QUAD: usize = 4;
+/// Bytes of one quad of a panel.
+pub(super) const QUAD_BYTES: usize = PANEL * QUAD;
+
+/// Two neighbouring inputs in bf16, the first in the lower half.
+pub(super) type Pair = u32;
+
+pub(super) trait Vector: Copy {
+    /// 32 integers.
+    type Ints: Copy;
+    /// Two inputs of each output of a panel, in whatever form this instruction set multiplies bf16.
+    type Pairs: Copy;
+
+    /// Rows that fit into the registers together, multiplied with f32 or bf16 weights.
+    const ROWS: usize;
+    /// The same for quantised weights, which need an integer and a float accumulator each.
+    const QUANT_ROWS: usize;
+    /// Whether [`Self::dot_bytes`] takes a byte for the number that it is, 128 more than the quant it stands for.
+    const BIASED: bool;
+
+    fn zero() -> Self;
+    fn load(from: &[f32; PANEL]) -> Self;
+    fn load_bf16(from: &[bf16; PANEL]) -> Self;
+    fn load_f16(from: &[f16; PANEL]) -> Self;
+    fn store(self, to: &mut [f32; PANEL]);
+    fn splat(x: f32) -> Self;
+    fn mul(self, other: Self) -> Self;
+    /// `self + a b`
+    fn add_product(self, a: Self, b: Self) -> Self;
+
+    /// Asks for a cache line that will be read soon; does nothing where it cannot.
+    fn prefetch(at: *const u8);
+
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs;
+    /// `self + x.0 w.0 + x.1 w.1`
+    fn add_dot(self, x: Pair, w: Self::Pairs) -> Self;
+
+    fn to_f32(ints: Self::Ints) -> Self;
+    /// For each row, `start` and the dot products of its inputs and the bytes, quad by quad; the bytes biased or not (see
+    /// [`Self::BIASED`]), the inputs within `-127..=127`.
+    fn dot_bytes<const R: usize>(
+        start: [i32; R],
+        weights: &[[u8; QUAD_BYTES]],
+        x: [&[[i8; QUAD]; QUADS]; R],
+    ) -> [Self::Ints; R];
+    /// The same for two quads in each byte, `0..=15`: the lower halves are the first of the two.
+    fn dot_halves<const R: usize>(
+        start: [i32; R],
+        weights: &[[u8; QUAD_BYTES]],
+        x: [&[[i8; QUAD]; QUADS]; R],
+    ) -> [Self::Ints; R];
+}
+
+/// The two inputs of a pair.
+#[inline(always)]
+pub(super) fn both(pair: Pair) -> [f32; 2] {
+    [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
+}
