@@ -120,7 +120,8 @@ impl Team {
         // SAFETY: nobody reads `job` now, see `Shared`. The pointer's lifetime is erased; it is used by members only
         // until `working` is zero, and this function does not return, nor unwind, before that.
         unsafe {
-            *shared.job.get() = Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job))
+            *shared.job.get() =
+                Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job));
         };
         shared.run.fetch_add(1, Ordering::SeqCst);
         for (asleep, thread) in shared.asleep.iter().zip(&self.sleepers) {
@@ -272,7 +273,7 @@ mod tests {
                 let (first, second) = (Pieces::new(count), Pieces::new(count));
                 team.run(|member| {
                     member.share(&first, |range| {
-                        range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed))
+                        range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed));
                     });
                     member.barrier();
                     member.share(&second, |_| {
