@@ -103,6 +103,20 @@ impl Matrix {
         }
     }
 
+    /// Bytes of what holds the prefix `[:rows, :columns]`: whole panels, as the kernels read them.
+    pub(super) fn prefix_bytes(&self, rows: usize, columns: usize) -> usize {
+        let (rows, columns) = (rows.min(self.rows), columns.min(self.columns));
+        let lanes = rows.div_ceil(PANEL) * PANEL;
+        match &self.panels {
+            Panels::F32(_) => lanes * columns * 4,
+            Panels::Bf16(_) => lanes * columns * 2,
+            Panels::Blocks(b) => {
+                let of_block = if b.minimums.is_empty() { 4 } else { 8 };
+                lanes * (columns + columns.div_ceil(BLOCK) * of_block)
+            }
+        }
+    }
+
     /// Row `row` as f32, for an embedding.
     pub(super) fn unpack_row(&self, row: usize, into: &mut [f32]) {
         let (panel, lane) = (row / PANEL, row % PANEL);

@@ -5,6 +5,7 @@
 
 mod attention;
 mod kernel;
+mod limits;
 mod matrix;
 mod product;
 mod rows;
@@ -14,10 +15,13 @@ mod tests;
 mod vector;
 
 pub use attention::PagedCache;
+pub use limits::{Limits, LimitsMeter};
 pub use matrix::{Dtype, Matrix};
 pub use rows::Rows;
 
-use super::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan};
+use super::{
+    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan,
+};
 use crate::weights::{HostMatrix, HostVector};
 use kernel::Kernel;
 use team::Team;
@@ -156,6 +160,18 @@ impl Backend for Cpu {
 
     fn to_host(&self, x: &Rows) -> Result<Vec<f32>, BackendError> {
         Ok(x.values().to_vec())
+    }
+
+    fn bytes(&self, matrix: &Matrix, out: usize, inp: usize) -> usize {
+        matrix.prefix_bytes(out, inp)
+    }
+
+    fn arithmetic(&self, _matrix: &Matrix) -> Arithmetic {
+        Arithmetic::F32
+    }
+
+    fn cache_bytes(&self, cache: &PagedCache) -> usize {
+        cache.bytes()
     }
 }
 
