@@ -9,6 +9,8 @@ mod architecture;
 mod checkpoints;
 /// The program as a process: serving, stopping, exit codes; other people's clients.
 mod cli;
+/// What a step must read and multiply, counted by hand.
+mod demand;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
 mod dtypes;
 /// GGUF files against gguf-py and transformers.

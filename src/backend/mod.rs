@@ -154,6 +154,23 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The rows as row-major f32 in host memory.
     fn into_host(&self, x: Self::Rows) -> Result<Vec<f32>, BackendError>;
+
+    /// Bytes that a product with the prefix `[:out, :inp]` has to read; a size beyond the matrix's own means its own.
+    fn bytes(&self, matrix: &Self::Matrix, out: usize, inp: usize) -> usize;
+
+    /// In which numbers a product with this matrix multiplies.
+    fn arithmetic(&self, matrix: &Self::Matrix) -> Arithmetic;
+
+    /// Bytes of the whole key-value pool.
+    fn cache_bytes(&self, cache: &Self::Cache) -> usize;
+}
+
+/// The numbers that a product multiplies; what it adds up in is wider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    F32,
+    Bf16,
+    Int8,
 }
 
 /// A norm to be done on the way into another operation: [`Backend::rms_norm`]'s `weight (n)` and `eps`.

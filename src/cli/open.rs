@@ -231,7 +231,8 @@ impl ComputeArgs {
         Ok(LlamaExecutor::new(model, backend, blocks, block_size)?)
     }
 
-    fn cpu(&self) -> Cpu {
+    /// Our own kernels with the threads that were asked for.
+    pub(super) fn cpu(&self) -> Cpu {
         let dtype = match self.dtype {
             DtypeArg::Auto => Dtype::Auto,
             DtypeArg::F32 => Dtype::F32,

@@ -4,7 +4,7 @@
 
 pub mod llama;
 
-use crate::backend::{BackendError, Segment, SequenceSpan};
+use crate::backend::{Arithmetic, BackendError, Segment, SequenceSpan};
 
 /// One step: packed rows of several sequences, each in its own sub-network.
 #[derive(Debug, Clone, Default)]
@@ -54,4 +54,51 @@ pub trait Executor: Send {
 
     /// Positions in one block.
     fn block_size(&self) -> usize;
+
+    /// Bytes that the step has to read from memory: each weight once, at the largest prefix that a segment of the batch
+    /// keeps of it, the vocabulary product and the adapters among them, and the cached keys and values of each sequence.
+    /// Activations, norms and the embeddings of the step's tokens are left out. 0 for a stand-in without weights.
+    fn traffic(&self, _batch: &Batch) -> usize {
+        0
+    }
+
+    /// What the step has to multiply: the products of all Linears, base and adapter, and attention.
+    fn multiply_adds(&self, _batch: &Batch) -> MultiplyAdds {
+        MultiplyAdds::default()
+    }
+
+    /// Bytes of all weights, base and adapters.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+}
+
+/// Multiply-adds by the numbers that they multiply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MultiplyAdds {
+    pub f32: usize,
+    pub bf16: usize,
+    pub int8: usize,
+}
+
+impl MultiplyAdds {
+    pub fn add(&mut self, arithmetic: Arithmetic, count: usize) {
+        match arithmetic {
+            Arithmetic::F32 => self.f32 += count,
+            Arithmetic::Bf16 => self.bf16 += count,
+            Arithmetic::Int8 => self.int8 += count,
+        }
+    }
+
+    pub fn total(&self) -> usize {
+        self.f32 + self.bf16 + self.int8
+    }
+}
+
+impl std::ops::AddAssign for MultiplyAdds {
+    fn add_assign(&mut self, other: Self) {
+        self.f32 += other.f32;
+        self.bf16 += other.bf16;
+        self.int8 += other.int8;
+    }
 }

@@ -80,7 +80,7 @@ pub fn chart(title: &str, x_label: &str, y_label: &str, series: &[Series]) -> St
     for (series, colour) in series.iter().zip(COLOURS.iter().cycle()) {
         draw_series(&mut svg, series, colour, &x, &y);
     }
-    draw_legend(&mut svg, series);
+    draw_legend(&mut svg, series, &x, &y);
     svg.push_str("</svg>\n");
     svg
 }
@@ -153,16 +153,26 @@ fn draw_series(svg: &mut String, series: &Series, colour: &str, x: &Axis, y: &Ax
     }
 }
 
-fn draw_legend(svg: &mut String, series: &[Series]) {
+/// In the upper corner on the side where the points stay lower.
+fn draw_legend(svg: &mut String, series: &[Series], x: &Axis, y: &Axis) {
+    let middle = (LEFT + WIDTH - RIGHT) / 2.0;
+    let highest = |right: bool| {
+        let points = series.iter().flat_map(Series::drawable).filter(|p| (x.place(p.x) > middle) == right);
+        points.map(|p| y.place(p.y)).fold(HEIGHT, f64::min)
+    };
+    let left = highest(true) < highest(false);
+    let (dot, text, anchor) = if left {
+        (LEFT + 10.0, LEFT + 20.0, "start")
+    } else {
+        (WIDTH - RIGHT - 6.0, WIDTH - RIGHT - 16.0, "end")
+    };
     let named = series.iter().zip(COLOURS.iter().cycle()).filter(|(s, _)| !s.name.is_empty());
     for (row, (series, colour)) in named.enumerate() {
         let y = TOP + 14.0 + 18.0 * row as f64;
         let _ = writeln!(
             svg,
-            r#"<circle cx="{:.1}" cy="{:.1}" r="4" fill="{colour}"/><text x="{:.1}" y="{y:.1}" text-anchor="end">{}</text>"#,
-            WIDTH - RIGHT - 6.0,
+            r#"<circle cx="{dot:.1}" cy="{:.1}" r="4" fill="{colour}"/><text x="{text:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
             y - 4.5,
-            WIDTH - RIGHT - 16.0,
             escape(&series.name)
         );
     }
@@ -175,6 +185,16 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_legend_stands_where_the_points_are_low() {
+        let legend = |points: &[(f64, f64)]| {
+            let svg = chart("T", "x", "y", &[Series::line("name", points.to_vec())]);
+            svg.lines().find(|l| l.contains(">name<")).unwrap().contains(r#"text-anchor="start""#)
+        };
+        assert!(legend(&[(0.0, 1.0), (1.0, 2.0)]), "a rising line leaves the left free");
+        assert!(!legend(&[(0.0, 2.0), (1.0, 1.0)]));
+    }
 
     #[test]
     fn a_chart_has_every_point_and_name_and_survives_what_is_no_number() {

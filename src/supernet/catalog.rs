@@ -16,9 +16,9 @@ pub fn is_model_name(name: &str) -> bool {
 /// Measured seconds of one sub-network on one machine.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Latency {
-    /// Seconds for each prompt token, prompts of 256 tokens, one at a time.
+    /// Seconds for each prompt token, one prompt at a time.
     pub prefill_seconds_per_token: f64,
-    /// Seconds for each generated token, one stream.
+    /// Seconds for each generated token, one stream, with a prompt's context before it.
     pub decode_seconds_per_token: f64,
 }
 

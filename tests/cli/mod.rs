@@ -1,5 +1,6 @@
 //! The program as people run it: a process with arguments, a log, signals and an exit code.
 
+mod bench;
 mod clients;
 mod process;
 mod serve;

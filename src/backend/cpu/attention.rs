@@ -31,6 +31,10 @@ impl PagedCache {
         Ok(Self { layout, keys: pool()?, values: pool()? })
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())
+    }
+
     /// Where the first position of `(layer, block, head)` starts.
     fn place(&self, layer: usize, block: u32, head: usize) -> usize {
         let CacheLayout { kv_heads, head_size, blocks, block_size, .. } = self.layout;

@@ -187,6 +187,7 @@ impl Matrix {
 
     /// Bytes that are read for the first `out` outputs of the first `inp` inputs, in whole panels.
     pub(super) fn prefix_bytes(&self, out: usize, inp: usize) -> usize {
+        let (out, inp) = (out.min(self.rows), inp.min(self.columns));
         let of_panel = match &self.panels {
             Panels::F32(_) => inp * PANEL * size_of::<f32>(),
             Panels::Bf16(_) => inp.div_ceil(2) * 2 * PANEL * size_of::<bf16>(),

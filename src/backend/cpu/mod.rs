@@ -7,6 +7,7 @@ mod attention;
 mod group;
 mod inputs;
 mod kernel;
+mod limits;
 mod matrix;
 mod memory;
 mod plan;
@@ -20,13 +21,16 @@ mod tests;
 mod vector;
 
 pub use attention::PagedCache;
+pub use limits::{Limits, LimitsMeter};
 pub use matrix::{Dtype, Matrix};
 pub use rows::Rows;
 
 use super::{
-    AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm, Segment, SequenceSpan,
+    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm, Segment,
+    SequenceSpan,
 };
 use crate::weights::{HostData, HostMatrix, HostVector};
+use inputs::Form;
 use kernel::Kernel;
 use memory::Memory;
 use product::Scratch;
@@ -241,6 +245,23 @@ impl Backend for Cpu {
 
     fn into_host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
         Ok(x.into_values())
+    }
+
+    fn bytes(&self, matrix: &Matrix, out: usize, inp: usize) -> usize {
+        matrix.prefix_bytes(out, inp)
+    }
+
+    fn arithmetic(&self, matrix: &Matrix) -> Arithmetic {
+        match Form::of(matrix) {
+            Form::Quants => Arithmetic::Int8,
+            Form::Bf16 if self.kernel == Kernel::Avx512Bf16 => Arithmetic::Bf16,
+            // Widened on the way.
+            Form::Bf16 | Form::F32 => Arithmetic::F32,
+        }
+    }
+
+    fn cache_bytes(&self, cache: &PagedCache) -> usize {
+        cache.bytes()
     }
 }
 

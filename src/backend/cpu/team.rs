@@ -57,6 +57,7 @@ pub(super) struct Team {
 /// One thread's view of a run.
 pub(super) struct Member<'a> {
     shared: &'a Shared,
+    index: usize,
 }
 
 /// Pieces of work `0..count` that the threads of a run take one after the other, each piece once.
@@ -108,7 +109,7 @@ impl Team {
     pub(super) fn run(&self, work: impl Fn(&Member<'_>) + Sync) {
         let shared = &*self.shared;
         if self.handles.is_empty() {
-            return work(&Member { shared });
+            return work(&Member { shared, index: 0 });
         }
         // A panic in an earlier run leaves nothing behind that this one would not set anew.
         let _leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +120,8 @@ impl Team {
         // SAFETY: nobody reads `job` now, see `Shared`. The pointer's lifetime is erased; it is used by members only
         // until `working` is zero, and this function does not return, nor unwind, before that.
         unsafe {
-            *shared.job.get() = Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job))
+            *shared.job.get() =
+                Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job));
         };
         shared.run.fetch_add(1, Ordering::SeqCst);
         for (asleep, thread) in shared.asleep.iter().zip(&self.sleepers) {
@@ -127,7 +129,7 @@ impl Team {
                 thread.unpark();
             }
         }
-        let own = shared.attempt(|| work(&Member { shared }));
+        let own = shared.attempt(|| work(&Member { shared, index: 0 }));
         shared.wait(|| shared.working.load(Ordering::Acquire) == 0);
         match own {
             Err(panic) => resume_unwind(panic),
@@ -170,7 +172,7 @@ impl Shared {
             // SAFETY: `run` has changed, so the leader has written the job and keeps it alive until `working` falls.
             if let Some(job) = unsafe { *self.job.get() } {
                 // SAFETY: as above.
-                let _ = self.attempt(|| unsafe { (*job)(&Member { shared: self }) });
+                let _ = self.attempt(|| unsafe { (*job)(&Member { shared: self, index }) });
             }
             self.working.fetch_sub(1, Ordering::Release);
         }
@@ -213,6 +215,11 @@ impl Shared {
 }
 
 impl Member<'_> {
+    /// 0 is the leader.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
     /// Waits until all threads of the run are here. What they wrote before is visible to all after.
     pub(super) fn barrier(&self) {
         let shared = self.shared;
@@ -266,7 +273,7 @@ mod tests {
                 let (first, second) = (Pieces::new(count), Pieces::new(count));
                 team.run(|member| {
                     member.share(&first, |range| {
-                        range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed))
+                        range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed));
                     });
                     member.barrier();
                     member.share(&second, |_| {

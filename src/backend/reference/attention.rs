@@ -63,6 +63,10 @@ impl PagedCache {
         Ok(Self { layout, keys: zeros()?, values: zeros()? })
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())
+    }
+
     /// Writes the span's keys and values `(t, K*D)` and returns those of the whole sequence `(start + t, K*D)`.
     pub(super) fn extend(
         &mut self,

@@ -16,7 +16,8 @@ mod training;
 pub use training::{AdamW, AdamWOptions, AdamWState, Gradients, Loss, NamedTensor};
 
 use super::{
-    Adapter, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan,
+    Adapter, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment,
+    SequenceSpan,
 };
 use crate::supernet::ActiveLinear;
 use crate::weights::{HostMatrix, HostVector};
@@ -315,5 +316,17 @@ impl Backend for Reference {
 
     fn into_host(&self, x: Tensor) -> Result<Vec<f32>, BackendError> {
         named("to host", x.flatten_all().and_then(|x| x.to_vec1()))
+    }
+
+    fn bytes(&self, matrix: &Tensor, out: usize, inp: usize) -> usize {
+        matrix.dims2().map_or(0, |(rows, columns)| rows.min(out) * columns.min(inp) * size_of::<f32>())
+    }
+
+    fn arithmetic(&self, _matrix: &Tensor) -> Arithmetic {
+        Arithmetic::F32
+    }
+
+    fn cache_bytes(&self, cache: &PagedCache) -> usize {
+        cache.bytes()
     }
 }

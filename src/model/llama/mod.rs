@@ -1,12 +1,13 @@
 //! The LLaMA family (Touvron et al. 2023): RMS norms, rotary positions, grouped queries, a gated MLP.
 
+mod demand;
 mod load;
 mod shape;
 
 pub use load::{LoadError, SuperAdapter, load};
 pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
 
-use super::{Batch, Executor, Logits};
+use super::{Batch, Executor, Logits, MultiplyAdds};
 use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm};
 use std::sync::Arc;
 
@@ -153,5 +154,20 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
 
     fn block_size(&self) -> usize {
         self.layout.block_size
+    }
+
+    fn traffic(&self, batch: &Batch) -> usize {
+        let positions = (self.layout.blocks * self.layout.block_size).max(1);
+        let of_position = self.backend.cache_bytes(&self.cache) / positions;
+        let cached = batch.spans.iter().map(|span| span.start + span.rows.len()).sum::<usize>();
+        self.model.weight_traffic(&self.backend, &batch.segments) + cached * of_position
+    }
+
+    fn multiply_adds(&self, batch: &Batch) -> MultiplyAdds {
+        self.model.multiply_adds(&self.backend, batch)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.model.weight_bytes(&self.backend)
     }
 }

@@ -1,0 +1,195 @@
+//! One thing to measure: its steps, what they demand, and the seconds that they took.
+
+use super::Failure;
+use crate::backend::{Segment, Selection, SequenceSpan};
+use crate::model::{Batch, Executor, MultiplyAdds};
+use std::time::Instant;
+
+/// What is measured of a sub-network or of the mix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Test {
+    /// One prompt, in the server's steps.
+    Prefill { prompt: usize },
+    /// `streams` sequences with this much context, one token each a step.
+    Decode { context: usize, streams: usize, steps: usize },
+}
+
+impl Test {
+    pub(super) fn tokens(self) -> usize {
+        match self {
+            Self::Prefill { prompt } => prompt,
+            Self::Decode { streams, steps, .. } => streams * steps,
+        }
+    }
+
+    pub(super) fn streams(self) -> usize {
+        match self {
+            Self::Prefill { .. } => 1,
+            Self::Decode { streams, .. } => streams,
+        }
+    }
+}
+
+/// Who computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mix {
+    /// One sub-network, by its index.
+    One { index: usize, adapter: bool },
+    /// All sub-networks share the streams.
+    All,
+}
+
+/// One thing to measure, with what was measured so far.
+pub(super) struct Case {
+    pub(super) test: Test,
+    pub(super) mix: Mix,
+    /// Streams take turns through these.
+    pub(super) selections: Vec<Selection>,
+    batches: Vec<Batch>,
+    /// Of all steps together.
+    pub(super) traffic: usize,
+    pub(super) multiply_adds: MultiplyAdds,
+    /// By round, all steps together.
+    pub(super) seconds: Vec<f64>,
+}
+
+impl Case {
+    pub(super) fn steps(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// For tests of what is worked out from seconds.
+    #[cfg(test)]
+    pub(super) fn with_seconds(test: Test, mix: Mix, sub_networks: usize, seconds: &[f64]) -> Self {
+        let shape = std::sync::Arc::new(crate::supernet::ActiveShape { linears: Vec::new() });
+        let selection = Selection { adapter: 0, subnetwork: 0, shape };
+        Self {
+            test,
+            mix,
+            selections: vec![selection; sub_networks],
+            batches: Vec::new(),
+            traffic: 0,
+            multiply_adds: MultiplyAdds::default(),
+            seconds: seconds.to_vec(),
+        }
+    }
+}
+
+/// The same widths, the base alone.
+pub(super) fn without_adapter(selection: &Selection) -> Selection {
+    // Without a super-adapter of that number, only the base is left.
+    Selection { adapter: usize::MAX, ..selection.clone() }
+}
+
+/// Which sub-network a stream runs where `count` share the streams; streams of one stand together, as the engine would
+/// have them.
+pub(super) fn owner(stream: usize, streams: usize, count: usize) -> usize {
+    let mut owners = (0..streams).map(|s| s % count).collect::<Vec<_>>();
+    owners.sort_unstable();
+    owners[stream]
+}
+
+/// Runs steps on an executor whose pool is divided among streams.
+pub(super) struct Driver<'a> {
+    executor: &'a mut dyn Executor,
+    blocks_each: usize,
+    step_tokens: usize,
+}
+
+impl<'a> Driver<'a> {
+    /// Every stream has room for `stream_tokens` positions.
+    pub(super) fn new(executor: &'a mut dyn Executor, stream_tokens: usize, step_tokens: usize) -> Self {
+        let blocks_each = stream_tokens.div_ceil(executor.block_size());
+        Self { executor, blocks_each, step_tokens }
+    }
+
+    pub(super) fn case(&self, test: Test, mix: Mix, selections: &[Selection]) -> Case {
+        let batches = match test {
+            Test::Prefill { prompt } => self.prefill(0, prompt, &selections[0]),
+            Test::Decode { context, streams, steps } => {
+                (context..context + steps).map(|p| self.decode(p, streams, selections)).collect()
+            }
+        };
+        let mut multiply_adds = MultiplyAdds::default();
+        for of_step in batches.iter().map(|b| self.executor.multiply_adds(b)) {
+            multiply_adds += of_step;
+        }
+        let traffic = batches.iter().map(|b| self.executor.traffic(b)).sum();
+        Case {
+            test,
+            mix,
+            selections: selections.to_vec(),
+            batches,
+            traffic,
+            multiply_adds,
+            seconds: Vec::new(),
+        }
+    }
+
+    /// Computes `tokens` positions of one stream, so that there is something to attend to.
+    pub(super) fn fill(&mut self, stream: usize, tokens: usize, by: &Selection) -> Result<(), Failure> {
+        for batch in self.prefill(stream, tokens, by) {
+            self.executor.forward(&batch)?;
+        }
+        Ok(())
+    }
+
+    /// One step that does not count.
+    pub(super) fn warm_up(&mut self, case: &Case) -> Result<(), Failure> {
+        if let Some(first) = case.batches.first() {
+            self.executor.forward(first)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn time(&mut self, case: &mut Case) -> Result<(), Failure> {
+        let began = Instant::now();
+        for batch in &case.batches {
+            self.executor.forward(batch)?;
+        }
+        case.seconds.push(began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// The steps of one prompt; its last position's logits are wanted.
+    fn prefill(&self, stream: usize, tokens: usize, by: &Selection) -> Vec<Batch> {
+        let starts = (0..tokens).step_by(self.step_tokens);
+        let step = |start: usize| {
+            let mut batch = Batch::default();
+            let end = (start + self.step_tokens).min(tokens);
+            self.push(&mut batch, stream, start..end, by);
+            if end < tokens {
+                batch.outputs.clear();
+            }
+            batch
+        };
+        starts.map(step).collect()
+    }
+
+    /// One token of each stream, all at the same position.
+    fn decode(&self, position: usize, streams: usize, selections: &[Selection]) -> Batch {
+        let mut batch = Batch::default();
+        for stream in 0..streams {
+            let by = &selections[owner(stream, streams, selections.len())];
+            self.push(&mut batch, stream, position..position + 1, by);
+        }
+        batch
+    }
+
+    /// Appends positions of a stream; the logits of the last one are wanted.
+    fn push(&self, batch: &mut Batch, stream: usize, positions: std::ops::Range<usize>, by: &Selection) {
+        let rows = batch.tokens.len()..batch.tokens.len() + positions.len();
+        // Any tokens, but not the same ones: multiples of two primes.
+        let token = |p: usize| ((1000 + stream * 7919 + p * 104_729) % self.executor.vocabulary()) as u32;
+        batch.tokens.extend(positions.clone().map(token));
+        batch.positions.extend(positions.clone().map(|p| p as u32));
+        batch.outputs.push(rows.end as u32 - 1);
+        let first = (stream * self.blocks_each) as u32;
+        let blocks = (first..first + self.blocks_each as u32).collect();
+        batch.spans.push(SequenceSpan { rows: rows.clone(), start: positions.start, blocks });
+        match batch.segments.last_mut() {
+            Some(segment) if segment.selection == *by => segment.rows.end = rows.end,
+            _ => batch.segments.push(Segment { rows, selection: by.clone() }),
+        }
+    }
+}
