@@ -120,7 +120,8 @@ impl Team {
         // SAFETY: nobody reads `job` now, see `Shared`. The pointer's lifetime is erased; it is used by members only
         // until `working` is zero, and this function does not return, nor unwind, before that.
         unsafe {
-            *shared.job.get() = Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job))
+            *shared.job.get() =
+                Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job))
         };
         shared.run.fetch_add(1, Ordering::SeqCst);
         for (asleep, thread) in shared.asleep.iter().zip(&self.sleepers) {
@@ -237,7 +238,7 @@ impl Member<'_> {
     }
 
     /// Takes pieces until none is left. Each call of `work` gets neighbours, so that a thread reads memory in order.
-    pub(super) fn share(&self, pieces: &Pieces, work: impl Fn(Range<usize>)) {
+    pub(super) fn share(&self, pieces: &Pieces, mut work: impl FnMut(Range<usize>)) {
         if self.shared.threads == 1 {
             return work(0..pieces.count);
         }

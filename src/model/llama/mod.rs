@@ -46,10 +46,11 @@ impl<B: Backend> Llama<B> {
         batch: &Batch,
         mut cache: Option<&mut B::Cache>,
     ) -> Result<B::Rows, BackendError> {
+        let angles = backend.angles(&batch.positions, &self.inverse_frequencies)?;
         let mut x = backend.embed(&self.embedding, &batch.tokens)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| (cache, index));
-            x = self.layer(backend, layer, x, batch, cache)?;
+            x = self.layer(backend, layer, x, (batch, &angles), cache)?;
         }
         let wanted = backend.select(&x, &batch.outputs)?;
         let normed = backend.rms_norm(&wanted, &self.norm, self.eps)?;
@@ -62,12 +63,11 @@ impl<B: Backend> Llama<B> {
         backend: &B,
         layer: &Layer<B>,
         x: B::Rows,
-        batch: &Batch,
+        (batch, angles): (&Batch, &B::Angles),
         cache: Option<(&mut B::Cache, usize)>,
     ) -> Result<B::Rows, BackendError> {
-        let Batch { positions, segments, spans, .. } = batch;
-        let rotate =
-            |rows| backend.rotary(rows, self.attention.head_size, positions, &self.inverse_frequencies);
+        let Batch { segments, spans, .. } = batch;
+        let rotate = |rows| backend.rotary(rows, self.attention.head_size, angles);
         let normed = backend.rms_norm(&x, &layer.attention_norm, self.eps)?;
         let q = rotate(backend.linear(&normed, &layer.q, segments)?)?;
         let k = rotate(backend.linear(&normed, &layer.k, segments)?)?;
