@@ -49,7 +49,7 @@ impl Angles {
 /// Turns all rows of `x`; the caller has checked that there are angles for them and that heads fit.
 pub(super) fn rotate(cpu: &Cpu, x: &mut Rows, angles: &Angles) {
     let (width, rows) = (x.width(), x.len());
-    let shared = Shared::of(x.values_mut());
+    let shared = Shared::new(x.values_mut());
     cpu.each(rows.div_ceil(ROWS), |chunk| {
         let (first, end) = (chunk * ROWS, ((chunk + 1) * ROWS).min(rows));
         // SAFETY: chunks of rows do not overlap, and each is done once.

@@ -9,10 +9,11 @@ use super::super::Rows;
 use super::super::kernel::Kernel;
 use super::super::matrix::PANEL;
 use super::super::rows::exp;
+use super::context::{Context, Half};
 #[cfg(target_arch = "x86_64")]
-use super::super::vector::{Avx2, Avx512};
-use super::super::vector::{Portable, Vector};
-use super::context::Context;
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Lanes, Portable};
+use super::products::{Strided, products, softmax};
 use super::{STRETCH, TILE};
 use std::ops::Range;
 
@@ -145,7 +146,7 @@ impl Block<'_> {
     }
 
     #[inline(always)]
-    fn join_stretches<V: Vector>(
+    fn join_stretches<L: Lanes>(
         &self,
         stretches: Range<usize>,
         scratch: &mut Scratch,
@@ -162,10 +163,10 @@ impl Block<'_> {
         let mut all = Part::of(into, vectors, size);
         for stretch in stretches.clone() {
             if stretch == stretches.start {
-                self.stretch::<V>(stretch, scratch, &mut all);
+                self.stretch::<L>(stretch, scratch, &mut all);
             } else {
                 let mut later = Part::of(spare, vectors, size);
-                self.stretch::<V>(stretch, scratch, &mut later);
+                self.stretch::<L>(stretch, scratch, &mut later);
                 all.join(&later, self.first(stretch * STRETCH));
             }
         }
@@ -173,33 +174,43 @@ impl Block<'_> {
 
     /// Attention over one stretch, of the query vectors that see it.
     #[inline(always)]
-    fn stretch<V: Vector>(&self, stretch: usize, scratch: &mut Scratch, part: &mut Part<'_>) {
+    fn stretch<L: Lanes>(&self, stretch: usize, scratch: &mut Scratch, part: &mut Part<'_>) {
         let Scratch { q, scores, keys, values } = scratch;
         let (vectors, size, width) = (self.vectors(), self.head_size, self.head_size.next_multiple_of(PANEL));
         let positions = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.end());
         let tiles = || positions.clone().step_by(TILE).map(|start| start..positions.end.min(start + TILE));
+        // What comes next is asked for before the products of what is here.
+        let next = |tile: &Range<usize>| tile.end..positions.end.min(tile.end + TILE);
         for tile in tiles() {
             self.context.keys(self.head, tile.clone(), keys);
+            match next(&tile) {
+                next if next.is_empty() => {
+                    let first = positions.start..positions.end.min(positions.start + TILE);
+                    self.context.ask(Half::Values, self.head, first);
+                }
+                next => self.context.ask(Half::Keys, self.head, next),
+            }
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let x = Strided { floats: &q[first * size..], stride: size };
             let y = &mut scores[first * SCORES + at..];
-            products::<V>(vectors - first, keys, x, (y, SCORES), false, |_| size);
+            products::<L>(vectors - first, keys, x, (y, SCORES), false, |_| size);
         }
         let first = self.first(positions.start);
         for i in first..vectors {
             let seen = self.seen_by(i).min(positions.end) - positions.start;
             let scores = &mut scores[i * SCORES..][..seen.next_multiple_of(TILE)];
-            (part.largest[i], part.weights[i]) = softmax(scores, seen);
+            (part.largest[i], part.weights[i]) = softmax::<L>(scores, seen);
         }
         part.sums[first * width..].fill(0.0);
         for tile in tiles() {
             self.context.values(self.head, size, tile.clone(), values);
+            self.context.ask(Half::Values, self.head, next(&tile));
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let depth = |last: usize| self.seen_by(first + last).min(tile.end) - tile.start;
             for (panel, values) in values.chunks_exact(TILE).enumerate() {
                 let x = Strided { floats: &scores[first * SCORES + at..], stride: SCORES };
                 let y = &mut part.sums[first * width + panel * PANEL..];
-                products::<V>(vectors - first, values, x, (y, width), true, depth);
+                products::<L>(vectors - first, values, x, (y, width), true, depth);
             }
         }
     }
@@ -227,97 +238,4 @@ fn attend_avx512(
     spare: &mut [f32],
 ) {
     block.join_stretches::<Avx512>(stretches, scratch, into, spare);
-}
-
-/// Scores to weights, relative to the largest score; that score, and the sum of the weights. Scores from `seen` on are
-/// of positions that the row does not see, or of none; their weights are zero.
-#[inline(always)]
-fn softmax(scores: &mut [f32], seen: usize) -> (f32, f32) {
-    scores[seen..].fill(f32::NEG_INFINITY);
-    let mut largest = [f32::NEG_INFINITY; TILE];
-    for tile in scores.as_chunks::<TILE>().0 {
-        // No `f32::max`, whose care for NaN costs two instructions more.
-        largest.iter_mut().zip(tile).for_each(|(l, &x)| *l = if x > *l { x } else { *l });
-    }
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    for tile in scores.as_chunks_mut::<TILE>().0 {
-        *tile = tile.map(|x| exp(x - largest));
-    }
-    scores[seen..].fill(0.0);
-    let mut sums = [0.0; TILE];
-    for tile in scores.as_chunks::<TILE>().0 {
-        sums.iter_mut().zip(tile).for_each(|(sum, x)| *sum += x);
-    }
-    (largest, sums.iter().sum())
-}
-
-/// Rows that do not lie beside each other.
-#[derive(Clone, Copy)]
-struct Strided<'a> {
-    floats: &'a [f32],
-    stride: usize,
-}
-
-/// `y[r] = x[r, :depth] w[:depth]` for so many rows, added to what is there if `add`; `depth` is that of the last of the
-/// rows that are taken together, the inputs beyond a row's own are zero. Each output has one accumulator that takes the
-/// inputs in order, so that it is the same however many rows are taken together.
-#[inline(always)]
-fn products<V: Vector>(
-    rows: usize,
-    w: &[[f32; PANEL]],
-    x: Strided<'_>,
-    (y, stride): (&mut [f32], usize),
-    add: bool,
-    depth: impl Fn(usize) -> usize,
-) {
-    let mut row = 0;
-    while row < rows {
-        let x = Strided { floats: &x.floats[row * x.stride..], ..x };
-        let y = &mut y[row * stride..];
-        let together = match rows - row {
-            8.. if V::ROWS >= 8 => 8,
-            4.. if V::ROWS >= 8 => 4,
-            // Three rows of four accumulators need a register more than AVX2 has, but two leave the latency uncovered.
-            3 | 5.. if V::ROWS >= 2 => 3,
-            2.. if V::ROWS >= 2 => 2,
-            _ => 1,
-        };
-        let w = &w[..depth(row + together - 1)];
-        match together {
-            8 => product::<V, 8>(w, x, (y, stride), add),
-            4 => product::<V, 4>(w, x, (y, stride), add),
-            3 => product::<V, 3>(w, x, (y, stride), add),
-            2 => product::<V, 2>(w, x, (y, stride), add),
-            _ => product::<V, 1>(w, x, (y, stride), add),
-        }
-        row += together;
-    }
-}
-
-#[inline(always)]
-fn product<V: Vector, const R: usize>(
-    w: &[[f32; PANEL]],
-    x: Strided<'_>,
-    (y, stride): (&mut [f32], usize),
-    add: bool,
-) {
-    let x: [&[f32]; R] = std::array::from_fn(|r| &x.floats[r * x.stride..][..w.len()]);
-    let mut sums = [V::zero(); R];
-    if add {
-        sums = std::array::from_fn(|r| V::load(lanes(y, r * stride)));
-    }
-    for (k, w) in w.iter().enumerate() {
-        let w = V::load(w);
-        for r in 0..R {
-            sums[r] = sums[r].add_product(V::splat(x[r][k]), w);
-        }
-    }
-    for (r, sum) in sums.into_iter().enumerate() {
-        sum.store(lanes(y, r * stride));
-    }
-}
-
-#[inline(always)]
-fn lanes(floats: &mut [f32], at: usize) -> &mut [f32; PANEL] {
-    floats[at..].first_chunk_mut().expect("rows are padded to whole panels")
 }

@@ -166,7 +166,7 @@ impl<T: Kept> Halves<T> {
     }
 
     fn write(&mut self, cpu: &Cpu, new: &New<'_>) {
-        let (keys, values) = (Shared::of(&mut self.keys), Shared::of(&mut self.values));
+        let (keys, values) = (Shared::new(&mut self.keys), Shared::new(&mut self.values));
         // Cut by head, since blocks can be written by several spans, whose order must hold.
         let write = |piece: usize| {
             let head = piece / 2;

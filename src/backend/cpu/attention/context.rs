@@ -1,4 +1,5 @@
 //! What a sequence's rows see, as tiles that the kernel can read: contiguous f32, whatever lies behind them.
+#![allow(unsafe_code)]
 
 use super::super::Rows;
 use super::super::matrix::PANEL;
@@ -44,6 +45,19 @@ impl Context<'_> {
         }
     }
 
+    /// Asks for what [`Self::keys`] or [`Self::values`] will read: blocks are scattered, so no processor can foresee it.
+    #[inline(always)]
+    pub(super) fn ask(&self, half: Half, head: usize, positions: Range<usize>) {
+        if let Self::Cache { cache, layer, blocks } = self {
+            match &cache.pools {
+                Pools::F32(pools) => Paged { cache, pools, layer: *layer, head, blocks }.ask(half, positions),
+                Pools::Bf16(pools) => {
+                    Paged { cache, pools, layer: *layer, head, blocks }.ask(half, positions);
+                }
+            }
+        }
+    }
+
     /// Values of one head at `positions`, at most a tile of them, to `tile [panel of D][TILE][PANEL]`. Lanes of numbers
     /// beyond D stay as they are.
     #[inline(always)]
@@ -73,11 +87,37 @@ impl Context<'_> {
     }
 }
 
+/// Which half of the pool.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Half {
+    Keys,
+    Values,
+}
+
+/// Bytes that memory gives at a time.
+const LINE: usize = 64;
+
+/// Asks for memory that will be read soon.
+#[inline(always)]
+fn ask_for<T>(numbers: &[T]) {
+    for line in numbers.chunks(LINE / size_of::<T>()) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 has this instruction, and it changes nothing but the cache.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 #[inline(always)]
 fn put_value<T: Kept>(value: &[T], lane: usize, tile: &mut [[f32; PANEL]]) {
     let (panels, rest) = value.as_chunks::<PANEL>();
     for (panel, value) in panels.iter().enumerate() {
-        tile[panel * TILE + lane] = value.map(T::widen);
+        // Not `map`, which stays a function of its own, compiled for no instruction set; so for keys.
+        tile[panel * TILE + lane].iter_mut().zip(value).for_each(|(to, x)| *to = x.widen());
     }
     if !rest.is_empty() {
         let tile = &mut tile[panels.len() * TILE + lane];
@@ -95,6 +135,18 @@ struct Paged<'a, T> {
 }
 
 impl<T: Kept> Paged<'_, T> {
+    #[inline(always)]
+    fn ask(&self, half: Half, positions: Range<usize>) {
+        let layout = &self.cache.layout;
+        if layout.block_size > TILE {
+            return;
+        }
+        let numbers = if half == Half::Keys { &self.pools.keys } else { &self.pools.values };
+        for (block, ..) in by_block(positions, layout.block_size, self.blocks) {
+            ask_for(&numbers[place(layout, self.layer, block, self.head)]);
+        }
+    }
+
     #[inline(always)]
     fn keys(&self, positions: Range<usize>, tile: &mut [[f32; TILE]]) {
         let layout = &self.cache.layout;
@@ -146,7 +198,7 @@ fn put_keys<T: Kept, const N: usize>(
     for (tile, block) in tile.iter_mut().zip(block.chunks_exact(block_size)) {
         let keys: Option<&[T; N]> = block[offset..].first_chunk();
         if let (Some(keys), Some(tile)) = (keys, tile[to..].first_chunk_mut::<N>()) {
-            *tile = keys.map(T::widen);
+            tile.iter_mut().zip(keys).for_each(|(to, x)| *to = x.widen());
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Causal attention of a step: what is done by whom. `cache` writes keys and values, `context` reads them tile by tile,
-//! `block` computes.
+//! `block` computes, by `products` of `lanes`.
 //!
 //! Work is cut into blocks of rows under one key-value head, so that every tile of keys and values that is read serves
 //! all query heads that share it and several rows. Where a sequence has few rows and a long context, as in decoding,
@@ -9,6 +9,8 @@
 mod block;
 mod cache;
 mod context;
+mod lanes;
+mod products;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +30,9 @@ use std::ops::Range;
 const TILE: usize = PANEL;
 /// Positions that share one softmax, and the least that a thread takes of a long context; whole tiles.
 const STRETCH: usize = 256;
-/// Query vectors of a block: enough that gathering a tile costs little beside its products, few enough that their scores
-/// stay in the second-level cache.
-const VECTORS: usize = 48;
+/// Query vectors of a block, at most: enough that gathering a tile costs little beside its products, few enough that
+/// their scores stay in the second-level cache. At least, where there are threads that would have nothing to do.
+const VECTORS: [usize; 2] = [96, 24];
 
 pub(super) fn attention(
     cpu: &Cpu,
@@ -58,7 +60,7 @@ pub(super) fn attention(
         cache.write(cpu, *layer, spans, k, v);
     }
     let step = Step { cpu, q, k, v, shape, spans, cache: cache.map(|(cache, layer)| (&*cache, layer)) };
-    Ok(step.run(&Plan::new(shape, spans)))
+    Ok(step.run(&Plan::new(shape, spans, cpu.threads)))
 }
 
 /// Rows of one span under one key-value head.
@@ -96,10 +98,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(shape: &AttentionShape, spans: &[SequenceSpan]) -> Self {
+    /// How work is cut for so many threads changes no result.
+    fn new(shape: &AttentionShape, spans: &[SequenceSpan], threads: usize) -> Self {
         let group = shape.query_heads / shape.kv_heads;
         let mut plan = Self { pieces: Vec::new(), joins: Vec::new(), parts: 0, vectors: 0 };
-        let rows_together = (VECTORS / group).max(1);
+        let [most, least] = VECTORS.map(|vectors| (vectors / group).max(1));
+        let pieces = |rows: usize| -> usize {
+            spans.iter().map(|span| shape.kv_heads * span.rows.len().div_ceil(rows)).sum()
+        };
+        let enough = |&rows: &usize| rows <= least || pieces(rows) >= 4 * threads;
+        let rows_together = (0..).map(|halvings| most >> halvings).find(enough).unwrap_or(least).max(1);
         for (index, span) in spans.iter().enumerate() {
             for start in span.rows.clone().step_by(rows_together) {
                 let rows = start..span.rows.end.min(start + rows_together);
@@ -150,8 +158,8 @@ impl Step<'_> {
     fn run(&self, plan: &Plan) -> Rows {
         let mut y = Rows::zeros(self.q.len(), self.q.width());
         let mut parts = vec![0.0; plan.parts];
-        let output = Shared::of(y.values_mut());
-        let parts = Shared::of(&mut parts);
+        let output = Shared::new(y.values_mut());
+        let parts = Shared::new(&mut parts);
         let (pieces, joins) = (Pieces::new(plan.pieces.len()), Pieces::new(plan.joins.len()));
         self.cpu.team.run(|member| {
             let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
@@ -223,9 +231,11 @@ impl Step<'_> {
             let start = row * self.q.width() + block.head * of_head;
             // SAFETY: these columns of these rows belong to this block alone, and it is finished once.
             let output = unsafe { output.part(start..start + of_head) };
-            for (n, output) in output.chunks_exact_mut(block.head_size).enumerate() {
-                part.write(i * block.group + n, output);
-            }
+            self.cpu.kernel.vectorised(|| {
+                for (n, output) in output.chunks_exact_mut(block.head_size).enumerate() {
+                    part.write(i * block.group + n, output);
+                }
+            });
         }
     }
 }
