@@ -1,4 +1,4 @@
-//! The elastic low-rank product of the cpu backend beside what bounds it.
+//! The elastic low-rank product and the attention of the cpu backend beside what bounds them.
 //!
 //! Each group runs the same shapes by several means in one process, so that the ratios hold on a noisy machine:
 //! `decode` beside a plain loop that reads as many bytes as the f32 weight has, `prefill` beside the gemm crate's product of the base weight alone,
@@ -6,7 +6,9 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lonas::backend::cpu::{Cpu, Dtype, Rows};
-use lonas::backend::{Adapter, Backend, Linear, Segment, Selection};
+use lonas::backend::{
+    Adapter, AttentionShape, Backend, CacheLayout, Linear, Segment, Selection, SequenceSpan,
+};
 use lonas::supernet::{ActiveLinear, ActiveShape};
 use lonas::weights::{HostData, HostMatrix};
 use rand::{Rng, SeedableRng};
@@ -141,5 +143,48 @@ fn mixed(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, prefill, mixed);
+/// One layer of SmolLM2-135M's attention in its serving pool: a prompt of 512, bound by arithmetic, and streams that
+/// decode at a context, bound by the bytes of their keys and values.
+fn attention(criterion: &mut Criterion) {
+    const BLOCK_SIZE: usize = 16;
+    let shape = AttentionShape { query_heads: 9, kv_heads: 3, head_size: 64 };
+    let (n, k) = (shape.query_heads * shape.head_size, shape.kv_heads * shape.head_size);
+    let mut group = criterion.benchmark_group("attention");
+    let cases: [(&str, usize, usize, usize); 5] = [
+        ("prefill 512", 1, 0, 512),
+        ("decode at 128", 1, 127, 1),
+        ("decode at 128", 8, 127, 1),
+        ("decode at 2048", 1, 2047, 1),
+        ("decode at 2048", 8, 2047, 1),
+    ];
+    for (what, streams, start, rows) in cases {
+        let blocks = (start + rows).div_ceil(BLOCK_SIZE);
+        let AttentionShape { kv_heads, head_size, .. } = shape;
+        let blocks_in_all = blocks * streams;
+        let layout =
+            CacheLayout { layers: 1, kv_heads, head_size, blocks: blocks_in_all, block_size: BLOCK_SIZE };
+        let span = |stream: usize| SequenceSpan {
+            rows: stream * rows..(stream + 1) * rows,
+            start,
+            // Scattered, as after a while of serving.
+            blocks: (0..blocks).map(|b| (b * streams + stream) as u32).collect(),
+        };
+        let spans = (0..streams).map(span).collect::<Vec<_>>();
+        let [q, kv] = [n, k].map(|width| Rows::new(width, random(streams * rows * width)));
+        if start == 0 {
+            let products = (1..=rows).sum::<usize>() * shape.query_heads * shape.head_size * 2;
+            group.throughput(Throughput::Elements(2 * products as u64));
+        } else {
+            group.throughput(Throughput::Bytes(8 * (streams * (start + rows) * k) as u64));
+        }
+        let cpu = Cpu::new(Dtype::Auto, 0);
+        let mut cache = cpu.cache(layout).expect("a pool of this size");
+        group.bench_function(BenchmarkId::new("f32", format!("{what} x{streams}")), |b| {
+            b.iter(|| cpu.attention(black_box(&q), &kv, &kv, &shape, &spans, Some((&mut cache, 0))));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, prefill, mixed, attention);
 criterion_main!(benches);

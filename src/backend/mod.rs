@@ -34,6 +34,8 @@ pub trait Backend: Send + Sync + 'static {
     type Vector: Send + Sync;
     /// Keys and values of all layers, in blocks.
     type Cache: Send;
+    /// Sine and cosine of the angles that a step's rows are rotated by.
+    type Angles: Send + Sync;
 
     /// Takes a base weight to this machine.
     fn matrix(&self, host: HostMatrix) -> Result<Self::Matrix, BackendError>;
@@ -118,14 +120,17 @@ pub trait Backend: Send + Sync + 'static {
         self.add(x, &gated)
     }
 
-    /// Rotates each head of `x (T, heads * D)` by its row's position (RoFormer; the two halves of a head pair up, as
-    /// in Hugging Face). `inverse_frequencies` has `D / 2` entries, radians per position.
+    /// The angles of rows at these positions, the same in every layer. `inverse_frequencies` has `D / 2` entries,
+    /// radians per position.
+    fn angles(&self, positions: &[u32], inverse_frequencies: &[f32]) -> Result<Self::Angles, BackendError>;
+
+    /// Rotates each head of `x (T, heads * D)` by its row's angles (RoFormer; the two halves of a head pair up, as in
+    /// Hugging Face).
     fn rotary(
         &self,
         x: Self::Rows,
         head_size: usize,
-        positions: &[u32],
-        inverse_frequencies: &[f32],
+        angles: &Self::Angles,
     ) -> Result<Self::Rows, BackendError>;
 
     /// Causal attention with grouped queries. `q (T, N*D)`, `k` and `v (T, K*D)`, result `(T, N*D)`.

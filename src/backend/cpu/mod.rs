@@ -13,6 +13,7 @@ mod memory;
 mod plan;
 mod product;
 mod quantise;
+mod rotary;
 mod rows;
 mod shared;
 mod team;
@@ -20,9 +21,10 @@ mod team;
 mod tests;
 mod vector;
 
-pub use attention::PagedCache;
+pub use attention::{KvDtype, PagedCache};
 pub use limits::{Limits, LimitsMeter};
 pub use matrix::{Dtype, Matrix};
+pub use rotary::Angles;
 pub use rows::Rows;
 
 use super::{
@@ -41,6 +43,7 @@ use team::Team;
 /// Our own kernels on this machine's processor.
 pub struct Cpu {
     dtype: Dtype,
+    kv: KvDtype,
     threads: usize,
     kernel: Kernel,
     team: Team,
@@ -50,12 +53,13 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// `threads` 0 takes all cores.
+    /// `threads` 0 takes all cores. The key-value pool is f32, see [`Self::with_kv`].
     pub fn new(dtype: Dtype, threads: usize) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
         Self {
             dtype,
+            kv: KvDtype::F32,
             threads,
             kernel: Kernel::detect(),
             team: Team::new(threads),
@@ -63,6 +67,12 @@ impl Cpu {
             scratch: Mutex::default(),
             pool: Arc::default(),
         }
+    }
+
+    /// With key-value pools that keep their numbers so.
+    #[must_use]
+    pub fn with_kv(self, kv: KvDtype) -> Self {
+        Self { kv, ..self }
     }
 
     /// The instruction set in use, for messages.
@@ -102,6 +112,7 @@ impl Backend for Cpu {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
     type Cache = PagedCache;
+    type Angles = Angles;
 
     fn matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
         Matrix::pack(&self.memory, host, self.dtype)
@@ -127,7 +138,7 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, layout: CacheLayout) -> Result<PagedCache, BackendError> {
-        PagedCache::new(layout)
+        PagedCache::new(layout, self.kv)
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Rows, BackendError> {
@@ -195,16 +206,14 @@ impl Backend for Cpu {
         product::gated_mlp(self, Some(x), None, Some(norm), mlp, segments)
     }
 
-    fn rotary(
-        &self,
-        mut x: Rows,
-        head_size: usize,
-        positions: &[u32],
-        inverse_frequencies: &[f32],
-    ) -> Result<Rows, BackendError> {
-        expect("rotary", "positions", x.len(), positions.len())?;
-        expect("rotary", "frequencies", head_size / 2, inverse_frequencies.len())?;
-        rows::rotate(&mut x, head_size, positions, inverse_frequencies);
+    fn angles(&self, positions: &[u32], inverse_frequencies: &[f32]) -> Result<Angles, BackendError> {
+        Ok(Angles::new(positions, inverse_frequencies))
+    }
+
+    fn rotary(&self, mut x: Rows, head_size: usize, angles: &Angles) -> Result<Rows, BackendError> {
+        expect("rotary", "positions", x.len(), angles.rows())?;
+        expect("rotary", "frequencies", head_size / 2, angles.half())?;
+        rotary::rotate(self, &mut x, angles);
         Ok(x)
     }
 

@@ -45,6 +45,12 @@ impl Drop for Rows {
     }
 }
 
+impl PartialEq for Rows {
+    fn eq(&self, other: &Self) -> bool {
+        (self.width, &self.values) == (other.width, &other.values)
+    }
+}
+
 impl Rows {
     pub fn zeros(rows: usize, width: usize) -> Self {
         Self::new(width, vec![0.0; rows * width])
@@ -95,23 +101,6 @@ pub(super) fn normalise(x: &mut [f32], weight: &[f32], eps: f32) {
     let mean_square = dot(x, x) / x.len() as f32;
     let scale = 1.0 / (mean_square + eps).sqrt();
     x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
-}
-
-/// Turns each pair `(d, d + D/2)` of each head by `position * frequency[d]`.
-pub(super) fn rotate(x: &mut Rows, head_size: usize, positions: &[u32], frequencies: &[f32]) {
-    let half = head_size / 2;
-    let mut turns = vec![(0.0, 0.0); half];
-    for (row, &position) in x.iter_mut().zip(positions) {
-        for (turn, frequency) in turns.iter_mut().zip(frequencies) {
-            *turn = (position as f32 * frequency).sin_cos();
-        }
-        for head in row.chunks_exact_mut(head_size) {
-            let (first, second) = head.split_at_mut(half);
-            for ((a, b), &(sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-            }
-        }
-    }
 }
 
 /// Lanes that one sum is spread over, so that it fills vector registers; fixed, because the order of a sum is part of

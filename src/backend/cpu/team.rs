@@ -238,7 +238,7 @@ impl Member<'_> {
     }
 
     /// Takes pieces until none is left. Each call of `work` gets neighbours, so that a thread reads memory in order.
-    pub(super) fn share(&self, pieces: &Pieces, work: impl Fn(Range<usize>)) {
+    pub(super) fn share(&self, pieces: &Pieces, mut work: impl FnMut(Range<usize>)) {
         if self.shared.threads == 1 {
             return work(0..pieces.count);
         }

@@ -109,10 +109,13 @@ impl CustomOp2 for Gated {
     }
 }
 
-/// Turns the pair `(d, d + D/2)` of each head of each row by the row's angle `d`; `turns (T, D/2)` are (sin, cos).
+/// `(T, D/2)`: (sin, cos) of each row's angles.
+pub(super) type Turns = std::sync::Arc<Vec<(f32, f32)>>;
+
+/// Turns the pair `(d, d + D/2)` of each head of each row by the row's angle `d`.
 #[derive(Clone)]
 pub(super) struct Rotary {
-    pub(super) turns: std::sync::Arc<Vec<(f32, f32)>>,
+    pub(super) turns: Turns,
     pub(super) head_size: usize,
 }
 

@@ -24,11 +24,11 @@ use crate::weights::{HostMatrix, HostVector};
 use attention::{PagedCache, attend};
 use candle_core::{Device, Tensor, Var};
 use elastic::{Elastic, Frozen, Mask};
-use fused::{Gated, RmsNorm, Rotary};
+use fused::{Gated, RmsNorm, Rotary, Turns};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// f32 on candle's CPU device.
 pub struct Reference {
@@ -195,6 +195,7 @@ impl Backend for Reference {
     type Matrix = Tensor;
     type Vector = Tensor;
     type Cache = PagedCache;
+    type Angles = Turns;
 
     fn matrix(&self, host: HostMatrix) -> Result<Tensor, BackendError> {
         named("matrix", self.tensor(&host))
@@ -263,16 +264,14 @@ impl Backend for Reference {
         named("gated mlp", product())
     }
 
-    fn rotary(
-        &self,
-        x: Tensor,
-        head_size: usize,
-        positions: &[u32],
-        inverse_frequencies: &[f32],
-    ) -> Result<Tensor, BackendError> {
+    fn angles(&self, positions: &[u32], inverse_frequencies: &[f32]) -> Result<Turns, BackendError> {
         let turn = |&p: &u32| inverse_frequencies.iter().map(move |f| (p as f32 * f).sin_cos());
-        let turns = std::sync::Arc::new(positions.iter().flat_map(turn).collect());
-        named("rotary", x.contiguous().and_then(|x| x.apply_op1(Rotary { turns, head_size })))
+        Ok(Arc::new(positions.iter().flat_map(turn).collect()))
+    }
+
+    fn rotary(&self, x: Tensor, head_size: usize, angles: &Turns) -> Result<Tensor, BackendError> {
+        let rotary = Rotary { turns: Arc::clone(angles), head_size };
+        named("rotary", x.contiguous().and_then(|x| x.apply_op1(rotary)))
     }
 
     fn attention(

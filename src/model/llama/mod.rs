@@ -47,10 +47,11 @@ impl<B: Backend> Llama<B> {
         batch: &Batch,
         mut cache: Option<&mut B::Cache>,
     ) -> Result<B::Rows, BackendError> {
+        let angles = backend.angles(&batch.positions, &self.inverse_frequencies)?;
         let mut x = backend.embed(&self.embedding, &batch.tokens)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| (cache, index));
-            x = self.layer(backend, layer, x, batch, cache)?;
+            x = self.layer(backend, layer, x, (batch, &angles), cache)?;
         }
         let wanted = backend.select(&x, &batch.outputs)?;
         let normed = backend.rms_norm(&wanted, &self.norm, self.eps)?;
@@ -63,13 +64,12 @@ impl<B: Backend> Llama<B> {
         backend: &B,
         layer: &Layer<B>,
         x: B::Rows,
-        batch: &Batch,
+        (batch, angles): (&Batch, &B::Angles),
         cache: Option<(&mut B::Cache, usize)>,
     ) -> Result<B::Rows, BackendError> {
-        let Batch { positions, segments, spans, .. } = batch;
+        let Batch { segments, spans, .. } = batch;
         let eps = self.eps;
-        let rotate =
-            |rows| backend.rotary(rows, self.attention.head_size, positions, &self.inverse_frequencies);
+        let rotate = |rows| backend.rotary(rows, self.attention.head_size, angles);
         let qkv = [&layer.q, &layer.k, &layer.v];
         let [q, k, v] = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
         let (q, k) = (rotate(q)?, rotate(k)?);

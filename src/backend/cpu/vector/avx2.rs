@@ -62,15 +62,6 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn load_bf16(from: &[bf16; PANEL]) -> Self {
-        // A bf16 is the upper half of an f32.
-        Self(floats!(i => {
-            let half = _mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
-        }))
-    }
-
-    #[inline(always)]
     fn load_f16(from: &[f16; PANEL]) -> Self {
         Self(floats!(i => _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i)))))
     }

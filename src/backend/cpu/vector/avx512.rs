@@ -36,18 +36,6 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     }
 
     #[inline(always)]
-    fn load_bf16(from: &[bf16; PANEL]) -> Self {
-        let at = from.as_ptr().cast::<__m256i>();
-        // SAFETY: 32 16-bit numbers lie there; a bf16 is the upper half of an f32.
-        unsafe {
-            let (first, second) = (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)));
-            let first = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(first));
-            let second = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(second));
-            Self([_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)])
-        }
-    }
-
-    #[inline(always)]
     fn load_f16(from: &[f16; PANEL]) -> Self {
         let at = from.as_ptr().cast::<__m256i>();
         // SAFETY: 32 16-bit numbers lie there.

@@ -42,7 +42,6 @@ pub(super) trait Vector: Copy {
 
     fn zero() -> Self;
     fn load(from: &[f32; PANEL]) -> Self;
-    fn load_bf16(from: &[bf16; PANEL]) -> Self;
     fn load_f16(from: &[f16; PANEL]) -> Self;
     fn store(self, to: &mut [f32; PANEL]);
     fn splat(x: f32) -> Self;

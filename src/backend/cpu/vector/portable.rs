@@ -26,11 +26,6 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn load_bf16(from: &[bf16; PANEL]) -> Self {
-        Self(from.map(bf16::to_f32))
-    }
-
-    #[inline(always)]
     fn load_f16(from: &[f16; PANEL]) -> Self {
         Self(from.map(f16::to_f32))
     }

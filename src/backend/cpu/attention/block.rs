@@ -1,0 +1,241 @@
+//! Softmax attention of a block of rows: the query heads that share a key-value head, of several rows of one sequence.
+//!
+//! Positions are cut into tiles and stretches at fixed absolute places. Within a stretch all scores are known before
+//! the softmax; stretches are joined one after the other. What a row gets from a stretch depends on the row and the
+//! stretch only, so it is the same whichever rows are in its block and however stretches are shared among threads.
+#![allow(unsafe_code)]
+
+use super::super::Rows;
+use super::super::kernel::Kernel;
+use super::super::matrix::PANEL;
+use super::super::rows::exp;
+use super::context::{Context, Half};
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Lanes, Portable};
+use super::products::{Strided, products, softmax};
+use super::{STRETCH, TILE};
+use std::ops::Range;
+
+/// Floats between two query vectors' scores: more than a stretch, since rows that lie a power of two apart fall into the
+/// same few places of the cache.
+const SCORES: usize = STRETCH + TILE;
+
+/// A block of rows under one key-value head. Its query vectors are numbered row by row, within a row by query head.
+pub(super) struct Block<'a> {
+    pub(super) context: Context<'a>,
+    pub(super) q: &'a Rows,
+    pub(super) rows: Range<usize>,
+    /// How many positions the first row sees; each other row sees one more than the row before it.
+    pub(super) seen: usize,
+    /// The key-value head.
+    pub(super) head: usize,
+    /// Query heads that share it.
+    pub(super) group: usize,
+    pub(super) head_size: usize,
+}
+
+/// What a block's query vectors have got from some positions: `n` sums of weighted values, each as wide as the padded
+/// head, then `n` largest scores, then `n` sums of weights.
+pub(super) struct Part<'a> {
+    sums: &'a mut [f32],
+    largest: &'a mut [f32],
+    weights: &'a mut [f32],
+}
+
+impl<'a> Part<'a> {
+    /// Floats of a part.
+    pub(super) fn floats(vectors: usize, head_size: usize) -> usize {
+        vectors * (head_size.next_multiple_of(PANEL) + 2)
+    }
+
+    pub(super) fn of(floats: &'a mut [f32], vectors: usize, head_size: usize) -> Self {
+        let (sums, rest) = floats.split_at_mut(vectors * head_size.next_multiple_of(PANEL));
+        let (largest, rest) = rest.split_at_mut(vectors);
+        Self { sums, largest, weights: &mut rest[..vectors] }
+    }
+
+    /// Takes in what the query vectors from `first` on have got from later positions.
+    #[inline(always)]
+    pub(super) fn join(&mut self, later: &Part<'_>, first: usize) {
+        let width = self.sums.len() / self.largest.len();
+        for i in first..self.largest.len() {
+            let largest = if later.largest[i] > self.largest[i] { later.largest[i] } else { self.largest[i] };
+            let [own, other] = [self.largest[i], later.largest[i]].map(|l| exp(l - largest));
+            self.largest[i] = largest;
+            self.weights[i] = self.weights[i] * own + later.weights[i] * other;
+            let of_vector = i * width..(i + 1) * width;
+            let sums = self.sums[of_vector.clone()].iter_mut().zip(&later.sums[of_vector]);
+            sums.for_each(|(sum, later)| *sum = *sum * own + *later * other);
+        }
+    }
+
+    /// The finished attention of vector `i`.
+    #[inline(always)]
+    pub(super) fn write(&self, i: usize, output: &mut [f32]) {
+        let width = self.sums.len() / self.largest.len();
+        let share = 1.0 / self.weights[i];
+        output.iter_mut().zip(&self.sums[i * width..]).for_each(|(y, sum)| *y = sum * share);
+    }
+}
+
+/// Buffers of one thread.
+pub(super) struct Scratch {
+    /// `[vector][D]`, scaled.
+    q: Vec<f32>,
+    /// `[vector][SCORES]`
+    scores: Vec<f32>,
+    /// `[D][TILE]`
+    keys: Vec<[f32; TILE]>,
+    /// `[panel of D][TILE][PANEL]`
+    values: Vec<[f32; PANEL]>,
+}
+
+impl Scratch {
+    /// For blocks of up to so many query vectors.
+    pub(super) fn new(vectors: usize, head_size: usize) -> Self {
+        Self {
+            q: vec![0.0; vectors * head_size],
+            scores: vec![0.0; vectors * SCORES],
+            keys: vec![[0.0; TILE]; head_size],
+            values: vec![[0.0; PANEL]; head_size.div_ceil(PANEL) * TILE],
+        }
+    }
+}
+
+impl Block<'_> {
+    pub(super) fn vectors(&self) -> usize {
+        self.rows.len() * self.group
+    }
+
+    /// How many positions the last row sees.
+    pub(super) fn end(&self) -> usize {
+        self.seen + self.rows.len() - 1
+    }
+
+    /// The first query vector that sees a position; those after it do as well.
+    pub(super) fn first(&self, position: usize) -> usize {
+        ((position + 1).saturating_sub(self.seen) * self.group).min(self.vectors())
+    }
+
+    /// How many positions of a query vector's context there are.
+    fn seen_by(&self, vector: usize) -> usize {
+        self.seen + vector / self.group
+    }
+
+    /// Attention over some stretches, to `into`; those after the first come by `spare`. Both are floats of a [`Part`].
+    pub(super) fn attend(
+        &self,
+        kernel: Kernel,
+        stretches: Range<usize>,
+        scratch: &mut Scratch,
+        into: &mut [f32],
+        spare: &mut [f32],
+    ) {
+        match kernel {
+            Kernel::Portable => self.join_stretches::<Portable>(stretches, scratch, into, spare),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Kernel::available` has seen these instructions on this processor.
+            Kernel::Avx2 => unsafe { attend_avx2(self, stretches, scratch, into, spare) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Kernel::available` has seen these instructions on this processor.
+            Kernel::Avx512 | Kernel::Avx512Bf16 => unsafe { attend_avx512(self, stretches, scratch, into, spare) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => self.join_stretches::<Portable>(stretches, scratch, into, spare),
+        }
+    }
+
+    #[inline(always)]
+    fn join_stretches<L: Lanes>(
+        &self,
+        stretches: Range<usize>,
+        scratch: &mut Scratch,
+        into: &mut [f32],
+        spare: &mut [f32],
+    ) {
+        let (vectors, size) = (self.vectors(), self.head_size);
+        let columns = self.head * self.group * size..(self.head + 1) * self.group * size;
+        // So that scores need no scaling: for head sizes that are powers of four this is exact.
+        let scale = 1.0 / (size as f32).sqrt();
+        for (row, to) in self.rows.clone().zip(scratch.q.chunks_exact_mut(self.group * size)) {
+            to.iter_mut().zip(&self.q.row(row)[columns.clone()]).for_each(|(to, q)| *to = q * scale);
+        }
+        let mut all = Part::of(into, vectors, size);
+        for stretch in stretches.clone() {
+            if stretch == stretches.start {
+                self.stretch::<L>(stretch, scratch, &mut all);
+            } else {
+                let mut later = Part::of(spare, vectors, size);
+                self.stretch::<L>(stretch, scratch, &mut later);
+                all.join(&later, self.first(stretch * STRETCH));
+            }
+        }
+    }
+
+    /// Attention over one stretch, of the query vectors that see it.
+    #[inline(always)]
+    fn stretch<L: Lanes>(&self, stretch: usize, scratch: &mut Scratch, part: &mut Part<'_>) {
+        let Scratch { q, scores, keys, values } = scratch;
+        let (vectors, size, width) = (self.vectors(), self.head_size, self.head_size.next_multiple_of(PANEL));
+        let positions = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.end());
+        let tiles = || positions.clone().step_by(TILE).map(|start| start..positions.end.min(start + TILE));
+        // What comes next is asked for before the products of what is here.
+        let next = |tile: &Range<usize>| tile.end..positions.end.min(tile.end + TILE);
+        for tile in tiles() {
+            self.context.keys(self.head, tile.clone(), keys);
+            match next(&tile) {
+                next if next.is_empty() => {
+                    let first = positions.start..positions.end.min(positions.start + TILE);
+                    self.context.ask(Half::Values, self.head, first);
+                }
+                next => self.context.ask(Half::Keys, self.head, next),
+            }
+            let (first, at) = (self.first(tile.start), tile.start - positions.start);
+            let x = Strided { floats: &q[first * size..], stride: size };
+            let y = &mut scores[first * SCORES + at..];
+            products::<L>(vectors - first, keys, x, (y, SCORES), false, |_| size);
+        }
+        let first = self.first(positions.start);
+        for i in first..vectors {
+            let seen = self.seen_by(i).min(positions.end) - positions.start;
+            let scores = &mut scores[i * SCORES..][..seen.next_multiple_of(TILE)];
+            (part.largest[i], part.weights[i]) = softmax::<L>(scores, seen);
+        }
+        part.sums[first * width..].fill(0.0);
+        for tile in tiles() {
+            self.context.values(self.head, size, tile.clone(), values);
+            self.context.ask(Half::Values, self.head, next(&tile));
+            let (first, at) = (self.first(tile.start), tile.start - positions.start);
+            let depth = |last: usize| self.seen_by(first + last).min(tile.end) - tile.start;
+            for (panel, values) in values.chunks_exact(TILE).enumerate() {
+                let x = Strided { floats: &scores[first * SCORES + at..], stride: SCORES };
+                let y = &mut part.sums[first * width + panel * PANEL..];
+                products::<L>(vectors - first, values, x, (y, width), true, depth);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn attend_avx2(
+    block: &Block<'_>,
+    stretches: Range<usize>,
+    scratch: &mut Scratch,
+    into: &mut [f32],
+    spare: &mut [f32],
+) {
+    block.join_stretches::<Avx2>(stretches, scratch, into, spare);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+fn attend_avx512(
+    block: &Block<'_>,
+    stretches: Range<usize>,
+    scratch: &mut Scratch,
+    into: &mut [f32],
+    spare: &mut [f32],
+) {
+    block.join_stretches::<Avx512>(stretches, scratch, into, spare);
+}

@@ -1,0 +1,234 @@
+//! The paged key-value pool: how it is laid out, checked and written.
+//!
+//! Keys lie transposed within a block, so that the positions of a tile fill registers; values by position, so that the
+//! numbers of a value do. It knows nothing of scores; `context.rs` reads it.
+#![allow(unsafe_code)]
+
+use super::super::shared::Shared;
+use super::super::{Cpu, Rows, expect};
+use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
+use half::bf16;
+use std::ops::Range;
+
+/// Rows from which on all threads write.
+const ROWS_FOR_THREADS: usize = 16;
+
+/// How the key-value pool keeps its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvDtype {
+    #[default]
+    F32,
+    /// Rounded to the nearest when written: half the bytes to read at a long context.
+    Bf16,
+}
+
+/// Keys and values of all layers.
+pub struct PagedCache {
+    pub(super) layout: CacheLayout,
+    pub(super) pools: Pools,
+}
+
+pub(super) enum Pools {
+    F32(Halves<f32>),
+    Bf16(Halves<u16>),
+}
+
+pub(super) struct Halves<T> {
+    /// `[layer][block][kv head][D][position]`
+    pub(super) keys: Vec<T>,
+    /// `[layer][block][kv head][position][D]`
+    pub(super) values: Vec<T>,
+}
+
+/// A number as the pool keeps it; a bf16 as its bits, since the system gives zeroed integers for nothing.
+pub(super) trait Kept: Copy + Send + Sync {
+    const ZERO: Self;
+    fn keep(x: f32) -> Self;
+    fn widen(self) -> f32;
+}
+
+impl Kept for f32 {
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    fn keep(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Kept for u16 {
+    const ZERO: Self = 0;
+
+    #[inline(always)]
+    fn keep(x: f32) -> Self {
+        bf16::from_f32(x).to_bits()
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self) << 16)
+    }
+}
+
+impl PagedCache {
+    pub(in super::super) fn new(layout: CacheLayout, dtype: KvDtype) -> Result<Self, BackendError> {
+        let pools = match dtype {
+            KvDtype::F32 => Pools::F32(Halves::new(&layout)?),
+            KvDtype::Bf16 => Pools::Bf16(Halves::new(&layout)?),
+        };
+        Ok(Self { layout, pools })
+    }
+
+    pub(in super::super) fn bytes(&self) -> usize {
+        match &self.pools {
+            Pools::F32(pools) => pools.bytes(),
+            Pools::Bf16(pools) => pools.bytes(),
+        }
+    }
+
+    /// Whether the span's blocks and this layer are in the pool, and heads are what it was made for.
+    pub(super) fn check(
+        &self,
+        layer: usize,
+        shape: &AttentionShape,
+        span: &SequenceSpan,
+    ) -> Result<(), BackendError> {
+        let CacheLayout { layers, kv_heads, head_size, blocks, block_size } = self.layout;
+        expect("attention", "key-value heads as in the pool", kv_heads, shape.kv_heads)?;
+        expect("attention", "numbers in a head as in the pool", head_size, shape.head_size)?;
+        let needed = (span.start + span.rows.len()).div_ceil(block_size);
+        let inside = span.blocks.iter().all(|&b| (b as usize) < blocks);
+        if layer < layers && inside && span.blocks.len() >= needed {
+            return Ok(());
+        }
+        Err(BackendError::Shape {
+            operation: "attention",
+            expected: format!("{needed} blocks below {blocks}, a layer below {layers}"),
+            got: format!("blocks {:?}, layer {layer}", span.blocks),
+        })
+    }
+
+    /// Writes the spans' rows, in the order of the spans.
+    pub(super) fn write(&mut self, cpu: &Cpu, layer: usize, spans: &[SequenceSpan], k: &Rows, v: &Rows) {
+        let new = New { layout: self.layout, layer, spans, k, v };
+        match &mut self.pools {
+            Pools::F32(pools) => pools.write(cpu, &new),
+            Pools::Bf16(pools) => pools.write(cpu, &new),
+        }
+    }
+}
+
+/// The numbers of `(layer, block, head)` among all keys, and among all values.
+pub(super) fn place(layout: &CacheLayout, layer: usize, block: u32, head: usize) -> Range<usize> {
+    let size = layout.block_size * layout.head_size;
+    let start = ((layer * layout.blocks + block as usize) * layout.kv_heads + head) * size;
+    start..start + size
+}
+
+/// Positions cut where blocks end: block, where in the block, positions.
+pub(super) fn by_block(
+    positions: Range<usize>,
+    block_size: usize,
+    blocks: &[u32],
+) -> impl Iterator<Item = (u32, usize, Range<usize>)> + '_ {
+    let blocks = blocks.iter().enumerate().skip(positions.start / block_size);
+    blocks.map_while(move |(i, &block)| {
+        let start = positions.start.max(i * block_size);
+        let end = positions.end.min((i + 1) * block_size);
+        (start < end).then_some((block, start - i * block_size, start..end))
+    })
+}
+
+/// A step's keys and values of one layer on their way into the pool.
+struct New<'a> {
+    layout: CacheLayout,
+    layer: usize,
+    spans: &'a [SequenceSpan],
+    k: &'a Rows,
+    v: &'a Rows,
+}
+
+impl<T: Kept> Halves<T> {
+    fn bytes(&self) -> usize {
+        size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())
+    }
+
+    fn new(layout: &CacheLayout) -> Result<Self, BackendError> {
+        let CacheLayout { layers, kv_heads, head_size, blocks, block_size } = *layout;
+        let numbers = [layers, kv_heads, head_size, blocks, block_size];
+        let numbers = numbers.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let memory = || BackendError::Memory {
+            what: "the key-value pool".into(),
+            bytes: numbers.map_or(usize::MAX, |n| n.saturating_mul(2 * size_of::<T>())),
+        };
+        // Asked for first, since running out of memory must be an error; then zeroed by the system, which gives a page
+        // only when it is written: a pool costs memory as it fills.
+        let pool = || {
+            let numbers = numbers.ok_or_else(memory)?;
+            Vec::<T>::new().try_reserve_exact(numbers).map_err(|_| memory())?;
+            Ok(vec![T::ZERO; numbers])
+        };
+        Ok(Self { keys: pool()?, values: pool()? })
+    }
+
+    fn write(&mut self, cpu: &Cpu, new: &New<'_>) {
+        let (keys, values) = (Shared::new(&mut self.keys), Shared::new(&mut self.values));
+        // Cut by head, since blocks can be written by several spans, whose order must hold.
+        let write = |piece: usize| {
+            let head = piece / 2;
+            new.each_run(head, |place, offset, rows| {
+                if piece % 2 == 0 {
+                    // SAFETY: this piece alone has this head's keys.
+                    new.keys(head, rows, offset, unsafe { keys.part(place) });
+                } else {
+                    // SAFETY: this piece alone has this head's values.
+                    new.values(head, rows, offset, unsafe { values.part(place) });
+                }
+            });
+        };
+        let (pieces, rows) = (2 * new.layout.kv_heads, new.k.len());
+        match rows {
+            ROWS_FOR_THREADS.. => cpu.each(pieces, |piece| cpu.kernel.vectorised(|| write(piece))),
+            _ => (0..pieces).for_each(write),
+        }
+    }
+}
+
+impl New<'_> {
+    /// Calls `each` with the place of every block that is written, where in the block, and the rows that go there.
+    #[inline(always)]
+    fn each_run(&self, head: usize, mut each: impl FnMut(Range<usize>, usize, Range<usize>)) {
+        for span in self.spans {
+            let positions = span.start..span.start + span.rows.len();
+            for (block, offset, run) in by_block(positions, self.layout.block_size, &span.blocks) {
+                let row = |position: usize| span.rows.start + position - span.start;
+                let place = place(&self.layout, self.layer, block, head);
+                each(place, offset, row(run.start)..row(run.end));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn keys<T: Kept>(&self, head: usize, rows: Range<usize>, offset: usize, block: &mut [T]) {
+        let (size, width) = (self.layout.head_size, self.k.width());
+        let first = rows.start * width + head * size;
+        for (d, block) in block.chunks_exact_mut(self.layout.block_size).enumerate() {
+            let column = self.k.values()[first + d..].iter().step_by(width);
+            block[offset..offset + rows.len()].iter_mut().zip(column).for_each(|(to, &x)| *to = T::keep(x));
+        }
+    }
+
+    #[inline(always)]
+    fn values<T: Kept>(&self, head: usize, rows: Range<usize>, offset: usize, block: &mut [T]) {
+        let size = self.layout.head_size;
+        for (row, value) in rows.zip(block[offset * size..].chunks_exact_mut(size)) {
+            let of_head = &self.v.row(row)[head * size..(head + 1) * size];
+            value.iter_mut().zip(of_head).for_each(|(to, &x)| *to = T::keep(x));
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What a sequence's rows see, as tiles that the kernel can read: contiguous f32, whatever lies behind them.
+#![allow(unsafe_code)]
+
+use super::super::Rows;
+use super::super::matrix::PANEL;
+use super::TILE;
+use super::cache::{Halves, Kept, PagedCache, Pools, by_block, place};
+use std::ops::Range;
+
+/// One sequence's keys and values.
+pub(super) enum Context<'a> {
+    /// This step's own rows, from `first` on.
+    Rows {
+        k: &'a Rows,
+        v: &'a Rows,
+        first: usize,
+    },
+    Cache {
+        cache: &'a PagedCache,
+        layer: usize,
+        blocks: &'a [u32],
+    },
+}
+
+impl Context<'_> {
+    /// Keys of one head at `positions`, at most a tile of them, to `tile [D][TILE]`; the other lanes get something.
+    #[inline(always)]
+    pub(super) fn keys(&self, head: usize, positions: Range<usize>, tile: &mut [[f32; TILE]]) {
+        match self {
+            Self::Rows { k, first, .. } => {
+                let size = tile.len();
+                for (lane, position) in positions.enumerate() {
+                    let key = &k.row(first + position)[head * size..(head + 1) * size];
+                    tile.iter_mut().zip(key).for_each(|(tile, &x)| tile[lane] = x);
+                }
+            }
+            Self::Cache { cache, layer, blocks } => match &cache.pools {
+                Pools::F32(pools) => {
+                    Paged { cache, pools, layer: *layer, head, blocks }.keys(positions, tile);
+                }
+                Pools::Bf16(pools) => {
+                    Paged { cache, pools, layer: *layer, head, blocks }.keys(positions, tile);
+                }
+            },
+        }
+    }
+
+    /// Asks for what [`Self::keys`] or [`Self::values`] will read: blocks are scattered, so no processor can foresee it.
+    #[inline(always)]
+    pub(super) fn ask(&self, half: Half, head: usize, positions: Range<usize>) {
+        if let Self::Cache { cache, layer, blocks } = self {
+            match &cache.pools {
+                Pools::F32(pools) => Paged { cache, pools, layer: *layer, head, blocks }.ask(half, positions),
+                Pools::Bf16(pools) => {
+                    Paged { cache, pools, layer: *layer, head, blocks }.ask(half, positions);
+                }
+            }
+        }
+    }
+
+    /// Values of one head at `positions`, at most a tile of them, to `tile [panel of D][TILE][PANEL]`. Lanes of numbers
+    /// beyond D stay as they are.
+    #[inline(always)]
+    pub(super) fn values(
+        &self,
+        head: usize,
+        size: usize,
+        positions: Range<usize>,
+        tile: &mut [[f32; PANEL]],
+    ) {
+        match self {
+            Self::Rows { v, first, .. } => {
+                for (lane, position) in positions.enumerate() {
+                    let value = &v.row(first + position)[head * size..(head + 1) * size];
+                    put_value(value, lane, tile);
+                }
+            }
+            Self::Cache { cache, layer, blocks } => match &cache.pools {
+                Pools::F32(pools) => {
+                    Paged { cache, pools, layer: *layer, head, blocks }.values(positions, tile);
+                }
+                Pools::Bf16(pools) => {
+                    Paged { cache, pools, layer: *layer, head, blocks }.values(positions, tile);
+                }
+            },
+        }
+    }
+}
+
+/// Which half of the pool.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Half {
+    Keys,
+    Values,
+}
+
+/// Bytes that memory gives at a time.
+const LINE: usize = 64;
+
+/// Asks for memory that will be read soon.
+#[inline(always)]
+fn ask_for<T>(numbers: &[T]) {
+    for line in numbers.chunks(LINE / size_of::<T>()) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 has this instruction, and it changes nothing but the cache.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
+#[inline(always)]
+fn put_value<T: Kept>(value: &[T], lane: usize, tile: &mut [[f32; PANEL]]) {
+    let (panels, rest) = value.as_chunks::<PANEL>();
+    for (panel, value) in panels.iter().enumerate() {
+        // Not `map`, which stays a function of its own, compiled for no instruction set; so for keys.
+        tile[panel * TILE + lane].iter_mut().zip(value).for_each(|(to, x)| *to = x.widen());
+    }
+    if !rest.is_empty() {
+        let tile = &mut tile[panels.len() * TILE + lane];
+        tile.iter_mut().zip(rest).for_each(|(to, x)| *to = x.widen());
+    }
+}
+
+/// One head of one sequence in the pool.
+struct Paged<'a, T> {
+    cache: &'a PagedCache,
+    pools: &'a Halves<T>,
+    layer: usize,
+    head: usize,
+    blocks: &'a [u32],
+}
+
+impl<T: Kept> Paged<'_, T> {
+    #[inline(always)]
+    fn ask(&self, half: Half, positions: Range<usize>) {
+        let layout = &self.cache.layout;
+        if layout.block_size > TILE {
+            return;
+        }
+        let numbers = if half == Half::Keys { &self.pools.keys } else { &self.pools.values };
+        for (block, ..) in by_block(positions, layout.block_size, self.blocks) {
+            ask_for(&numbers[place(layout, self.layer, block, self.head)]);
+        }
+    }
+
+    #[inline(always)]
+    fn keys(&self, positions: Range<usize>, tile: &mut [[f32; TILE]]) {
+        let layout = &self.cache.layout;
+        // Whole blocks even where the sequence ends within one, so that the copies below have few sizes.
+        let whole = positions.start..positions.start + TILE;
+        for (block, offset, run) in by_block(whole, layout.block_size, self.blocks) {
+            if run.start >= positions.end {
+                break;
+            }
+            let block = &self.pools.keys[place(layout, self.layer, block, self.head)];
+            let (from, to) = ((layout.block_size, offset), run.start - positions.start);
+            match run.len() {
+                TILE => put_keys::<T, TILE>(block, from, tile, to),
+                16 => put_keys::<T, 16>(block, from, tile, to),
+                8 => put_keys::<T, 8>(block, from, tile, to),
+                1 => put_keys::<T, 1>(block, from, tile, to),
+                count => {
+                    for (tile, block) in tile.iter_mut().zip(block.chunks_exact(layout.block_size)) {
+                        let keys = &block[offset..offset + count];
+                        tile[to..to + count].iter_mut().zip(keys).for_each(|(to, x)| *to = x.widen());
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values(&self, positions: Range<usize>, tile: &mut [[f32; PANEL]]) {
+        let layout = &self.cache.layout;
+        let (start, size) = (positions.start, layout.head_size);
+        for (block, offset, run) in by_block(positions, layout.block_size, self.blocks) {
+            let block = &self.pools.values[place(layout, self.layer, block, self.head)];
+            let values = block[offset * size..].chunks_exact(size);
+            for (value, position) in values.zip(run) {
+                put_value(value, position - start, tile);
+            }
+        }
+    }
+}
+
+/// `N` positions of a block `[D][block_size]`, from `offset` on, to lanes `to..` of the tile.
+#[inline(always)]
+fn put_keys<T: Kept, const N: usize>(
+    block: &[T],
+    (block_size, offset): (usize, usize),
+    tile: &mut [[f32; TILE]],
+    to: usize,
+) {
+    for (tile, block) in tile.iter_mut().zip(block.chunks_exact(block_size)) {
+        let keys: Option<&[T; N]> = block[offset..].first_chunk();
+        if let (Some(keys), Some(tile)) = (keys, tile[to..].first_chunk_mut::<N>()) {
+            tile.iter_mut().zip(keys).for_each(|(to, x)| *to = x.widen());
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Causal attention of a step: what is done by whom. `cache` writes keys and values, `context` reads them tile by tile,
+//! `block` computes, by `products` of `lanes`.
+//!
+//! Work is cut into blocks of rows under one key-value head, so that every tile of keys and values that is read serves
+//! all query heads that share it and several rows. Where a sequence has few rows and a long context, as in decoding,
+//! each stretch of the context is a piece of work of its own, and a second phase joins them.
+#![allow(unsafe_code)]
+
+mod block;
+mod cache;
+mod context;
+mod lanes;
+mod products;
+#[cfg(test)]
+mod tests;
+
+pub use cache::{KvDtype, PagedCache};
+
+use super::matrix::PANEL;
+use super::shared::Shared;
+use super::team::Pieces;
+use super::{Cpu, Rows, expect};
+use crate::backend::{AttentionShape, BackendError, SequenceSpan};
+use block::{Block, Part, Scratch};
+use context::Context;
+use std::cmp::Reverse;
+use std::ops::Range;
+
+/// Positions that are read together: the lanes of a vector.
+const TILE: usize = PANEL;
+/// Positions that share one softmax, and the least that a thread takes of a long context; whole tiles.
+const STRETCH: usize = 256;
+/// Query vectors of a block, at most: enough that gathering a tile costs little beside its products, few enough that
+/// their scores stay in the second-level cache. At least, where there are threads that would have nothing to do.
+const VECTORS: [usize; 2] = [96, 24];
+
+pub(super) fn attention(
+    cpu: &Cpu,
+    q: &Rows,
+    k: &Rows,
+    v: &Rows,
+    shape: &AttentionShape,
+    spans: &[SequenceSpan],
+    mut cache: Option<(&mut PagedCache, usize)>,
+) -> Result<Rows, BackendError> {
+    let AttentionShape { query_heads, kv_heads, head_size } = *shape;
+    expect("attention", "query columns", query_heads * head_size, q.width())?;
+    expect("attention", "key columns", kv_heads * head_size, k.width())?;
+    expect("attention", "value columns", kv_heads * head_size, v.width())?;
+    expect("attention", "keys", q.len(), k.len())?;
+    expect("attention", "values", q.len(), v.len())?;
+    for span in spans {
+        expect("attention", "rows", span.rows.end, span.rows.end.min(q.len()))?;
+        match &cache {
+            Some((cache, layer)) => cache.check(*layer, shape, span)?,
+            None => expect("attention", "cached positions without a cache", 0, span.start)?,
+        }
+    }
+    if let Some((cache, layer)) = &mut cache {
+        cache.write(cpu, *layer, spans, k, v);
+    }
+    let step = Step { cpu, q, k, v, shape, spans, cache: cache.map(|(cache, layer)| (&*cache, layer)) };
+    Ok(step.run(&Plan::new(shape, spans, cpu.threads)))
+}
+
+/// Rows of one span under one key-value head.
+#[derive(Clone)]
+struct BlockPlace {
+    span: usize,
+    rows: Range<usize>,
+    head: usize,
+}
+
+/// Some stretches of what a block's rows see.
+struct Piece {
+    block: BlockPlace,
+    stretches: Range<usize>,
+    /// About so many scores for each query head.
+    scores: usize,
+    /// Where its part goes, if others are joined with it later; else it is the whole.
+    part: Option<Range<usize>>,
+}
+
+/// A block whose stretches are pieces of their own.
+struct Join {
+    block: BlockPlace,
+    /// Its parts, one behind the other.
+    parts: Range<usize>,
+}
+
+struct Plan {
+    pieces: Vec<Piece>,
+    joins: Vec<Join>,
+    /// Floats of all parts.
+    parts: usize,
+    /// Query vectors of the largest block.
+    vectors: usize,
+}
+
+impl Plan {
+    /// How work is cut for so many threads changes no result.
+    fn new(shape: &AttentionShape, spans: &[SequenceSpan], threads: usize) -> Self {
+        let group = shape.query_heads / shape.kv_heads;
+        let mut plan = Self { pieces: Vec::new(), joins: Vec::new(), parts: 0, vectors: 0 };
+        let [most, least] = VECTORS.map(|vectors| (vectors / group).max(1));
+        let pieces = |rows: usize| -> usize {
+            spans.iter().map(|span| shape.kv_heads * span.rows.len().div_ceil(rows)).sum()
+        };
+        let enough = |&rows: &usize| rows <= least || pieces(rows) >= 4 * threads;
+        let rows_together = (0..).map(|halvings| most >> halvings).find(enough).unwrap_or(least).max(1);
+        for (index, span) in spans.iter().enumerate() {
+            for start in span.rows.clone().step_by(rows_together) {
+                let rows = start..span.rows.end.min(start + rows_together);
+                plan.vectors = plan.vectors.max(rows.len() * group);
+                let seen = span.start + rows.end - span.rows.start;
+                let stretches = seen.div_ceil(STRETCH);
+                let split = stretches > 1 && span.rows.len() <= rows_together;
+                for head in 0..shape.kv_heads {
+                    let block = BlockPlace { span: index, rows: rows.clone(), head };
+                    if split {
+                        plan.split(block, stretches, Part::floats(rows.len() * group, shape.head_size));
+                    } else {
+                        let scores = rows.len() * seen;
+                        plan.pieces.push(Piece { block, stretches: 0..stretches, scores, part: None });
+                    }
+                }
+            }
+        }
+        // The largest first, so that all threads end at about the same time.
+        plan.pieces.sort_by_key(|piece| Reverse(piece.scores));
+        plan
+    }
+
+    fn split(&mut self, block: BlockPlace, stretches: usize, floats: usize) {
+        let parts = self.parts..self.parts + stretches * floats;
+        for stretch in 0..stretches {
+            let start = self.parts + stretch * floats;
+            let (block, part) = (block.clone(), Some(start..start + floats));
+            let scores = block.rows.len() * STRETCH;
+            self.pieces.push(Piece { block, stretches: stretch..stretch + 1, scores, part });
+        }
+        self.parts = parts.end;
+        self.joins.push(Join { block, parts });
+    }
+}
+
+struct Step<'a> {
+    cpu: &'a Cpu,
+    q: &'a Rows,
+    k: &'a Rows,
+    v: &'a Rows,
+    shape: &'a AttentionShape,
+    spans: &'a [SequenceSpan],
+    cache: Option<(&'a PagedCache, usize)>,
+}
+
+impl Step<'_> {
+    fn run(&self, plan: &Plan) -> Rows {
+        let mut y = Rows::zeros(self.q.len(), self.q.width());
+        let mut parts = vec![0.0; plan.parts];
+        let output = Shared::new(y.values_mut());
+        let parts = Shared::new(&mut parts);
+        let (pieces, joins) = (Pieces::new(plan.pieces.len()), Pieces::new(plan.joins.len()));
+        self.cpu.team.run(|member| {
+            let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
+            member.share(&pieces, |range| {
+                plan.pieces[range].iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output));
+            });
+            if !plan.joins.is_empty() {
+                member.barrier();
+                member.share(&joins, |range| {
+                    plan.joins[range].iter().for_each(|join| self.join(join, &parts, &output));
+                });
+            }
+        });
+        drop(output);
+        y
+    }
+
+    fn block(&self, place: &BlockPlace) -> Block<'_> {
+        let span = &self.spans[place.span];
+        let context = match self.cache {
+            Some((cache, layer)) => Context::Cache { cache, layer, blocks: &span.blocks },
+            None => Context::Rows { k: self.k, v: self.v, first: span.rows.start },
+        };
+        Block {
+            context,
+            q: self.q,
+            rows: place.rows.clone(),
+            seen: span.start + place.rows.start - span.rows.start + 1,
+            head: place.head,
+            group: self.shape.query_heads / self.shape.kv_heads,
+            head_size: self.shape.head_size,
+        }
+    }
+
+    fn piece(&self, piece: &Piece, buffers: &mut Buffers, parts: &Shared<'_, f32>, output: &Shared<'_, f32>) {
+        let block = self.block(&piece.block);
+        let Buffers { scratch, all, spare } = buffers;
+        let stretches = piece.stretches.clone();
+        if let Some(part) = &piece.part {
+            // SAFETY: each piece has a part of its own, and is done once.
+            let part = unsafe { parts.part(part.clone()) };
+            block.attend(self.cpu.kernel, stretches, scratch, part, spare);
+        } else {
+            block.attend(self.cpu.kernel, stretches, scratch, all, spare);
+            self.finish(&block, &Part::of(all, block.vectors(), block.head_size), output);
+        }
+    }
+
+    fn join(&self, join: &Join, parts: &Shared<'_, f32>, output: &Shared<'_, f32>) {
+        let block = self.block(&join.block);
+        let (vectors, size) = (block.vectors(), block.head_size);
+        // SAFETY: each join has parts of its own; those who wrote them have passed the barrier.
+        let parts = unsafe { parts.part(join.parts.clone()) };
+        let mut parts = parts.chunks_exact_mut(Part::floats(vectors, size)).enumerate();
+        let Some((_, all)) = parts.next() else { return };
+        let mut all = Part::of(all, vectors, size);
+        for (stretch, later) in parts {
+            self.cpu.kernel.vectorised(|| {
+                all.join(&Part::of(later, vectors, size), block.first(stretch * STRETCH));
+            });
+        }
+        self.finish(&block, &all, output);
+    }
+
+    /// Writes a block's rows, whose context `part` covers.
+    fn finish(&self, block: &Block<'_>, part: &Part<'_>, output: &Shared<'_, f32>) {
+        let of_head = block.group * block.head_size;
+        for (i, row) in block.rows.clone().enumerate() {
+            let start = row * self.q.width() + block.head * of_head;
+            // SAFETY: these columns of these rows belong to this block alone, and it is finished once.
+            let output = unsafe { output.part(start..start + of_head) };
+            self.cpu.kernel.vectorised(|| {
+                for (n, output) in output.chunks_exact_mut(block.head_size).enumerate() {
+                    part.write(i * block.group + n, output);
+                }
+            });
+        }
+    }
+}
+
+/// What one thread works in.
+struct Buffers {
+    scratch: Scratch,
+    /// The part of all stretches of a block, and of one of them.
+    all: Vec<f32>,
+    spare: Vec<f32>,
+}
+
+impl Buffers {
+    fn new(vectors: usize, head_size: usize) -> Self {
+        let part = vec![0.0; Part::floats(vectors, head_size)];
+        Self { scratch: Scratch::new(vectors, head_size), all: part.clone(), spare: part }
+    }
+}
