@@ -89,15 +89,17 @@ impl<'a> Group<'a> {
             inputs,
             shrunk: shrunk.collect::<Result<_, _>>()?,
             length,
-            preparing: Pieces::new(length.div_ceil(FEW)),
-            shrinking: Pieces::new(if adapted > 0 { length.div_ceil(FEW) * plans.len() } else { 0 }),
-            multiplying: Pieces::new(length.div_ceil(CHUNK) * panels),
+            preparing: cpu.team.pieces(length.div_ceil(FEW)),
+            shrinking: cpu.team.pieces(if adapted > 0 { length.div_ceil(FEW) * plans.len() } else { 0 }),
+            multiplying: cpu.team.pieces(length.div_ceil(CHUNK) * panels),
         })
     }
 
-    /// The panels of one plan times the chunks of rows.
-    pub(super) fn pieces_of(&self, plan: usize) -> Pieces {
-        Pieces::new(self.plans[plan].linear.weight.rows().div_ceil(PANEL) * self.length.div_ceil(CHUNK))
+    /// The first plan's panels only: each brings those of the others with it.
+    pub(super) fn paired(self) -> Self {
+        let panels = self.plans[0].linear.weight.rows().div_ceil(PANEL);
+        let multiplying = self.cpu.team.pieces(self.length.div_ceil(CHUNK) * panels);
+        Self { multiplying, ..self }
     }
 
     /// Norms and rounds all rows; ends with a barrier.
@@ -122,6 +124,12 @@ impl<'a> Group<'a> {
                 });
             }
         });
+        // Memory answers while the others finish.
+        let parts = self.length.div_ceil(FEW);
+        match self.plans.get(member.first_of(&self.shrinking) / parts) {
+            Some(plan) if !plan.adapters.is_empty() => plan.adapters[0].adapter.a.ask_for(0),
+            _ => self.ask_for_panel(member.first_of(&self.multiplying)),
+        }
         member.barrier();
     }
 
@@ -143,6 +151,7 @@ impl<'a> Group<'a> {
                 }
             }
         });
+        self.ask_for_panel(member.first_of(&self.multiplying));
         member.barrier();
     }
 
@@ -180,22 +189,37 @@ impl<'a> Group<'a> {
 
     /// Calls `work` with plan, panel and a range of the plan's rows, for all of them.
     pub(super) fn each_panel(&self, member: &Member<'_>, work: impl Fn(usize, usize, Range<usize>)) {
-        let panels = self.plans.iter().map(|plan| plan.linear.weight.rows().div_ceil(PANEL));
-        let all = panels.clone().sum::<usize>();
+        let panels = self.panels();
         member.share(&self.multiplying, |pieces| {
             for piece in pieces {
-                let (part, mut panel) = (piece / all, piece % all);
-                let mut plan = 0;
-                for panels in panels.clone() {
-                    if panel < panels {
-                        break;
-                    }
-                    panel -= panels;
-                    plan += 1;
-                }
+                let (plan, panel) = self.panel(piece % panels);
+                let part = piece / panels;
                 work(plan, panel, part * CHUNK..self.length.min((part + 1) * CHUNK));
             }
         });
+    }
+
+    /// Panels of all plans.
+    fn panels(&self) -> usize {
+        self.plans.iter().map(|plan| plan.linear.weight.rows().div_ceil(PANEL)).sum()
+    }
+
+    /// The plan and its panel behind a number below [`Self::panels`].
+    fn panel(&self, mut panel: usize) -> (usize, usize) {
+        for (index, plan) in self.plans.iter().enumerate() {
+            let panels = plan.linear.weight.rows().div_ceil(PANEL);
+            if panel < panels {
+                return (index, panel);
+            }
+            panel -= panels;
+        }
+        (0, 0)
+    }
+
+    fn ask_for_panel(&self, piece: usize) {
+        let panels = self.multiplying.count() / self.length.div_ceil(CHUNK).max(1);
+        let (plan, panel) = self.panel(piece % panels.max(1));
+        self.plans[plan].linear.weight.ask_for(panel);
     }
 
     /// Calls `work` with a few of the range's rows at a time (by their place in the plan), as far as they reach the
@@ -261,12 +285,11 @@ impl<'a> Group<'a> {
     pub(super) fn multiply_gated(
         &self,
         member: &Member<'_>,
-        pieces: &Pieces,
         gated: &Shared<'_, f32>,
         width: usize,
     ) {
         let panels = width.div_ceil(PANEL);
-        member.share(pieces, |pieces| {
+        member.share(&self.multiplying, |pieces| {
             for piece in pieces {
                 let (part, panel) = (piece / panels, piece % panels);
                 let chunk = part * CHUNK..self.length.min((part + 1) * CHUNK);

@@ -253,6 +253,25 @@ unsafe fn stage<V: Vector, const FORM: usize>(
     }
 }
 
+/// Adds the products with dense weights to `$sums`, one input or pair of inputs of all rows after the other. A macro, since
+/// a closure would not be inlined, see `vector::avx2`.
+macro_rules! dense {
+    ($V:ident, $R:ident, $sums:ident, $weights:ident, $x:ident, $load:expr, |$sum:ident, $one:ident, $w:ident| $add:expr) => {
+        assert!($x.iter().all(|x| x.len() == $weights.len()));
+        for (k, weights) in $weights.iter().enumerate() {
+            for line in (0..size_of_val(weights)).step_by(LINE) {
+                $V::prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(AHEAD + line));
+            }
+            let $w = $load(weights);
+            for r in 0..$R {
+                // SAFETY: as long as the weights, as just checked; here the check would cost as much as the product.
+                let ($sum, $one) = ($sums[r], unsafe { *$x[r].get_unchecked(k) });
+                $sums[r] = $add;
+            }
+        }
+    };
+}
+
 /// `R` rows from `row` on; returns `R`.
 ///
 /// # Safety
@@ -281,7 +300,7 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 // SAFETY: by contract; so below.
                 x[r] = unsafe { &inputs.f32(rows[r].row)[range.clone()] };
             }
-            dense(&mut sums, weights, x, V::load, |sum, x, w| sum.add_product(V::splat(x), w));
+            dense!(V, R, sums, weights, x, V::load, |sum, x, w| sum.add_product(V::splat(x), w));
         }
         Panels::Bf16(packed) if FORM == BF16 => {
             let panels: &[[[half::bf16; 2]; PANEL]] = bytemuck::cast_slice(packed.bytes());
@@ -291,7 +310,7 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 // SAFETY: by contract.
                 x[r] = unsafe { &inputs.pairs(rows[r].row)[range.clone()] };
             }
-            dense(&mut sums, weights, x, V::load_pairs, V::add_dot);
+            dense!(V, R, sums, weights, x, V::load_pairs, |sum, x, w| sum.add_dot(x, w));
         }
         Panels::Blocks(blocks) if FORM < LAYOUTS.len() => {
             let per_panel = matrix.columns().div_ceil(PANEL);
@@ -312,24 +331,6 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
         sums[r].store(&mut lanes[r]);
     }
     R
-}
-
-#[inline(always)]
-fn dense<V: Vector, W, L: Copy, X: Copy, const R: usize>(
-    sums: &mut [V; R],
-    weights: &[W],
-    x: [&[X]; R],
-    load: impl Fn(&W) -> L,
-    add: impl Fn(V, X, L) -> V,
-) {
-    assert!(x.iter().all(|x| x.len() == weights.len()));
-    for (k, weights) in weights.iter().enumerate() {
-        let weights = load(weights);
-        for r in 0..R {
-            // SAFETY: as long as the weights, as just checked; here the check would cost as much as the product.
-            sums[r] = add(sums[r], unsafe { *x[r].get_unchecked(k) }, weights);
-        }
-    }
 }
 
 /// Bytes of a cache line.

@@ -214,6 +214,20 @@ impl Matrix {
         places.chunks(BLOCK).map(of_block).collect()
     }
 
+    /// Asks for the beginning of a panel, which will be read soon.
+    pub(super) fn ask_for(&self, panel: usize) {
+        let inputs = match &self.panels {
+            Panels::F32(_) => self.columns * PANEL * size_of::<f32>(),
+            Panels::Bf16(_) => self.columns.div_ceil(2) * 2 * PANEL * size_of::<bf16>(),
+            Panels::Blocks(blocks) => self.columns.div_ceil(BLOCK) * blocks.layout.record(),
+        };
+        match &self.panels {
+            Panels::F32(packed) | Panels::Bf16(packed) | Panels::Blocks(BlockPanels { packed, .. }) => {
+                packed.ask_for(panel * inputs);
+            }
+        }
+    }
+
     /// Row `row` as f32, for an embedding.
     pub(super) fn unpack_row(&self, row: usize, into: &mut [f32]) {
         let (panel, lane) = (row / PANEL, row % PANEL);

@@ -12,7 +12,7 @@ use super::kernel::{Lanes, TILE, Tile, TileRow};
 use super::matrix::{Matrix, PANEL};
 use super::plan::{Plan, RowPlan, size};
 use super::shared::Shared;
-use super::team::{Member, Pieces};
+use super::team::Member;
 use super::{Cpu, Rows};
 use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
 
@@ -116,18 +116,18 @@ pub(super) fn gated_mlp(
     let down = [Plan::new(&mlp.down, (length, channels), segments)?];
     let mut scratch = cpu.scratch();
     let Scratch { first, second, gated } = &mut *scratch;
-    let (group, last) = (Group::new(cpu, &plans, length, first)?, Group::new(cpu, &down, length, second)?);
+    let group = Group::new(cpu, &plans, length, first)?.paired();
+    let last = Group::new(cpu, &down, length, second)?;
     if gated.len() < length * channels {
         gated.resize(length * channels, 0.0);
     }
-    let gating = group.pieces_of(0);
     let (gated, columns) = (Shared::new(&mut gated[..length * channels]), Columns::new(&mut output));
     // What is added to is read by the first phase of all and written by the last, with barriers between.
     let source = x.map_or(Source::Shared(&columns.values, hidden), Source::Rows);
     cpu.team.run(|member| {
         group.prepare(member, &source, norm);
         group.shrink(member);
-        group.multiply_gated(member, &gating, &gated, channels);
+        group.multiply_gated(member, &gated, channels);
         member.barrier();
         last.prepare(member, &Source::Shared(&gated, channels), None);
         last.shrink(member);
@@ -146,7 +146,7 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let output = Columns::new(&mut y);
     let quads = weight.quads(weight.columns());
     let rows = (0..x.len()).map(|row| TileRow { row, inp: weight.columns() }).collect::<Vec<_>>();
-    let (preparing, panels) = (Pieces::new(x.len()), Pieces::new(weight.rows().div_ceil(PANEL)));
+    let (preparing, panels) = (cpu.team.pieces(x.len()), cpu.team.pieces(weight.rows().div_ceil(PANEL)));
     cpu.team.run(|member| {
         member.share(&preparing, |rows| {
             // SAFETY: each row is one piece, and nobody reads before the barrier.

@@ -61,10 +61,18 @@ pub(super) struct Member<'a> {
 }
 
 /// Pieces of work `0..count` that the threads of a run take one after the other, each piece once.
+///
+/// Each thread has a range of its own and begins there, so that it reads memory in order and what it asks for ahead is
+/// its own; who is done takes over what others have not begun.
 pub(super) struct Pieces {
-    next: AtomicUsize,
+    /// By thread: the next piece of its range.
+    next: Vec<Padded>,
     count: usize,
 }
+
+/// Alone on its cache lines, which the processor fetches in pairs.
+#[repr(align(128))]
+struct Padded(AtomicUsize);
 
 impl Team {
     /// A leader and `threads - 1` members; fewer where the system gives no more threads.
@@ -137,12 +145,17 @@ impl Team {
         }
     }
 
+    /// Work to be shared in one run, once.
+    pub(super) fn pieces(&self, count: usize) -> Pieces {
+        Pieces::new(count, self.shared.threads)
+    }
+
     /// Runs `work` for each of `0..count`, on all threads if there is more than one piece.
     pub(super) fn each(&self, count: usize, work: impl Fn(usize) + Sync) {
         if count <= 1 {
             return (0..count).for_each(work);
         }
-        let pieces = Pieces::new(count);
+        let pieces = self.pieces(count);
         self.run(|member| member.share(&pieces, |range| range.for_each(&work)));
     }
 }
@@ -237,26 +250,45 @@ impl Member<'_> {
         assert!(!broken(), "another computing thread panicked");
     }
 
-    /// Takes pieces until none is left. Each call of `work` gets neighbours, so that a thread reads memory in order.
+    /// Takes pieces until none is left. Each call of `work` gets neighbours.
     pub(super) fn share(&self, pieces: &Pieces, mut work: impl FnMut(Range<usize>)) {
-        if self.shared.threads == 1 {
+        let threads = pieces.next.len();
+        if threads == 1 {
             return work(0..pieces.count);
         }
         // Small enough that the last ones end at about the same time.
-        let at_once = (pieces.count / (8 * self.shared.threads)).max(1);
-        loop {
-            let start = pieces.next.fetch_add(at_once, Ordering::Relaxed);
-            if start >= pieces.count {
-                return;
+        let at_once = (pieces.count / (8 * threads)).max(1);
+        for owner in (self.index..threads).chain(0..self.index) {
+            let end = pieces.start_of(owner + 1);
+            loop {
+                let start = pieces.next[owner].0.fetch_add(at_once, Ordering::Relaxed);
+                if start >= end {
+                    break;
+                }
+                work(start..(start + at_once).min(end));
             }
-            work(start..(start + at_once).min(pieces.count));
         }
+    }
+
+    /// The piece that this thread will begin with.
+    pub(super) fn first_of(&self, pieces: &Pieces) -> usize {
+        pieces.start_of(self.index)
     }
 }
 
 impl Pieces {
-    pub(super) fn new(count: usize) -> Self {
-        Self { next: AtomicUsize::new(0), count }
+    fn new(count: usize, threads: usize) -> Self {
+        let next = |thread| Padded(AtomicUsize::new(count * thread / threads));
+        Self { next: (0..threads).map(next).collect(), count }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Where a thread's range begins.
+    fn start_of(&self, thread: usize) -> usize {
+        self.count * thread / self.next.len()
     }
 }
 
@@ -270,7 +302,7 @@ mod tests {
             let team = Team::new(threads);
             for count in [0, 1, 2, 7, 133] {
                 let done = (0..count).map(|_| AtomicUsize::new(0)).collect::<Vec<_>>();
-                let (first, second) = (Pieces::new(count), Pieces::new(count));
+                let (first, second) = (team.pieces(count), team.pieces(count));
                 team.run(|member| {
                     member.share(&first, |range| {
                         range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed));

@@ -18,7 +18,6 @@ pub use cache::{KvDtype, PagedCache};
 
 use super::matrix::PANEL;
 use super::shared::Shared;
-use super::team::Pieces;
 use super::{Cpu, Rows, expect};
 use crate::backend::{AttentionShape, BackendError, SequenceSpan};
 use block::{Block, Part, Scratch};
@@ -160,7 +159,7 @@ impl Step<'_> {
         let mut parts = vec![0.0; plan.parts];
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
-        let (pieces, joins) = (Pieces::new(plan.pieces.len()), Pieces::new(plan.joins.len()));
+        let (pieces, joins) = (self.cpu.team.pieces(plan.pieces.len()), self.cpu.team.pieces(plan.joins.len()));
         self.cpu.team.run(|member| {
             let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
             member.share(&pieces, |range| {
