@@ -121,7 +121,7 @@ impl Team {
         // until `working` is zero, and this function does not return, nor unwind, before that.
         unsafe {
             *shared.job.get() =
-                Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job))
+                Some(std::mem::transmute::<*const (dyn Fn(&Member<'_>) + Sync + '_), Job>(job));
         };
         shared.run.fetch_add(1, Ordering::SeqCst);
         for (asleep, thread) in shared.asleep.iter().zip(&self.sleepers) {
@@ -273,7 +273,7 @@ mod tests {
                 let (first, second) = (Pieces::new(count), Pieces::new(count));
                 team.run(|member| {
                     member.share(&first, |range| {
-                        range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed))
+                        range.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed));
                     });
                     member.barrier();
                     member.share(&second, |_| {

@@ -173,7 +173,6 @@ impl Step<'_> {
                 });
             }
         });
-        drop(output);
         y
     }
 
