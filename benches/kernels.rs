@@ -5,7 +5,7 @@
 //! `mixed` (several sub-networks in one batch) beside the same rows in one sub-network.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use lonas::backend::cpu::{Cpu, Dtype, Rows};
+use lonas::backend::cpu::{Cpu, Dtype, KvDtype, PagedCache, Rows};
 use lonas::backend::{
     Adapter, AttentionShape, Backend, CacheLayout, Linear, Segment, Selection, SequenceSpan,
 };
@@ -143,47 +143,63 @@ fn mixed(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One layer of SmolLM2-135M's attention in its serving pool: a prompt of 512, bound by arithmetic, and streams that
-/// decode at a context, bound by the bytes of their keys and values.
+/// SmolLM2-135M's attention in its serving pool, one layer a time: a prompt of 512 tokens, bound by arithmetic, and streams
+/// that decode at a context, bound by the bytes of their keys and values.
 fn attention(criterion: &mut Criterion) {
+    const SHAPE: AttentionShape = AttentionShape { query_heads: 9, kv_heads: 3, head_size: 64 };
     const BLOCK_SIZE: usize = 16;
-    let shape = AttentionShape { query_heads: 9, kv_heads: 3, head_size: 64 };
-    let (n, k) = (shape.query_heads * shape.head_size, shape.kv_heads * shape.head_size);
+    // All layers in turn, so that a layer's keys and values are as cold as in a model.
+    const LAYERS: usize = 30;
+    let AttentionShape { query_heads, kv_heads, head_size } = SHAPE;
     let mut group = criterion.benchmark_group("attention");
-    let cases: [(&str, usize, usize, usize); 5] = [
-        ("prefill 512", 1, 0, 512),
-        ("decode at 128", 1, 127, 1),
-        ("decode at 128", 8, 127, 1),
-        ("decode at 2048", 1, 2047, 1),
-        ("decode at 2048", 8, 2047, 1),
-    ];
-    for (what, streams, start, rows) in cases {
-        let blocks = (start + rows).div_ceil(BLOCK_SIZE);
-        let AttentionShape { kv_heads, head_size, .. } = shape;
-        let blocks_in_all = blocks * streams;
-        let layout =
-            CacheLayout { layers: 1, kv_heads, head_size, blocks: blocks_in_all, block_size: BLOCK_SIZE };
+    group.sample_size(20);
+    let cases = [("prefill", 512, 512), ("decode", 128, 1), ("decode", 2048, 1)];
+    let cases = cases.iter().flat_map(|case| [(case, 1usize), (case, 8)]);
+    for (&(what, context, rows), streams) in cases.filter(|(case, streams)| case.2 == 1 || *streams == 1) {
+        let blocks = usize::div_ceil(context, BLOCK_SIZE);
+        // Scattered, as after a while of serving.
+        let table = |stream: usize| (0..blocks).map(|b| (b * streams + stream) as u32).collect();
         let span = |stream: usize| SequenceSpan {
             rows: stream * rows..(stream + 1) * rows,
-            start,
-            // Scattered, as after a while of serving.
-            blocks: (0..blocks).map(|b| (b * streams + stream) as u32).collect(),
+            start: context - rows,
+            blocks: table(stream),
         };
         let spans = (0..streams).map(span).collect::<Vec<_>>();
-        let [q, kv] = [n, k].map(|width| Rows::new(width, random(streams * rows * width)));
-        if start == 0 {
-            let products = (1..=rows).sum::<usize>() * shape.query_heads * shape.head_size * 2;
-            group.throughput(Throughput::Elements(2 * products as u64));
-        } else {
-            group.throughput(Throughput::Bytes(8 * (streams * (start + rows) * k) as u64));
+        let x = |heads: usize| Rows::new(heads * head_size, random(streams * rows * heads * head_size));
+        let (q, kv) = (x(query_heads), x(kv_heads));
+        for (name, dtype, bytes) in [("f32", KvDtype::F32, 4), ("bf16", KvDtype::Bf16, 2)] {
+            group.throughput(if rows > 1 {
+                let products = (1..=rows).sum::<usize>() * query_heads * head_size * 2;
+                Throughput::Elements(2 * products as u64)
+            } else {
+                Throughput::Bytes((streams * context * 2 * kv_heads * head_size * bytes) as u64)
+            });
+            let cpu = Cpu::new(Dtype::Auto, 0).with_kv(dtype);
+            let blocks = blocks * streams;
+            let layout = CacheLayout { layers: LAYERS, kv_heads, head_size, blocks, block_size: BLOCK_SIZE };
+            let mut cache = cpu.cache(layout).expect("a pool of this size");
+            fill(&cpu, &mut cache, &layout, SHAPE);
+            let mut layers = (0..LAYERS).cycle();
+            group.bench_function(BenchmarkId::new(name, format!("{what} {context} x{streams}")), |b| {
+                b.iter(|| {
+                    let cache = layers.next().map(|layer| (&mut cache, layer));
+                    cpu.attention(black_box(&q), &kv, &kv, &SHAPE, &spans, cache)
+                });
+            });
         }
-        let cpu = Cpu::new(Dtype::Auto, 0);
-        let mut cache = cpu.cache(layout).expect("a pool of this size");
-        group.bench_function(BenchmarkId::new("f32", format!("{what} x{streams}")), |b| {
-            b.iter(|| cpu.attention(black_box(&q), &kv, &kv, &shape, &spans, Some((&mut cache, 0))));
-        });
     }
     group.finish();
+}
+
+/// Writes to all of a pool, so that the system has given its memory.
+fn fill(cpu: &Cpu, cache: &mut PagedCache, layout: &CacheLayout, shape: AttentionShape) {
+    let CacheLayout { layers, blocks, block_size, .. } = *layout;
+    let x = |heads: usize| Rows::new(heads * shape.head_size, random(block_size * heads * shape.head_size));
+    let (q, kv) = (x(shape.query_heads), x(shape.kv_heads));
+    for (layer, block) in (0..layers).flat_map(|layer| (0..blocks as u32).map(move |block| (layer, block))) {
+        let span = SequenceSpan { rows: 0..block_size, start: 0, blocks: vec![block] };
+        cpu.attention(&q, &kv, &kv, &shape, &[span], Some((cache, layer))).expect("a block of the pool");
+    }
 }
 
 criterion_group!(benches, decode, prefill, mixed, attention);

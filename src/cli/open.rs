@@ -5,7 +5,7 @@ use crate::artifact::{
     ArtifactError, Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder,
     TokenizerSource, locate,
 };
-use crate::backend::cpu::{Cpu, Dtype};
+use crate::backend::cpu::{Cpu, Dtype, KvDtype};
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, Selection};
 use crate::model::Executor;
@@ -177,6 +177,10 @@ pub(super) struct ComputeArgs {
     #[arg(long, env = "LONAS_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
     dtype: DtypeArg,
 
+    /// How keys and values are kept in memory; `auto` is bf16, unless base weights are asked for in f32.
+    #[arg(long, env = "LONAS_KV_DTYPE", value_enum, default_value_t = KvDtypeArg::Auto)]
+    kv_dtype: KvDtypeArg,
+
     /// Threads that compute; 0 takes all cores.
     #[arg(long, env = "LONAS_THREADS", default_value_t = 0, value_name = "N")]
     threads: usize,
@@ -193,6 +197,13 @@ enum DtypeArg {
     Bf16,
     Int8,
     Q4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum KvDtypeArg {
+    Auto,
+    F32,
+    Bf16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -240,7 +251,14 @@ impl ComputeArgs {
             DtypeArg::Int8 => Dtype::Int8,
             DtypeArg::Q4 => Dtype::Q4,
         };
-        Cpu::new(dtype, self.threads)
+        Cpu::new(dtype, self.threads).with_kv(self.kv_dtype())
+    }
+
+    fn kv_dtype(&self) -> KvDtype {
+        match (self.kv_dtype, self.dtype) {
+            (KvDtypeArg::F32, _) | (KvDtypeArg::Auto, DtypeArg::F32) => KvDtype::F32,
+            (KvDtypeArg::Bf16, _) | (KvDtypeArg::Auto, _) => KvDtype::Bf16,
+        }
     }
 
     pub(super) fn dtype_name(&self) -> &'static str {
@@ -266,7 +284,12 @@ impl ComputeArgs {
             DeviceArg::Cpu => {
                 let cpu = self.cpu();
                 let (instructions, threads) = (cpu.instructions(), cpu.threads());
-                format!("cpu, {instructions}, {threads} threads, base as {}", self.dtype_name())
+                let kv = match self.kv_dtype() {
+                    KvDtype::F32 => "f32",
+                    KvDtype::Bf16 => "bf16",
+                };
+                let base = self.dtype_name();
+                format!("cpu, {instructions}, {threads} threads, base as {base}, keys and values as {kv}")
             }
             DeviceArg::Reference => "reference backend, f32".into(),
         }

@@ -44,7 +44,7 @@ pub(super) struct Halves<T> {
 pub(super) trait Kept: Copy + Send + Sync {
     const ZERO: Self;
     fn keep(x: f32) -> Self;
-    fn widen(self) -> f32;
+    fn widen<const N: usize>(from: &[Self; N]) -> [f32; N];
 }
 
 impl Kept for f32 {
@@ -56,8 +56,8 @@ impl Kept for f32 {
     }
 
     #[inline(always)]
-    fn widen(self) -> f32 {
-        self
+    fn widen<const N: usize>(from: &[f32; N]) -> [f32; N] {
+        *from
     }
 }
 
@@ -70,8 +70,16 @@ impl Kept for u16 {
     }
 
     #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self) << 16)
+    fn widen<const N: usize>(from: &[u16; N]) -> [f32; N] {
+        let mut bits = [0; N];
+        for (bits, &x) in bits.iter_mut().zip(from) {
+            *bits = u32::from(x) << 16;
+        }
+        let mut widened = [0.0; N];
+        for (x, bits) in widened.iter_mut().zip(bits) {
+            *x = f32::from_bits(bits);
+        }
+        widened
     }
 }
 
@@ -180,9 +188,9 @@ impl<T: Kept> Halves<T> {
         let (keys, values) = (Shared::new(&mut self.keys), Shared::new(&mut self.values));
         // Cut by head, since blocks can be written by several spans, whose order must hold.
         let write = |piece: usize| {
-            let head = piece / 2;
+            let (head, is_keys) = (piece / 2, piece.is_multiple_of(2));
             new.each_run(head, |place, offset, rows| {
-                if piece % 2 == 0 {
+                if is_keys {
                     // SAFETY: this piece alone has this head's keys.
                     new.keys(head, rows, offset, unsafe { keys.part(place) });
                 } else {

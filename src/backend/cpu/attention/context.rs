@@ -116,12 +116,23 @@ fn ask_for<T>(numbers: &[T]) {
 fn put_value<T: Kept>(value: &[T], lane: usize, tile: &mut [[f32; PANEL]]) {
     let (panels, rest) = value.as_chunks::<PANEL>();
     for (panel, value) in panels.iter().enumerate() {
-        // Not `map`, which stays a function of its own, compiled for no instruction set; so for keys.
-        tile[panel * TILE + lane].iter_mut().zip(value).for_each(|(to, x)| *to = x.widen());
+        tile[panel * TILE + lane] = T::widen(value);
     }
     if !rest.is_empty() {
-        let tile = &mut tile[panels.len() * TILE + lane];
-        tile.iter_mut().zip(rest).for_each(|(to, x)| *to = x.widen());
+        put(rest, &mut tile[panels.len() * TILE + lane]);
+    }
+}
+
+/// As many numbers as `from` has, eight at a time as long as there are.
+#[inline(always)]
+fn put<T: Kept>(from: &[T], to: &mut [f32]) {
+    let ((eights, ones), (to_eights, to_ones)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
+    for (to, from) in to_eights.iter_mut().zip(eights) {
+        *to = T::widen(from);
+    }
+    let rest = to_eights.as_flattened_mut()[8 * eights.len()..].iter_mut().chain(to_ones);
+    for (to, &from) in rest.zip(ones) {
+        [*to] = T::widen(&[from]);
     }
 }
 
@@ -166,7 +177,7 @@ impl<T: Kept> Paged<'_, T> {
                 count => {
                     for (tile, block) in tile.iter_mut().zip(block.chunks_exact(layout.block_size)) {
                         let keys = &block[offset..offset + count];
-                        tile[to..to + count].iter_mut().zip(keys).for_each(|(to, x)| *to = x.widen());
+                        put(keys, &mut tile[to..to + count]);
                     }
                 }
             }
@@ -198,7 +209,7 @@ fn put_keys<T: Kept, const N: usize>(
     for (tile, block) in tile.iter_mut().zip(block.chunks_exact(block_size)) {
         let keys: Option<&[T; N]> = block[offset..].first_chunk();
         if let (Some(keys), Some(tile)) = (keys, tile[to..].first_chunk_mut::<N>()) {
-            tile.iter_mut().zip(keys).for_each(|(to, x)| *to = x.widen());
+            *tile = T::widen(keys);
         }
     }
 }

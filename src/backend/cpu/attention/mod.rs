@@ -172,7 +172,6 @@ impl Step<'_> {
                 });
             }
         });
-        drop(output);
         y
     }
 
