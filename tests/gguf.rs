@@ -132,7 +132,7 @@ fn the_vocabulary_inside_becomes_a_tokenizer() {
 
 #[test]
 fn logits_are_those_of_transformers_reading_the_same_file() {
-    fn check<B: Backend>(name: &str, backend: B) {
+    fn check<B: Backend>(name: &str, backend: B, most: f32) {
         let (base, facts) = open(name);
         let golden = &golden::tensors(&format!("gguf/{name}.safetensors"))["logits"];
         let model = llama::load(&backend, &base, Vec::new(), &BTreeMap::new()).unwrap();
@@ -141,11 +141,12 @@ fn logits_are_those_of_transformers_reading_the_same_file() {
         let mut batch = Batch::default();
         push(&mut batch, Selection { adapter: 0, subnetwork: 0, shape }, &facts.sequence, 0, &[2]);
         let off = distance(&executor.forward(&batch).unwrap().values, golden);
-        assert!(off <= 1e-4, "{name}: off by {off}");
+        assert!(off <= most, "{name}: off by {off}");
     }
     for name in ["plain", "k"] {
-        check(name, Reference::new());
-        check(name, Cpu::new(Dtype::F32, 1));
-        check(name, Cpu::new(Dtype::Auto, 2));
+        check(name, Reference::new(), 1e-4);
+        check(name, Cpu::new(Dtype::F32, 1), 1e-4);
+        // The file's own blocks, multiplied with inputs in 8 bits.
+        check(name, Cpu::new(Dtype::Auto, 2), 0.1);
     }
 }

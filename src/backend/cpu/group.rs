@@ -282,12 +282,7 @@ impl<'a> Group<'a> {
     }
 
     /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
-    pub(super) fn multiply_gated(
-        &self,
-        member: &Member<'_>,
-        gated: &Shared<'_, f32>,
-        width: usize,
-    ) {
+    pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
         let panels = width.div_ceil(PANEL);
         member.share(&self.multiplying, |pieces| {
             for piece in pieces {

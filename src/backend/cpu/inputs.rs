@@ -4,10 +4,11 @@
 //! A row is prepared once for all weights that read it, and cut off at its sub-network's width: what lies beyond is zero,
 //! so it adds nothing to whatever it is multiplied with.
 
-use super::matrix::{BlockPanels, Matrix, PANEL, Panels};
+use super::matrix::{BlockPanels, Matrix, PANEL, PairPanels, Panels};
 use super::shared::Shared;
 use super::vector::Pair;
 use crate::weights::BLOCK;
+use std::ops::Range;
 
 /// What a kernel multiplies a weight with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(super) enum Form {
 impl Form {
     pub(super) fn of(matrix: &Matrix) -> Self {
         match matrix.panels {
-            Panels::F32(_) => Self::F32,
-            Panels::Bf16(_) => Self::Bf16,
+            Panels::Bf16(PairPanels { rounds_inputs: true, .. }) => Self::Bf16,
+            Panels::F32(_) | Panels::Bf16(_) => Self::F32,
             Panels::Blocks(_) => Self::Quants,
         }
     }
@@ -87,7 +88,7 @@ impl<'a> Inputs<'a> {
         let form = |form: Form| forms[form as usize];
         Some(Self {
             width,
-            f32: form(Form::F32).then(|| room(f32, rows * width)),
+            f32: form(Form::F32).then(|| room(f32, rows * width.next_multiple_of(2))),
             pairs: form(Form::Bf16).then(|| room(pairs, rows * width.div_ceil(2))),
             blocks: form(Form::Quants).then(|| room(blocks, rows * width.div_ceil(BLOCK))),
             places: places.flatten(),
@@ -104,7 +105,7 @@ impl<'a> Inputs<'a> {
         let x = &x[..x.len().min(self.width)];
         if let Some(buffer) = &self.f32 {
             // SAFETY: of this row, by contract.
-            let to = unsafe { buffer.part(row * self.width..(row + 1) * self.width) };
+            let to = unsafe { buffer.part(self.floats(row)) };
             to[..x.len()].copy_from_slice(x);
             to[x.len()..].fill(0.0);
         }
@@ -133,6 +134,12 @@ impl<'a> Inputs<'a> {
         }
     }
 
+    /// Where a row's numbers lie, rounded up to pairs.
+    fn floats(&self, row: usize) -> Range<usize> {
+        let width = self.width.next_multiple_of(2);
+        row * width..(row + 1) * width
+    }
+
     /// A prepared row; empty where it was not prepared in this form.
     ///
     /// # Safety
@@ -141,7 +148,7 @@ impl<'a> Inputs<'a> {
     #[expect(unsafe_code, reason = "rows are filled by several threads")]
     pub(super) unsafe fn f32(&self, row: usize) -> &[f32] {
         // SAFETY: by contract; so below.
-        self.f32.as_ref().map_or(&[], |b| unsafe { b.view(row * self.width..(row + 1) * self.width) })
+        self.f32.as_ref().map_or(&[], |b| unsafe { b.view(self.floats(row)) })
     }
 
     /// As [`Self::f32`].

@@ -6,11 +6,11 @@
 #![allow(unsafe_code)]
 
 use super::inputs::{Inputs, QuantBlock};
-use super::matrix::{BlockPanels, Layout, Matrix, PANEL, Panels, QUADS};
-use super::vector::{Pair, Portable, QUAD, QUAD_BYTES, Vector};
+use super::matrix::{BlockPanels, Layout, Matrix, PANEL, PairPanels, Panels, QUADS};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use half::f16;
+use super::vector::{Pair, Portable, QUAD, QUAD_BYTES, Vector};
+use half::{bf16, f16};
 
 /// Accumulators of one row: the outputs of one panel.
 pub(super) type Lanes = [f32; PANEL];
@@ -75,16 +75,17 @@ impl Kernel {
     /// The tile's rows have been filled, before a barrier.
     #[inline(always)]
     pub(super) unsafe fn accumulate(self, tile: &Tile<'_>, lanes: &mut [Lanes]) {
+        let accumulate = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => with_avx2::accumulate,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => with_avx512::accumulate,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => with_avx512_bf16::accumulate,
+            _ => portable::accumulate,
+        };
         // SAFETY: `available` has seen these instructions on this processor; the rows by contract.
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { with_avx2::accumulate(tile, lanes) },
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { with_avx512::accumulate(tile, lanes) },
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => unsafe { with_avx512_bf16::accumulate(tile, lanes) },
-            _ => unsafe { portable::accumulate(tile, lanes) },
-        }
+        unsafe { accumulate(tile, lanes) }
     }
 
     /// Runs plain loops compiled for this instruction set, so that the compiler can use its registers in them.
@@ -140,7 +141,8 @@ macro_rules! instruction_set {
                 unsafe {
                     match &tile.matrix.panels {
                         Panels::F32(_) => form::<F32>(tile, lanes),
-                        Panels::Bf16(_) => form::<BF16>(tile, lanes),
+                        Panels::Bf16(PairPanels { rounds_inputs: false, .. }) => form::<BF16>(tile, lanes),
+                        Panels::Bf16(_) => form::<BF16_DOT>(tile, lanes),
                         Panels::Blocks(BlockPanels { layout, .. }) => match layout {
                             Layout::Bytes => form::<BYTES>(tile, lanes),
                             Layout::BytesWithMinimums => form::<BYTES_WITH_MINIMUMS>(tile, lanes),
@@ -175,6 +177,7 @@ const HALVES: usize = 2;
 const HALVES_WITH_MINIMUMS: usize = 3;
 const F32: usize = 4;
 const BF16: usize = 5;
+const BF16_DOT: usize = 6;
 const LAYOUTS: [Layout; 4] =
     [Layout::Bytes, Layout::BytesWithMinimums, Layout::Halves, Layout::HalvesWithMinimums];
 
@@ -221,6 +224,13 @@ unsafe fn staircase<V: Vector, const FORM: usize>(tile: &Tile<'_>, lanes: &mut [
     }
 }
 
+/// How many rows are taken at once.
+struct AtOnce<V, const FORM: usize>(std::marker::PhantomData<V>);
+
+impl<V: Vector, const FORM: usize> AtOnce<V, FORM> {
+    const ROWS: usize = if FORM < LAYOUTS.len() { V::QUANT_ROWS } else { V::ROWS };
+}
+
 /// Units of inputs `range` for the first rows of a tile.
 ///
 /// # Safety
@@ -231,32 +241,33 @@ unsafe fn stage<V: Vector, const FORM: usize>(
     range: std::ops::Range<usize>,
     lanes: &mut [Lanes],
 ) {
-    let most = const { if FORM < LAYOUTS.len() { V::QUANT_ROWS } else { V::ROWS } };
+    let most = AtOnce::<V, FORM>::ROWS;
     let mut row = 0;
     while row < lanes.len() {
         // Cut evenly: 8 rows as 4 and 4 where 6 fit.
         let left = lanes.len() - row;
         let range = range.clone();
-        // SAFETY: by contract.
-        row += unsafe {
-            match left.div_ceil(left.div_ceil(most)) {
-                12.. if most >= 12 => some_rows::<V, FORM, 12>(tile, range, row, lanes),
-                8.. if most >= 8 => some_rows::<V, FORM, 8>(tile, range, row, lanes),
-                6.. if most >= 6 => some_rows::<V, FORM, 6>(tile, range, row, lanes),
-                5.. if most >= 5 => some_rows::<V, FORM, 5>(tile, range, row, lanes),
-                4.. if most >= 4 => some_rows::<V, FORM, 4>(tile, range, row, lanes),
-                3.. if most >= 3 => some_rows::<V, FORM, 3>(tile, range, row, lanes),
-                2.. if most >= 2 => some_rows::<V, FORM, 2>(tile, range, row, lanes),
-                _ => some_rows::<V, FORM, 1>(tile, range, row, lanes),
-            }
-        };
+        let rows = left.div_ceil(left.div_ceil(most));
+        // A constant first, so that what does not fit into the registers of an instruction set is not compiled for it.
+        macro_rules! take {
+            ($($count:literal)*) => {
+                $(if AtOnce::<V, FORM>::ROWS >= $count && rows >= $count {
+                    // SAFETY: by contract.
+                    row += unsafe { some_rows::<V, FORM, $count>(tile, range, row, lanes) };
+                } else)* {
+                    // SAFETY: by contract.
+                    row += unsafe { some_rows::<V, FORM, 1>(tile, range, row, lanes) };
+                }
+            };
+        }
+        take!(12 8 6 5 4 3 2);
     }
 }
 
 /// Adds the products with dense weights to `$sums`, one input or pair of inputs of all rows after the other. A macro, since
 /// a closure would not be inlined, see `vector::avx2`.
 macro_rules! dense {
-    ($V:ident, $R:ident, $sums:ident, $weights:ident, $x:ident, $load:expr, |$sum:ident, $one:ident, $w:ident| $add:expr) => {
+    ($V:ident, $R:ident, $sums:ident, $weights:ident, $x:ident, $load:expr, |$sum:ident, $one:ident, $w:ident| $add:expr) => {{
         assert!($x.iter().all(|x| x.len() == $weights.len()));
         for (k, weights) in $weights.iter().enumerate() {
             for line in (0..size_of_val(weights)).step_by(LINE) {
@@ -269,7 +280,7 @@ macro_rules! dense {
                 $sums[r] = $add;
             }
         }
-    };
+    }};
 }
 
 /// `R` rows from `row` on; returns `R`.
@@ -302,15 +313,26 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
             }
             dense!(V, R, sums, weights, x, V::load, |sum, x, w| sum.add_product(V::splat(x), w));
         }
-        Panels::Bf16(packed) if FORM == BF16 => {
-            let panels: &[[[half::bf16; 2]; PANEL]] = bytemuck::cast_slice(packed.bytes());
+        Panels::Bf16(pairs) if FORM == BF16 || FORM == BF16_DOT => {
+            let panels: &[[[bf16; 2]; PANEL]] = bytemuck::cast_slice(pairs.packed.bytes());
             let weights = &panels[panel * matrix.columns().div_ceil(2)..][range.clone()];
-            let mut x: [&[Pair]; R] = [&[]; R];
-            for r in 0..R {
-                // SAFETY: by contract.
-                x[r] = unsafe { &inputs.pairs(rows[r].row)[range.clone()] };
+            if FORM == BF16_DOT {
+                let mut x: [&[Pair]; R] = [&[]; R];
+                for r in 0..R {
+                    // SAFETY: by contract.
+                    x[r] = unsafe { &inputs.pairs(rows[r].row)[range.clone()] };
+                }
+                dense!(V, R, sums, weights, x, |w| w, |sum, x, w| sum.add_dot(x, w));
+            } else {
+                let mut x: [&[[f32; 2]]; R] = [&[]; R];
+                for r in 0..R {
+                    // SAFETY: by contract.
+                    x[r] = unsafe { &inputs.f32(rows[r].row).as_chunks().0[range.clone()] };
+                }
+                dense!(V, R, sums, weights, x, V::load_pairs, |sum, x, w| {
+                    sum.add_product(V::splat(x[0]), w[0]).add_product(V::splat(x[1]), w[1])
+                });
             }
-            dense!(V, R, sums, weights, x, V::load_pairs, |sum, x, w| sum.add_dot(x, w));
         }
         Panels::Blocks(blocks) if FORM < LAYOUTS.len() => {
             let per_panel = matrix.columns().div_ceil(PANEL);

@@ -46,8 +46,16 @@ pub(super) enum Panels {
     /// `[panel][input][PANEL]` f32
     F32(Packed),
     /// `[panel][pair of inputs][PANEL][2]` bf16
-    Bf16(Packed),
+    Bf16(PairPanels),
     Blocks(BlockPanels),
+}
+
+/// Weights in bf16.
+#[derive(Debug)]
+pub(super) struct PairPanels {
+    pub(super) packed: Packed,
+    /// Whether inputs are rounded to bf16 too, for the processor's dot product; else they are multiplied as they are.
+    pub(super) rounds_inputs: bool,
 }
 
 /// `[panel][block]`: [`PANEL`] scales in f16, as many minimums where there are any, then the quants by quads:
@@ -115,13 +123,15 @@ impl Layout {
 impl Matrix {
     /// # Errors
     /// A matrix without rows or columns, or no memory.
-    pub(super) fn pack(memory: &Memory, host: HostMatrix, dtype: Dtype) -> Result<Self, BackendError> {
+    pub(super) fn pack(how: &Packing<'_>, host: HostMatrix, dtype: Dtype) -> Result<Self, BackendError> {
         let host = sized(host)?;
         let (name, rows, columns) = (host.name.clone(), host.rows, host.columns);
-        let packer = Packer { memory, name: &name, rows, columns };
+        let packer = Packer { how, name: &name, rows, columns };
         let panels = match (dtype, host.data) {
             (Dtype::Auto, HostData::F32(values)) => packer.f32(&values)?,
-            (Dtype::Auto | Dtype::Bf16, HostData::Bf16(values)) => packer.bf16(&values)?,
+            // What is to lose nothing does not round its inputs either.
+            (Dtype::Auto, HostData::Bf16(values)) => packer.bf16(&values, false)?,
+            (Dtype::Bf16, HostData::Bf16(values)) => packer.bf16(&values, how.bf16_products)?,
             (Dtype::Auto, HostData::Blocks(blocks)) => packer.blocks(&blocks, false, None)?,
             (Dtype::Q4, HostData::Blocks(blocks)) if Layout::of(&blocks, false).is_halves() => {
                 packer.blocks(&blocks, false, None)?
@@ -135,7 +145,7 @@ impl Matrix {
                     Dtype::Auto | Dtype::F32 => packer.f32(&values)?,
                     Dtype::Bf16 => {
                         let rounded = values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
-                        packer.bf16(&rounded)?
+                        packer.bf16(&rounded, how.bf16_products)?
                     }
                     Dtype::Int8 => packer.blocks(&quantise::to_bytes(&values, columns, None), true, None)?,
                     Dtype::Q4 => packer.blocks(&quantise::to_halves(&values, columns), false, None)?,
@@ -145,29 +155,26 @@ impl Matrix {
         Ok(Self { rows, columns, panels })
     }
 
-    /// An adapter's A and B in the number format of the weight that they stand beside, so that they take its inputs
-    /// as they have been prepared for it; quantised ones as bytes.
+    /// An adapter's A and B, so that they take the inputs of the weight that they stand beside as these have been prepared:
+    /// beside a quantised one as bytes, else as `dtype` says.
     pub(super) fn pack_adapter(
-        memory: &Memory,
+        how: &Packing<'_>,
         [a, b]: [HostMatrix; 2],
         beside: &Self,
+        dtype: Dtype,
     ) -> Result<[Self; 2], BackendError> {
-        let dtype = match &beside.panels {
-            Panels::F32(_) => Dtype::F32,
-            Panels::Bf16(_) => Dtype::Bf16,
-            Panels::Blocks(_) => Dtype::Int8,
-        };
+        let dtype = if matches!(beside.panels, Panels::Blocks(_)) { Dtype::Int8 } else { dtype };
         let a = match &beside.panels {
             Panels::Blocks(BlockPanels { places: Some(places), .. }) if places.len() == a.columns => {
                 let a = sized(a)?;
-                let packer = Packer { memory, name: &a.name, rows: a.rows, columns: a.columns };
+                let packer = Packer { how, name: &a.name, rows: a.rows, columns: a.columns };
                 let blocks = quantise::to_bytes(&a.to_f32(), a.columns, Some(places));
                 let panels = packer.blocks(&blocks, true, Some(Arc::clone(places)))?;
                 Self { rows: a.rows, columns: a.columns, panels }
             }
-            _ => Self::pack(memory, a, dtype)?,
+            _ => Self::pack(how, a, dtype)?,
         };
-        Ok([a, Self::pack(memory, b, dtype)?])
+        Ok([a, Self::pack(how, b, dtype)?])
     }
 
     /// Outputs.
@@ -222,9 +229,9 @@ impl Matrix {
             Panels::Blocks(blocks) => self.columns.div_ceil(BLOCK) * blocks.layout.record(),
         };
         match &self.panels {
-            Panels::F32(packed) | Panels::Bf16(packed) | Panels::Blocks(BlockPanels { packed, .. }) => {
-                packed.ask_for(panel * inputs);
-            }
+            Panels::F32(packed)
+            | Panels::Bf16(PairPanels { packed, .. })
+            | Panels::Blocks(BlockPanels { packed, .. }) => packed.ask_for(panel * inputs),
         }
     }
 
@@ -237,7 +244,7 @@ impl Matrix {
                 let at = |input: usize| (panel * self.columns + input) * PANEL + lane;
                 into.iter_mut().enumerate().for_each(|(input, value)| *value = values[at(input)]);
             }
-            Panels::Bf16(packed) => {
+            Panels::Bf16(PairPanels { packed, .. }) => {
                 let values: &[bf16] = bytemuck::cast_slice(packed.bytes());
                 let pair = |input: usize| (panel * self.columns.div_ceil(2) + input / 2) * PANEL + lane;
                 let at = |input: usize| pair(input) * 2 + input % 2;
@@ -283,9 +290,16 @@ fn sized(host: HostMatrix) -> Result<HostMatrix, BackendError> {
     })
 }
 
+/// Where and for which processor weights are packed.
+pub(super) struct Packing<'a> {
+    pub(super) memory: &'a Memory,
+    /// Whether the processor multiplies bf16 as such.
+    pub(super) bf16_products: bool,
+}
+
 /// Row-major values to panels.
 struct Packer<'a> {
-    memory: &'a Memory,
+    how: &'a Packing<'a>,
     name: &'a str,
     rows: usize,
     columns: usize,
@@ -296,15 +310,15 @@ impl Packer<'_> {
         Ok(Panels::F32(self.dense(values, 1)?))
     }
 
-    fn bf16(&self, values: &[bf16]) -> Result<Panels, BackendError> {
-        Ok(Panels::Bf16(self.dense(values, 2)?))
+    fn bf16(&self, values: &[bf16], rounds_inputs: bool) -> Result<Panels, BackendError> {
+        Ok(Panels::Bf16(PairPanels { packed: self.dense(values, 2)?, rounds_inputs }))
     }
 
     /// `[panel][group of inputs][PANEL][group]`
     fn dense<T: bytemuck::Pod>(&self, values: &[T], group: usize) -> Result<Packed, BackendError> {
         let of_panel = self.columns.next_multiple_of(group) * PANEL;
         let bytes = self.rows.div_ceil(PANEL) * of_panel * size_of::<T>();
-        self.memory.take(self.name, bytes, |packed| {
+        self.how.memory.take(self.name, bytes, |packed| {
             let packed: &mut [T] = bytemuck::cast_slice_mut(packed);
             for (panel, rows) in packed.chunks_exact_mut(of_panel).zip(values.chunks(self.columns * PANEL)) {
                 for (lane, row) in rows.chunks_exact(self.columns).enumerate() {
@@ -328,7 +342,7 @@ impl Packer<'_> {
         let layout = Layout::of(blocks, bytes);
         let (per_row, record) = (self.columns.div_ceil(BLOCK), layout.record());
         let total = self.rows.div_ceil(PANEL) * per_row * record;
-        let packed = self.memory.take(self.name, total, |packed| {
+        let packed = self.how.memory.take(self.name, total, |packed| {
             for (index, record) in packed.chunks_exact_mut(record).enumerate() {
                 let (panel, block) = (index / per_row, index % per_row);
                 let (header, quants) = record.split_at_mut(layout.header());

@@ -34,6 +34,7 @@ use super::{
 use crate::weights::{HostData, HostMatrix, HostVector};
 use inputs::Form;
 use kernel::Kernel;
+use matrix::Packing;
 use memory::Memory;
 use product::Scratch;
 use rows::Pool;
@@ -96,6 +97,10 @@ impl Cpu {
         self.team.each(count, work);
     }
 
+    fn packing(&self) -> Packing<'_> {
+        Packing { memory: &self.memory, bf16_products: self.kernel == Kernel::Avx512Bf16 }
+    }
+
     /// Rows whose numbers have no meaning yet; the caller writes all.
     fn rows(&self, rows: usize, width: usize) -> Rows {
         self.pool.rows(rows, width)
@@ -115,7 +120,7 @@ impl Backend for Cpu {
     type Angles = Angles;
 
     fn matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
-        Matrix::pack(&self.memory, host, self.dtype)
+        Matrix::pack(&self.packing(), host, self.dtype)
     }
 
     /// Half a byte is too coarse for an embedding, unless the file has it so.
@@ -126,11 +131,11 @@ impl Backend for Cpu {
             Dtype::Q4 => Dtype::Int8,
             dtype => dtype,
         };
-        Matrix::pack(&self.memory, host, dtype)
+        Matrix::pack(&self.packing(), host, dtype)
     }
 
     fn adapter(&self, a: HostMatrix, b: HostMatrix, beside: &Matrix) -> Result<[Matrix; 2], BackendError> {
-        Matrix::pack_adapter(&self.memory, [a, b], beside)
+        Matrix::pack_adapter(&self.packing(), [a, b], beside, self.dtype)
     }
 
     fn vector(&self, host: HostVector) -> Result<Vec<f32>, BackendError> {
@@ -263,9 +268,8 @@ impl Backend for Cpu {
     fn arithmetic(&self, matrix: &Matrix) -> Arithmetic {
         match Form::of(matrix) {
             Form::Quants => Arithmetic::Int8,
-            Form::Bf16 if self.kernel == Kernel::Avx512Bf16 => Arithmetic::Bf16,
-            // Widened on the way.
-            Form::Bf16 | Form::F32 => Arithmetic::F32,
+            Form::Bf16 => Arithmetic::Bf16,
+            Form::F32 => Arithmetic::F32,
         }
     }
 

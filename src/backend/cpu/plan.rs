@@ -44,7 +44,8 @@ impl<'a> Plan<'a> {
         segments: &[Segment],
     ) -> Result<Self, BackendError> {
         let (length, _) = x;
-        let mut plan = Self { linear, rows: Vec::with_capacity(length), quads: Vec::new(), adapters: Vec::new() };
+        let mut plan =
+            Self { linear, rows: Vec::with_capacity(length), quads: Vec::new(), adapters: Vec::new() };
         for segment in segments {
             let (active, adapter) = part(x, plan.rows.len(), linear, segment)?;
             let adapter = adapter.map(|adapter| plan.note(adapter, active.rank));

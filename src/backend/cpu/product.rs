@@ -93,8 +93,10 @@ pub(super) fn gated_mlp(
     mlp: &GatedMlp<Cpu>,
     segments: &[Segment],
 ) -> Result<Rows, BackendError> {
-    let wrong = |expected: &str, got: String| {
-        BackendError::Shape { operation: "gated mlp", expected: expected.into(), got }
+    let wrong = |expected: &str, got: String| BackendError::Shape {
+        operation: "gated mlp",
+        expected: expected.into(),
+        got,
     };
     let hidden = mlp.down.weight.rows();
     let mut output = match (onto, x) {
@@ -105,7 +107,8 @@ pub(super) fn gated_mlp(
     super::expect("gated mlp", "columns to add to", hidden, output.width())?;
     let (length, width) = x.map_or(size(&output), size);
     super::expect("gated mlp", "rows to add to", length, output.len())?;
-    let plans = [Plan::new(&mlp.gate, (length, width), segments)?, Plan::new(&mlp.up, (length, width), segments)?];
+    let plans =
+        [Plan::new(&mlp.gate, (length, width), segments)?, Plan::new(&mlp.up, (length, width), segments)?];
     let uneven = plans[0].rows.iter().zip(&plans[1].rows).find(|(gate, up)| {
         (gate.active.out, gate.active.inp, gate.row) != (up.active.out, up.active.inp, up.row)
     });

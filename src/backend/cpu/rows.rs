@@ -28,7 +28,8 @@ impl Pool {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let large_enough = free.iter().enumerate().filter(|(_, v)| v.len() >= length);
         let best = large_enough.min_by_key(|(_, v)| v.len()).map(|(i, _)| i);
-        let mut values = best.or_else(|| free.len().checked_sub(1)).map_or(Vec::new(), |i| free.swap_remove(i));
+        let mut values =
+            best.or_else(|| free.len().checked_sub(1)).map_or(Vec::new(), |i| free.swap_remove(i));
         drop(free);
         values.resize(length, 0.0);
         Rows { width, values, home: Some(Arc::clone(self)) }

@@ -7,14 +7,14 @@ use std::ops::Range;
 /// Borrowed memory of which each thread takes parts of its own.
 ///
 /// Who uses it cuts the work so that no part is written twice at a time, and separates writing from reading by a barrier
-/// or the end of the run: `unsafe` methods are where that is claimed.
+/// or the end of the run: the two `unsafe` methods are where that is claimed.
 pub(super) struct Shared<'a, T> {
     start: *mut T,
     length: usize,
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: parts are given out under the contract of `part`, which is that of an ordinary borrow.
+// SAFETY: parts are given out under the contracts of `part` and `view`, which are those of ordinary borrows.
 unsafe impl<T: Send + Sync> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
@@ -25,7 +25,7 @@ impl<'a, T> Shared<'a, T> {
     /// A part to write to.
     ///
     /// # Safety
-    /// While it lives, nobody else has a part that overlaps it.
+    /// While it lives, nobody else has a part or a view that overlaps it.
     ///
     /// # Panics
     /// Outside the buffer.
@@ -35,5 +35,19 @@ impl<'a, T> Shared<'a, T> {
         assert!(range.start <= range.end && range.end <= self.length);
         // SAFETY: within the buffer; alone by contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// A part to read.
+    ///
+    /// # Safety
+    /// While it lives, nobody has a part that overlaps it; what it shows was written before a barrier.
+    ///
+    /// # Panics
+    /// Outside the buffer.
+    #[inline(always)]
+    pub(super) unsafe fn view(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.length);
+        // SAFETY: within the buffer; not written meanwhile by contract.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
     }
 }

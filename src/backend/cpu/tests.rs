@@ -9,7 +9,7 @@ use crate::backend::{
 };
 use crate::supernet::{ActiveLinear, ActiveShape};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix};
-use half::bf16;
+use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -156,7 +156,9 @@ fn the_low_rank_product_is_what_its_formula_says() {
         [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32)];
     for kernel in Kernel::available() {
         for (out, inp, rank) in sizes {
-            for (dtype, threads) in [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Q4, 2), (Dtype::Auto, 2)] {
+            for (dtype, threads) in
+                [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Q4, 2), (Dtype::Auto, 2)]
+            {
                 let cpu = Cpu::with_kernel(dtype, threads, kernel);
                 // Only Auto meets the file's own blocks, which need whole ones.
                 let inp = if dtype == Dtype::Auto { inp.next_multiple_of(BLOCK) } else { inp };
@@ -333,5 +335,104 @@ fn exp_and_silu_are_exact_enough() {
         let expected = f64::from(x) / (1.0 + (-f64::from(x)).exp());
         let got = f64::from(super::rows::silu(x));
         assert!((got - expected).abs() <= 4e-7 * expected.abs() + 1e-35, "silu({x}) = {got}, not {expected}");
+    }
+}
+
+#[test]
+fn packing_keeps_what_the_number_format_can() {
+    let cpu = Cpu::new(Dtype::Auto, 1);
+    let order = (0..96).map(|i| (i * 35 + 7) % 96).collect::<Vec<_>>();
+    for reordered in [false, true] {
+        let host = |matrix: HostMatrix| if reordered { matrix.permute_columns(&order) } else { matrix };
+        // Quants of a byte and of half a byte, with minimums and without; scales that f16 holds.
+        for (low, high) in [(0, 15), (-8, 7), (-128, 127)] {
+            for minimums in [true, false] {
+                let mut matrix = blocks(1, 37, 96);
+                let HostData::Blocks(blocks) = &mut matrix.data else { unreachable!() };
+                let quants = random(4, 37 * 96).into_iter().map(|v| v.mul_add(130.0, 0.0) as i32);
+                blocks.quants = quants.map(|q| q.clamp(low, high) as i8).collect();
+                blocks.scales.iter_mut().for_each(|s| *s = f16::from_f32(*s).to_f32());
+                let rounded =
+                    blocks.minimums.take().map(|m| m.iter().map(|&m| f16::from_f32(m).to_f32()).collect());
+                blocks.minimums = rounded.filter(|_| minimums);
+                let matrix = host(matrix);
+                let values = matrix.to_f32();
+                let packed = cpu.matrix(matrix).unwrap();
+                let got = unpacked(&packed).concat();
+                let equal =
+                    got.iter().zip(&values).all(|(&got, &value)| (got - f64::from(value)).abs() < 1e-5);
+                assert!(equal, "{low}..={high} minimums {minimums} reordered {reordered}");
+                assert!(packed.bytes() <= 64 * 96 * 5 / 4, "{} bytes", packed.bytes());
+            }
+        }
+        for (dtype, most) in [
+            (Dtype::F32, 0.0),
+            (Dtype::Bf16, 1.0 / 256.0),
+            (Dtype::Int8, 1.0 / 250.0),
+            (Dtype::Q4, 1.0 / 14.0),
+        ] {
+            let matrix = host(self::host(3, 37, 96));
+            let values = matrix.to_f32();
+            let packed = Cpu::new(dtype, 1).matrix(matrix).unwrap();
+            let off = unpacked(&packed)
+                .concat()
+                .iter()
+                .zip(&values)
+                .map(|(a, &b)| (a - f64::from(b)).abs())
+                .fold(0.0, f64::max);
+            assert!(off <= most && (off > 0.0 || most == 0.0), "{dtype:?}: off by {off}");
+        }
+    }
+}
+
+#[test]
+fn a_reordered_quantised_mlp_is_the_same_as_one_in_order() {
+    let (hidden, width, rank) = (64, 96, 5);
+    let order = (0..width).map(|i| (i * 35 + 7) % width).collect::<Vec<_>>();
+    for kernel in Kernel::available() {
+        let cpu = Cpu::with_kernel(Dtype::Auto, 2, kernel);
+        let mlp = |reordered: bool| {
+            let rows = |m: HostMatrix| if reordered { m.permute_rows(&order) } else { m };
+            let columns = |m: HostMatrix| if reordered { m.permute_columns(&order) } else { m };
+            let linear = |index, weight: HostMatrix, a: HostMatrix, b: HostMatrix| {
+                let weight = cpu.matrix(weight).unwrap();
+                let [a, b] = cpu.adapter(a, b, &weight).unwrap();
+                let adapters = vec![Some(Adapter { a, b, scale: 0.5 })];
+                Linear { index, weight: Arc::new(weight), bias: None, adapters }
+            };
+            let up = |seed| {
+                linear(
+                    0,
+                    rows(blocks(seed, width, hidden)),
+                    host(seed + 7, rank, hidden),
+                    rows(host(seed + 8, width, rank)),
+                )
+            };
+            let down = linear(
+                1,
+                columns(blocks(30, hidden, width)),
+                columns(host(31, rank, width)),
+                host(32, hidden, rank),
+            );
+            GatedMlp { gate: up(10), up: up(20), down }
+        };
+        let x = Rows::new(hidden, random(8, 5 * hidden));
+        let segment = |kept: usize| {
+            let linears = vec![
+                ActiveLinear { out: kept, inp: hidden, rank },
+                ActiveLinear { out: hidden, inp: kept, rank },
+            ];
+            let shape = Arc::new(ActiveShape { linears });
+            [Segment { rows: 0..5, selection: Selection { adapter: 0, subnetwork: kept as u32, shape } }]
+        };
+        let plain = cpu.gated_mlp(&x, &mlp(false), &segment(width)).unwrap();
+        let ordered = cpu.gated_mlp(&x, &mlp(true), &segment(width)).unwrap();
+        let size = plain.values().iter().fold(0f32, |m, x| m.max(x.abs()));
+        for (a, b) in plain.values().iter().zip(ordered.values()) {
+            assert!((a - b).abs() < 1e-4 * size, "{kernel:?}: {a} {b} of {size}");
+        }
+        // A narrow one is another function, and the weights that it keeps are the first of the order.
+        let narrow = cpu.gated_mlp(&x, &mlp(true), &segment(40)).unwrap();
+        assert_ne!(narrow, ordered);
     }
 }

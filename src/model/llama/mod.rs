@@ -71,7 +71,8 @@ impl<B: Backend> Llama<B> {
         let eps = self.eps;
         let rotate = |rows| backend.rotary(rows, self.attention.head_size, angles);
         let qkv = [&layer.q, &layer.k, &layer.v];
-        let [q, k, v] = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
+        let [q, k, v] =
+            backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
         let (q, k) = (rotate(q)?, rotate(k)?);
         let attended = backend.attention(&q, &k, &v, &self.attention, spans, cache)?;
         let x = backend.linear_onto(x, &attended, &layer.o, segments)?;

@@ -159,7 +159,8 @@ impl Step<'_> {
         let mut parts = vec![0.0; plan.parts];
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
-        let (pieces, joins) = (self.cpu.team.pieces(plan.pieces.len()), self.cpu.team.pieces(plan.joins.len()));
+        let (pieces, joins) =
+            (self.cpu.team.pieces(plan.pieces.len()), self.cpu.team.pieces(plan.joins.len()));
         self.cpu.team.run(|member| {
             let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
             member.share(&pieces, |range| {

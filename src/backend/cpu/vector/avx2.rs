@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::super::matrix::{PANEL, QUADS};
-use super::{Pair, QUAD, QUAD_BYTES, Vector, both};
+use super::{QUAD, QUAD_BYTES, Vector};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -41,8 +41,6 @@ macro_rules! ints {
 
 impl Vector for Avx2 {
     type Ints = [__m256i; 4];
-    /// As they lie in memory: the first inputs are the lower halves.
-    type Pairs = [__m256i; 4];
 
     // Three rows of four accumulators, a weight and three broadcasts fill 16 registers.
     const ROWS: usize = 3;
@@ -96,19 +94,13 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs {
-        ints!(i => _mm256_loadu_si256(from.as_ptr().cast::<__m256i>().add(i)))
-    }
-
-    #[inline(always)]
-    fn add_dot(self, x: Pair, w: Self::Pairs) -> Self {
-        let [first, second] = both(x);
-        let lower = floats!(i => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i])));
-        let upper = floats!(i => {
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2] {
+        let w = ints!(i => _mm256_loadu_si256(from.as_ptr().cast::<__m256i>().add(i)));
+        let firsts = floats!(i => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i])));
+        let seconds = floats!(i => {
             _mm256_castsi256_ps(_mm256_and_si256(w[i], _mm256_set1_epi32(0xffff_0000_u32 as i32)))
         });
-        let sums = self.add_product(Self::splat(first), Self(lower));
-        sums.add_product(Self::splat(second), Self(upper))
+        [Self(firsts), Self(seconds)]
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::super::matrix::{PANEL, QUADS};
-use super::{Pair, QUAD, QUAD_BYTES, Vector, both};
+use super::{Pair, QUAD, QUAD_BYTES, Vector};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -12,8 +12,6 @@ pub(in super::super) struct Avx512<const DOT: bool>([__m512; 2]);
 
 impl<const DOT: bool> Vector for Avx512<DOT> {
     type Ints = [__m512i; 2];
-    /// As they lie in memory: the first inputs are the lower halves.
-    type Pairs = [__m512i; 2];
 
     // Twelve rows of two accumulators; two weights and a broadcast leave room in 32 registers.
     const ROWS: usize = 12;
@@ -40,10 +38,7 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         let at = from.as_ptr().cast::<__m256i>();
         // SAFETY: 32 16-bit numbers lie there.
         unsafe {
-            Self([
-                _mm512_cvtph_ps(_mm256_loadu_si256(at)),
-                _mm512_cvtph_ps(_mm256_loadu_si256(at.add(1))),
-            ])
+            Self([_mm512_cvtph_ps(_mm256_loadu_si256(at)), _mm512_cvtph_ps(_mm256_loadu_si256(at.add(1)))])
         }
     }
 
@@ -72,7 +67,9 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     #[inline(always)]
     fn add_product(self, a: Self, b: Self) -> Self {
         // SAFETY: see `zero`.
-        unsafe { Self([_mm512_fmadd_ps(a.0[0], b.0[0], self.0[0]), _mm512_fmadd_ps(a.0[1], b.0[1], self.0[1])]) }
+        unsafe {
+            Self([_mm512_fmadd_ps(a.0[0], b.0[0], self.0[0]), _mm512_fmadd_ps(a.0[1], b.0[1], self.0[1])])
+        }
     }
 
     #[inline(always)]
@@ -82,30 +79,32 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     }
 
     #[inline(always)]
-    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs {
-        let at = from.as_ptr().cast::<__m512i>();
-        // SAFETY: 64 16-bit numbers lie there.
-        unsafe { [_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1))] }
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2] {
+        // SAFETY: see `zero`.
+        unsafe {
+            let (w, upper) =
+                (load(from.as_flattened().as_ptr().cast()), _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            let firsts = [_mm512_slli_epi32::<16>(w[0]), _mm512_slli_epi32::<16>(w[1])];
+            let seconds = [_mm512_and_si512(w[0], upper), _mm512_and_si512(w[1], upper)];
+            [
+                Self([_mm512_castsi512_ps(firsts[0]), _mm512_castsi512_ps(firsts[1])]),
+                Self([_mm512_castsi512_ps(seconds[0]), _mm512_castsi512_ps(seconds[1])]),
+            ]
+        }
     }
 
     #[inline(always)]
-    fn add_dot(self, x: Pair, w: Self::Pairs) -> Self {
+    fn add_dot(self, x: Pair, w: &[[bf16; 2]; PANEL]) -> Self {
+        if !DOT {
+            let ([first, second], w) = (super::both(x), Self::load_pairs(w));
+            return self.add_product(Self::splat(first), w[0]).add_product(Self::splat(second), w[1]);
+        }
         // SAFETY: see `zero`.
         unsafe {
-            if DOT {
-                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x as i32));
-                let w: [__m512bh; 2] = [std::mem::transmute(w[0]), std::mem::transmute(w[1])];
-                Self([_mm512_dpbf16_ps(self.0[0], x, w[0]), _mm512_dpbf16_ps(self.0[1], x, w[1])])
-            } else {
-                let [first, second] = both(x);
-                let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-                let firsts = [_mm512_slli_epi32::<16>(w[0]), _mm512_slli_epi32::<16>(w[1])];
-                let seconds = [_mm512_and_si512(w[0], upper), _mm512_and_si512(w[1], upper)];
-                let firsts = Self([_mm512_castsi512_ps(firsts[0]), _mm512_castsi512_ps(firsts[1])]);
-                let seconds = Self([_mm512_castsi512_ps(seconds[0]), _mm512_castsi512_ps(seconds[1])]);
-                let sums = self.add_product(Self::splat(first), firsts);
-                sums.add_product(Self::splat(second), seconds)
-            }
+            let w = load(w.as_flattened().as_ptr().cast());
+            let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x as i32));
+            let w: [__m512bh; 2] = [std::mem::transmute(w[0]), std::mem::transmute(w[1])];
+            Self([_mm512_dpbf16_ps(self.0[0], x, w[0]), _mm512_dpbf16_ps(self.0[1], x, w[1])])
         }
     }
 
@@ -123,7 +122,8 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-            let weights = load(weights);
+            // SAFETY: a quad is 128 bytes.
+            let weights = unsafe { load(weights.as_ptr()) };
             for r in 0..R {
                 sums[r] = add_quad(sums[r], weights, x[r][quad]);
             }
@@ -139,7 +139,8 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-            let both = load(weights);
+            // SAFETY: two quads in halves are 128 bytes.
+            let both = unsafe { load(weights.as_ptr()) };
             // SAFETY: see `zero`.
             let (lower, upper) = unsafe {
                 let mask = _mm512_set1_epi8(15);
@@ -169,11 +170,14 @@ fn starting<const R: usize>(start: [i32; R]) -> [[__m512i; 2]; R] {
     }
 }
 
-/// One quad of a panel.
+/// 128 bytes.
+///
+/// # Safety
+/// They lie there.
 #[inline(always)]
-fn load(from: &[u8; QUAD_BYTES]) -> [__m512i; 2] {
-    let at = from.as_ptr().cast::<__m512i>();
-    // SAFETY: 128 bytes lie there; inlined into code compiled for AVX-512.
+unsafe fn load(from: *const u8) -> [__m512i; 2] {
+    let at = from.cast::<__m512i>();
+    // SAFETY: by contract; inlined into code compiled for AVX-512.
     unsafe { [_mm512_loadu_si512(at), _mm512_loadu_si512(at.add(1))] }
 }
 

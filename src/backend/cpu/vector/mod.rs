@@ -30,8 +30,6 @@ pub(super) type Pair = u32;
 pub(super) trait Vector: Copy {
     /// 32 integers.
     type Ints: Copy;
-    /// Two inputs of each output of a panel, in whatever form this instruction set multiplies bf16.
-    type Pairs: Copy;
 
     /// Rows that fit into the registers together, multiplied with f32 or bf16 weights.
     const ROWS: usize;
@@ -52,9 +50,14 @@ pub(super) trait Vector: Copy {
     /// Asks for a cache line that will be read soon; does nothing where it cannot.
     fn prefetch(at: *const u8);
 
-    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs;
-    /// `self + x.0 w.0 + x.1 w.1`
-    fn add_dot(self, x: Pair, w: Self::Pairs) -> Self;
+    /// The first inputs and the second ones of a pair of inputs in bf16.
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2];
+    /// `self + x.0 w.0 + x.1 w.1` by the processor's dot product where it has one.
+    #[inline(always)]
+    fn add_dot(self, x: Pair, w: &[[bf16; 2]; PANEL]) -> Self {
+        let ([first, second], w) = (both(x), Self::load_pairs(w));
+        self.add_product(Self::splat(first), w[0]).add_product(Self::splat(second), w[1])
+    }
 
     fn to_f32(ints: Self::Ints) -> Self;
     /// For each row, `start` and the dot products of its inputs and the bytes, quad by quad; the bytes biased or not (see

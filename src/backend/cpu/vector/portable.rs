@@ -1,7 +1,7 @@
 //! Plain arithmetic, for processors without the instructions of the others.
 
 use super::super::matrix::{PANEL, QUADS};
-use super::{Pair, QUAD, QUAD_BYTES, Vector, both};
+use super::{QUAD, QUAD_BYTES, Vector};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -9,7 +9,6 @@ pub(in super::super) struct Portable([f32; PANEL]);
 
 impl Vector for Portable {
     type Ints = [i32; PANEL];
-    type Pairs = [[f32; PANEL]; 2];
 
     const ROWS: usize = 1;
     const QUANT_ROWS: usize = 1;
@@ -54,14 +53,8 @@ impl Vector for Portable {
     fn prefetch(_: *const u8) {}
 
     #[inline(always)]
-    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> Self::Pairs {
-        [from.map(|pair| pair[0].to_f32()), from.map(|pair| pair[1].to_f32())]
-    }
-
-    #[inline(always)]
-    fn add_dot(self, x: Pair, [first, second]: Self::Pairs) -> Self {
-        let [a, b] = both(x);
-        self.add_product(Self::splat(a), Self(first)).add_product(Self::splat(b), Self(second))
+    fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2] {
+        [Self(from.map(|pair| pair[0].to_f32())), Self(from.map(|pair| pair[1].to_f32()))]
     }
 
     #[inline(always)]
