@@ -49,8 +49,12 @@ pub(super) fn attention(
     expect("attention", "value columns", kv_heads * head_size, v.width())?;
     expect("attention", "keys", q.len(), k.len())?;
     expect("attention", "values", q.len(), v.len())?;
+    let mut end = 0;
     for span in spans {
         expect("attention", "rows", span.rows.end, span.rows.end.min(q.len()))?;
+        // Each span's rows are written by threads of their own.
+        expect("attention", "as the first row of a span, or later", end, end.min(span.rows.start))?;
+        end = span.rows.end.max(end);
         match &cache {
             Some((cache, layer)) => cache.check(*layer, shape, span)?,
             None => expect("attention", "cached positions without a cache", 0, span.start)?,
