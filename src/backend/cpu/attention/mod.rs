@@ -33,6 +33,8 @@ const STRETCH: usize = 256;
 /// Query vectors of a block, at most: enough that gathering a tile costs little beside its products, few enough that
 /// their scores stay in the second-level cache. At least, where there are threads that would have nothing to do.
 const VECTORS: [usize; 2] = [96, 24];
+/// Positions, of all pieces together, that one thread has read before another could have been told to help.
+const ALONE: usize = 128;
 
 pub(super) fn attention(
     cpu: &Cpu,
@@ -165,6 +167,12 @@ impl Step<'_> {
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
         let (pieces, joins) = (Pieces::new(plan.pieces.len()), Pieces::new(plan.joins.len()));
+        if plan.pieces.iter().map(|piece| piece.scores).sum::<usize>() <= ALONE {
+            let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
+            plan.pieces.iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output));
+            plan.joins.iter().for_each(|join| self.join(join, &parts, &output));
+            return y;
+        }
         self.cpu.team.run(|member| {
             let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
             member.share(&pieces, |range| {
