@@ -207,7 +207,7 @@ fn a_span_sees_the_blocks_that_an_earlier_span_of_the_step_has_written() {
         let span = SequenceSpan { rows: 0..60, start: 0, blocks: table };
         let mut cache = cpu.cache(layout).unwrap();
         let whole = cpu.attention(q, k, v, &shape, &[span], Some((&mut cache, 0))).unwrap();
-        assert_eq!(cut, whole);
+        assert_eq!(cut.values(), whole.values());
     }
 }
 
