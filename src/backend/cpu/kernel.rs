@@ -228,7 +228,11 @@ unsafe fn staircase<V: Vector, const FORM: usize>(tile: &Tile<'_>, lanes: &mut [
 struct AtOnce<V, const FORM: usize>(std::marker::PhantomData<V>);
 
 impl<V: Vector, const FORM: usize> AtOnce<V, FORM> {
-    const ROWS: usize = if FORM < LAYOUTS.len() { V::QUANT_ROWS } else { V::ROWS };
+    const ROWS: usize = match FORM {
+        BYTES | BYTES_WITH_MINIMUMS => V::BYTES_ROWS,
+        HALVES | HALVES_WITH_MINIMUMS => V::HALVES_ROWS,
+        _ => V::ROWS,
+    };
 }
 
 /// Units of inputs `range` for the first rows of a tile.

@@ -32,6 +32,8 @@ const STRETCH: usize = 256;
 /// Query vectors of a block, at most: enough that gathering a tile costs little beside its products, few enough that
 /// their scores stay in the second-level cache. At least, where there are threads that would have nothing to do.
 const VECTORS: [usize; 2] = [96, 24];
+/// Positions, of all pieces together, that one thread has read before another could have been told to help.
+const ALONE: usize = 128;
 
 pub(super) fn attention(
     cpu: &Cpu,
@@ -48,8 +50,12 @@ pub(super) fn attention(
     expect("attention", "value columns", kv_heads * head_size, v.width())?;
     expect("attention", "keys", q.len(), k.len())?;
     expect("attention", "values", q.len(), v.len())?;
+    let mut end = 0;
     for span in spans {
         expect("attention", "rows", span.rows.end, span.rows.end.min(q.len()))?;
+        // Each span's rows are written by threads of their own.
+        expect("attention", "as the first row of a span, or later", end, end.min(span.rows.start))?;
+        end = span.rows.end.max(end);
         match &cache {
             Some((cache, layer)) => cache.check(*layer, shape, span)?,
             None => expect("attention", "cached positions without a cache", 0, span.start)?,
@@ -159,6 +165,12 @@ impl Step<'_> {
         let mut parts = vec![0.0; plan.parts];
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
+        if plan.pieces.iter().map(|piece| piece.scores).sum::<usize>() <= ALONE {
+            let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
+            plan.pieces.iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output));
+            plan.joins.iter().for_each(|join| self.join(join, &parts, &output));
+            return y;
+        }
         let (pieces, joins) =
             (self.cpu.team.pieces(plan.pieces.len()), self.cpu.team.pieces(plan.joins.len()));
         self.cpu.team.run(|member| {

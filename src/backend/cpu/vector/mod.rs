@@ -33,8 +33,10 @@ pub(super) trait Vector: Copy {
 
     /// Rows that fit into the registers together, multiplied with f32 or bf16 weights.
     const ROWS: usize;
-    /// The same for quantised weights, which need an integer and a float accumulator each.
-    const QUANT_ROWS: usize;
+    /// The same for weights quantised to a byte, which need an integer and a float accumulator each.
+    const BYTES_ROWS: usize;
+    /// The same for weights quantised to half a byte.
+    const HALVES_ROWS: usize;
     /// Whether [`Self::dot_bytes`] takes a byte for the number that it is, 128 more than the quant it stands for.
     const BIASED: bool;
 

@@ -11,7 +11,8 @@ impl Vector for Portable {
     type Ints = [i32; PANEL];
 
     const ROWS: usize = 1;
-    const QUANT_ROWS: usize = 1;
+    const BYTES_ROWS: usize = 1;
+    const HALVES_ROWS: usize = 1;
     const BIASED: bool = true;
 
     #[inline(always)]
