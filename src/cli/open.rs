@@ -173,7 +173,8 @@ impl Opened {
 /// How to compute.
 #[derive(Debug, clap::Args)]
 pub(super) struct ComputeArgs {
-    /// How base weights are kept in memory; `auto` is the smallest that loses nothing against the file.
+    /// How base weights are kept in memory; `auto` keeps them as the file has them. Quantised ones (also a GGUF's) are
+    /// multiplied with inputs rounded to 8 bits, as llama.cpp does; `f32` rounds nothing.
     #[arg(long, env = "LONAS_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
     dtype: DtypeArg,
 

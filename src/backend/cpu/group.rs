@@ -170,6 +170,7 @@ impl<'a> Group<'a> {
                 panel,
                 inputs: &self.inputs,
                 rows: &tile_rows[..rows.len()],
+                cold: true,
                 quads: self.plans[plan].quads(rows[0].active.inp),
             };
             // SAFETY: all rows were prepared before the barrier.
@@ -223,13 +224,14 @@ impl<'a> Group<'a> {
     }
 
     /// Calls `work` with a few of the range's rows at a time (by their place in the plan), as far as they reach the
-    /// panel, and as many accumulators.
+    /// panel, and as many accumulators; last, whether the
+    /// panel is touched for the first time.
     pub(super) fn each_tile(
         &self,
         plan: usize,
         panel: usize,
         range: Range<usize>,
-        mut work: impl FnMut(&[usize], &mut [Lanes]),
+        mut work: impl FnMut(&[usize], &mut [Lanes], bool),
     ) {
         let mut reached = [0; CHUNK];
         let mut count = 0;
@@ -242,13 +244,13 @@ impl<'a> Group<'a> {
         while !rest.is_empty() {
             // Cut evenly.
             let (tile, others) = rest.split_at(rest.len().div_ceil(rest.len().div_ceil(TILE)));
-            work(tile, &mut lanes[..tile.len()]);
+            work(tile, &mut lanes[..tile.len()], rest.len() == count);
             rest = others;
         }
     }
 
     /// The panel's outputs for some of a plan's rows: bias, base and adapters.
-    pub(super) fn tile(&self, plan: usize, panel: usize, rows: &[usize], lanes: &mut [Lanes]) {
+    pub(super) fn tile(&self, plan: usize, panel: usize, rows: &[usize], lanes: &mut [Lanes], cold: bool) {
         let (index, plan) = (plan, &self.plans[plan]);
         let mut start = [0.0; PANEL];
         if let Some(bias) = &plan.linear.bias {
@@ -263,6 +265,7 @@ impl<'a> Group<'a> {
             panel,
             inputs: &self.inputs,
             rows: &base[..rows.len()],
+            cold,
             quads: plan.quads(base[0].inp),
         };
         // SAFETY: all rows were prepared before the barrier.
@@ -274,6 +277,7 @@ impl<'a> Group<'a> {
                 panel,
                 inputs: &self.shrunk[index],
                 rows: &shrunk[..run.len()],
+                cold,
                 quads: &adapter.quads,
             };
             // SAFETY: all rows were shrunk before the barrier.
@@ -288,11 +292,11 @@ impl<'a> Group<'a> {
             for piece in pieces {
                 let (part, panel) = (piece / panels, piece % panels);
                 let chunk = part * CHUNK..self.length.min((part + 1) * CHUNK);
-                self.each_tile(0, panel, chunk, |tile, gates| {
+                self.each_tile(0, panel, chunk, |tile, gates, cold| {
                     let mut ups = [[0.0; PANEL]; TILE];
                     let ups = &mut ups[..tile.len()];
-                    self.tile(0, panel, tile, gates);
-                    self.tile(1, panel, tile, ups);
+                    self.tile(0, panel, tile, gates, cold);
+                    self.tile(1, panel, tile, ups, cold);
                     self.cpu.kernel.vectorised(|| {
                         for ((row, gates), ups) in tile.iter().zip(gates).zip(ups) {
                             gates.iter_mut().zip(ups).for_each(|(gate, up)| *gate = silu(*gate) * *up);

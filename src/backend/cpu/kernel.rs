@@ -9,7 +9,7 @@ use super::inputs::{Inputs, QuantBlock};
 use super::matrix::{BlockPanels, Layout, Matrix, PANEL, PairPanels, Panels, QUADS};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use super::vector::{Pair, Portable, QUAD, QUAD_BYTES, Vector};
+use super::vector::{Pair, Portable, QUAD, QUAD_BYTES, Vector, ask_ahead};
 use half::{bf16, f16};
 
 /// Accumulators of one row: the outputs of one panel.
@@ -117,6 +117,8 @@ pub(super) struct Tile<'a> {
     pub(super) inputs: &'a Inputs<'a>,
     /// The rows, at most [`TILE`], and how many inputs of each are active, falling.
     pub(super) rows: &'a [TileRow],
+    /// Whether the panel is touched for the first time: memory is asked for ahead then.
+    pub(super) cold: bool,
     /// For quantised weights: [`Matrix::quads`] of the first row's inputs.
     pub(super) quads: &'a [u8],
 }
@@ -268,25 +270,6 @@ unsafe fn stage<V: Vector, const FORM: usize>(
     }
 }
 
-/// Adds the products with dense weights to `$sums`, one input or pair of inputs of all rows after the other. A macro, since
-/// a closure would not be inlined, see `vector::avx2`.
-macro_rules! dense {
-    ($V:ident, $R:ident, $sums:ident, $weights:ident, $x:ident, $load:expr, |$sum:ident, $one:ident, $w:ident| $add:expr) => {{
-        assert!($x.iter().all(|x| x.len() == $weights.len()));
-        for (k, weights) in $weights.iter().enumerate() {
-            for line in (0..size_of_val(weights)).step_by(LINE) {
-                $V::prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(AHEAD + line));
-            }
-            let $w = $load(weights);
-            for r in 0..$R {
-                // SAFETY: as long as the weights, as just checked; here the check would cost as much as the product.
-                let ($sum, $one) = ($sums[r], unsafe { *$x[r].get_unchecked(k) });
-                $sums[r] = $add;
-            }
-        }
-    }};
-}
-
 /// `R` rows from `row` on; returns `R`.
 ///
 /// # Safety
@@ -299,6 +282,8 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
     lanes: &mut [Lanes],
 ) -> usize {
     let Tile { matrix, panel, inputs, .. } = *tile;
+    // What the first rows of a panel have read is near for the others.
+    let cold = tile.cold && row == 0;
     let lanes: &mut [Lanes; R] = lanes[row..].first_chunk_mut().expect("as many accumulators as rows");
     // Loops, not `array::map`, see `vector::avx2`.
     let mut sums = [V::zero(); R];
@@ -315,7 +300,8 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 // SAFETY: by contract; so below.
                 x[r] = unsafe { &inputs.f32(rows[r].row)[range.clone()] };
             }
-            dense!(V, R, sums, weights, x, V::load, |sum, x, w| sum.add_product(V::splat(x), w));
+            check(weights.len(), x);
+            V::add_inputs(&mut sums, weights, x, cold);
         }
         Panels::Bf16(pairs) if FORM == BF16 || FORM == BF16_DOT => {
             let panels: &[[[bf16; 2]; PANEL]] = bytemuck::cast_slice(pairs.packed.bytes());
@@ -326,16 +312,23 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                     // SAFETY: by contract.
                     x[r] = unsafe { &inputs.pairs(rows[r].row)[range.clone()] };
                 }
-                dense!(V, R, sums, weights, x, |w| w, |sum, x, w| sum.add_dot(x, w));
+                check(weights.len(), x);
+                for (k, weights) in weights.iter().enumerate() {
+                    if cold {
+                        ask_ahead::<V, _>(weights);
+                    }
+                    for r in 0..R {
+                        sums[r] = sums[r].add_dot(x[r][k], weights);
+                    }
+                }
             } else {
                 let mut x: [&[[f32; 2]]; R] = [&[]; R];
                 for r in 0..R {
                     // SAFETY: by contract.
                     x[r] = unsafe { &inputs.f32(rows[r].row).as_chunks().0[range.clone()] };
                 }
-                dense!(V, R, sums, weights, x, V::load_pairs, |sum, x, w| {
-                    sum.add_product(V::splat(x[0]), w[0]).add_product(V::splat(x[1]), w[1])
-                });
+                check(weights.len(), x);
+                V::add_pairs(&mut sums, weights, x, cold);
             }
         }
         Panels::Blocks(blocks) if FORM < LAYOUTS.len() => {
@@ -348,7 +341,8 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 // SAFETY: by contract.
                 x[r] = unsafe { &inputs.blocks(rows[r].row)[range.clone()] };
             }
-            quants::<V, FORM, R>(&mut sums, blocks, panel * per_panel + range.start, quads, x);
+            let from = (panel * per_panel + range.start, cold);
+            quants::<V, FORM, R>(&mut sums, blocks, from, quads, x);
         }
         // The form is that of the panels, see `instruction_set`.
         _ => {}
@@ -359,11 +353,13 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
     R
 }
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-/// How far ahead of the products weights are asked for. The processor's own prefetching stops at the end of each page and
-/// of each panel; panels follow each other in memory, so the bytes ahead are those of the next one. Measured on Zen 3.
-const AHEAD: usize = 4096;
+/// That each row has an input for each weight, so that the loops need not look each time.
+#[inline(always)]
+fn check<T, const R: usize>(weights: usize, x: [&[T]; R]) {
+    for x in x {
+        assert!(x.len() == weights);
+    }
+}
 
 /// Within a block, integers; then its scale, and its minimum times the sum of the inputs. `first` is the block of the
 /// matrix that the first of `quads` belongs to.
@@ -371,7 +367,7 @@ const AHEAD: usize = 4096;
 fn quants<V: Vector, const FORM: usize, const R: usize>(
     sums: &mut [V; R],
     blocks: &BlockPanels,
-    first: usize,
+    (first, cold): (usize, bool),
     quads: &[u8],
     x: [&[QuantBlock]; R],
 ) {
@@ -384,15 +380,15 @@ fn quants<V: Vector, const FORM: usize, const R: usize>(
             // SAFETY: as many blocks as `quads`, as just checked.
             block[r] = unsafe { x[r].as_ptr().add(b) };
         }
-        for line in (0..layout.record()).step_by(LINE) {
-            V::prefetch(record.as_ptr().wrapping_add(AHEAD + line));
-        }
         let (header, weights) = record.split_at(layout.header());
         let weights = weights.as_chunks::<QUAD_BYTES>().0;
         let (header, _) = bytemuck::cast_slice::<u8, f16>(header).as_chunks::<PANEL>();
+        if cold {
+            ask_ahead::<V, _>(&header[0]);
+        }
         let scales = V::load_f16(&header[0]);
         // SAFETY: each points to a block, as just said.
-        let dots = unsafe { dots::<V, FORM, R>(weights, usize::from(quads).min(QUADS), block) };
+        let dots = unsafe { dots::<V, FORM, R>(weights, usize::from(quads).min(QUADS), block, cold) };
         for r in 0..R {
             // SAFETY: as above.
             let scale = V::splat(unsafe { (*block[r]).scale });
@@ -417,6 +413,7 @@ unsafe fn dots<V: Vector, const FORM: usize, const R: usize>(
     weights: &[[u8; QUAD_BYTES]],
     quads: usize,
     x: [*const QuantBlock; R],
+    cold: bool,
 ) -> [V::Ints; R] {
     let layout = const { LAYOUTS[FORM % LAYOUTS.len()] };
     let mut start = [0; R];
@@ -432,7 +429,7 @@ unsafe fn dots<V: Vector, const FORM: usize, const R: usize>(
         quants[r] = block.quants.as_chunks().0.first_chunk().expect("a block has this many quads");
     }
     match layout.is_halves() {
-        true => V::dot_halves(start, &weights[..quads.div_ceil(2)], quants),
-        false => V::dot_bytes(start, &weights[..quads], quants),
+        true => V::dot_halves(start, &weights[..quads.div_ceil(2)], quants, cold),
+        false => V::dot_bytes(start, &weights[..quads], quants, cold),
     }
 }

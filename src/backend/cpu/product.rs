@@ -47,8 +47,8 @@ pub(super) fn linears<const N: usize>(
             for row in plans[plan].rows[chunk.clone()].iter().filter(|row| !reached(row)) {
                 output.clear(row.row, panel);
             }
-            group.each_tile(plan, panel, chunk, |tile, lanes| {
-                group.tile(plan, panel, tile, lanes);
+            group.each_tile(plan, panel, chunk, |tile, lanes, cold| {
+                group.tile(plan, panel, tile, lanes, cold);
                 for (row, lanes) in tile.iter().zip(lanes) {
                     let RowPlan { row, active, .. } = plans[plan].rows[*row];
                     output.write(row, panel, lanes, active.out);
@@ -158,10 +158,11 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
         member.barrier();
         member.share(&panels, |panels| {
             for panel in panels {
-                for rows in rows.chunks(TILE) {
+                for (i, rows) in rows.chunks(TILE).enumerate() {
                     let mut lanes = [[0.0; PANEL]; TILE];
                     let lanes = &mut lanes[..rows.len()];
-                    let tile = Tile { matrix: weight, panel, inputs: &inputs, rows, quads: &quads };
+                    let tile =
+                        Tile { matrix: weight, panel, inputs: &inputs, rows, cold: i == 0, quads: &quads };
                     // SAFETY: all rows are filled, before the barrier.
                     unsafe { cpu.kernel.accumulate(&tile, lanes) };
                     for (row, lanes) in rows.iter().zip(lanes) {
@@ -216,8 +217,8 @@ impl<'a> Columns<'a> {
 /// `output += y` of the group's only plan.
 fn add_to(group: &Group<'_>, member: &Member<'_>, output: &Columns<'_>) {
     group.each_panel(member, |plan, panel, chunk| {
-        group.each_tile(plan, panel, chunk, |tile, lanes| {
-            group.tile(plan, panel, tile, lanes);
+        group.each_tile(plan, panel, chunk, |tile, lanes, cold| {
+            group.tile(plan, panel, tile, lanes, cold);
             for (row, lanes) in tile.iter().zip(lanes) {
                 let RowPlan { row, active, .. } = group.plans[plan].rows[*row];
                 output.add(row, panel, lanes, active.out);

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::super::matrix::{PANEL, QUADS};
-use super::{QUAD, QUAD_BYTES, Vector};
+use super::{QUAD, QUAD_BYTES, Vector, ask_ahead};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -42,7 +42,8 @@ macro_rules! ints {
 impl Vector for Avx2 {
     type Ints = [__m256i; 4];
 
-    // Three rows of four accumulators, a weight and three broadcasts fill 16 registers.
+    // Three rows of four accumulators, a weight and three broadcasts fill 16 registers. Two halves of a panel one after the
+    // other, with twice the rows, were no faster for many rows and a third slower for eight.
     const ROWS: usize = 3;
     // Of quantised weights eight outputs are taken at a time. Measured on Zen 3, one core: bytes with 2, 4, 6 rows 101, 105,
     // 113 GOP/s, halves with 2, 3, 4, 6 rows 120, 123, 124, 101.
@@ -117,8 +118,24 @@ impl Vector for Avx2 {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
+        cold: bool,
     ) -> [Self::Ints; R] {
         let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
+        if R == 1 {
+            // In the order of memory.
+            sums[0] = ints!(_i => _mm256_set1_epi32(start[0]));
+            for (quad, weights) in weights.iter().take(QUADS).enumerate() {
+                if cold {
+                    ask_ahead::<Self, _>(weights);
+                }
+                sums[0] = ints!(i => {
+                    let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
+                    let quants = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+                    add_bytes(sums[0][i], (quants, _mm256_abs_epi8(quants)), splat(x[0][quad]))
+                });
+            }
+            return sums;
+        }
         // Eight outputs at a time, so that the accumulators of many rows stay in registers.
         for i in 0..4 {
             // SAFETY: a quad is 128 bytes; see `four`.
@@ -128,6 +145,9 @@ impl Vector for Avx2 {
                     some[r] = _mm256_set1_epi32(start[r]);
                 }
                 for (quad, weights) in weights.iter().take(QUADS).enumerate() {
+                    if cold && i == 0 {
+                        ask_ahead::<Self, _>(weights);
+                    }
                     let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
                     let quants = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
                     let sizes = _mm256_abs_epi8(quants);
@@ -152,21 +172,39 @@ impl Vector for Avx2 {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
+        cold: bool,
     ) -> [Self::Ints; R] {
         let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
+        if R == 1 {
+            // In the order of memory.
+            for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
+                if cold {
+                    ask_ahead::<Self, _>(weights);
+                }
+                sums[0] = ints!(i => {
+                    let both = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
+                    add_halves(sums[0][i], split(both), [splat(x[0][2 * pair]), splat(x[0][2 * pair + 1])])
+                });
+            }
+            sums[0] = ints!(i => {
+                let whole = _mm256_madd_epi16(sums[0][i], _mm256_set1_epi16(1));
+                _mm256_add_epi32(_mm256_set1_epi32(start[0]), whole)
+            });
+            return sums;
+        }
         for i in 0..4 {
             // SAFETY: two quads in halves are 128 bytes; see `four`.
             unsafe {
                 let mut some = [_mm256_setzero_si256(); R];
                 for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
+                    if cold && i == 0 {
+                        ask_ahead::<Self, _>(weights);
+                    }
                     let both = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
-                    let lower = _mm256_and_si256(both, _mm256_set1_epi8(15));
-                    let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(both), _mm256_set1_epi8(15));
+                    let quants = split(both);
                     for r in 0..R {
-                        let products = _mm256_maddubs_epi16(lower, splat(x[r][2 * pair]));
-                        some[r] = _mm256_add_epi16(some[r], products);
-                        let products = _mm256_maddubs_epi16(upper, splat(x[r][2 * pair + 1]));
-                        some[r] = _mm256_add_epi16(some[r], products);
+                        some[r] =
+                            add_halves(some[r], quants, [splat(x[r][2 * pair]), splat(x[r][2 * pair + 1])]);
                     }
                 }
                 for r in 0..R {
@@ -183,4 +221,43 @@ impl Vector for Avx2 {
 fn splat(x: [i8; QUAD]) -> __m256i {
     // SAFETY: see `four`.
     unsafe { _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8])) }
+}
+
+/// The quants and their sizes times four inputs each.
+///
+/// # Safety
+/// Inlined into code compiled for AVX2; so below.
+#[inline(always)]
+unsafe fn add_bytes(sum: __m256i, (quants, sizes): (__m256i, __m256i), x: __m256i) -> __m256i {
+    // SAFETY: by contract.
+    unsafe {
+        let products = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, quants));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+    }
+}
+
+/// The lower and upper halves of bytes.
+///
+/// # Safety
+/// As [`add_bytes`].
+#[inline(always)]
+unsafe fn split(both: __m256i) -> [__m256i; 2] {
+    // SAFETY: by contract.
+    unsafe {
+        let mask = _mm256_set1_epi8(15);
+        [_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask)]
+    }
+}
+
+/// Adds both halves' products, two and two, in 16 bits.
+///
+/// # Safety
+/// As [`add_bytes`].
+#[inline(always)]
+unsafe fn add_halves(sum: __m256i, quants: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
+    // SAFETY: by contract.
+    unsafe {
+        let sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants[0], x[0]));
+        _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants[1], x[1]))
+    }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::super::matrix::{PANEL, QUADS};
-use super::{Pair, QUAD, QUAD_BYTES, Vector};
+use super::{Pair, QUAD, QUAD_BYTES, Vector, ask_ahead};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -120,9 +120,13 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
+        cold: bool,
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (quad, weights) in weights.iter().take(QUADS).enumerate() {
+            if cold {
+                ask_ahead::<Self, _>(weights);
+            }
             // SAFETY: a quad is 128 bytes.
             let weights = unsafe { load(weights.as_ptr()) };
             for r in 0..R {
@@ -137,9 +141,13 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
+        cold: bool,
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
+            if cold {
+                ask_ahead::<Self, _>(weights);
+            }
             // SAFETY: two quads in halves are 128 bytes.
             let both = unsafe { load(weights.as_ptr()) };
             // SAFETY: see `zero`.

@@ -19,6 +19,13 @@ pub(super) use portable::Portable;
 use super::matrix::{PANEL, QUADS};
 use half::{bf16, f16};
 
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+/// How far ahead of the products the first rows ask for a panel's weights, which are cold then. The processor's own prefetching stops at the end of each
+/// page and takes a while to begin; panels follow each other in memory, so what lies ahead is the next one. Asked for line
+/// by line between the products: 20.7 of 24.5 GB/s on two cores of Zen 3, 17.1 when asked for a block at once, 12.4 without.
+pub(super) const AHEAD: usize = 1024;
+
 /// Four consecutive inputs of each output of a panel, one byte each: what one integer dot product takes.
 pub(super) const QUAD: usize = 4;
 /// Bytes of one quad of a panel.
@@ -61,6 +68,45 @@ pub(super) trait Vector: Copy {
         self.add_product(Self::splat(first), w[0]).add_product(Self::splat(second), w[1])
     }
 
+    /// Adds the products of some inputs with dense weights, one input of all rows after the other.
+    #[inline(always)]
+    fn add_inputs<const R: usize>(
+        sums: &mut [Self; R],
+        weights: &[[f32; PANEL]],
+        x: [&[f32]; R],
+        cold: bool,
+    ) {
+        for (k, weights) in weights.iter().enumerate() {
+            if cold {
+                ask_ahead::<Self, _>(weights);
+            }
+            let weights = Self::load(weights);
+            for r in 0..R {
+                sums[r] = sums[r].add_product(Self::splat(x[r][k]), weights);
+            }
+        }
+    }
+
+    /// The same for pairs of inputs and weights in bf16.
+    #[inline(always)]
+    fn add_pairs<const R: usize>(
+        sums: &mut [Self; R],
+        weights: &[[[bf16; 2]; PANEL]],
+        x: [&[[f32; 2]]; R],
+        cold: bool,
+    ) {
+        for (k, weights) in weights.iter().enumerate() {
+            if cold {
+                ask_ahead::<Self, _>(weights);
+            }
+            let [first, second] = Self::load_pairs(weights);
+            for r in 0..R {
+                let [a, b] = x[r][k];
+                sums[r] = sums[r].add_product(Self::splat(a), first).add_product(Self::splat(b), second);
+            }
+        }
+    }
+
     fn to_f32(ints: Self::Ints) -> Self;
     /// For each row, `start` and the dot products of its inputs and the bytes, quad by quad; the bytes biased or not (see
     /// [`Self::BIASED`]), the inputs within `-127..=127`.
@@ -68,12 +114,14 @@ pub(super) trait Vector: Copy {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
+        cold: bool,
     ) -> [Self::Ints; R];
     /// The same for two quads in each byte, `0..=15`: the lower halves are the first of the two.
     fn dot_halves<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
+        cold: bool,
     ) -> [Self::Ints; R];
 }
 
@@ -81,4 +129,12 @@ pub(super) trait Vector: Copy {
 #[inline(always)]
 pub(super) fn both(pair: Pair) -> [f32; 2] {
     [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
+}
+
+/// Asks for what lies [`AHEAD`] of some weights.
+#[inline(always)]
+pub(super) fn ask_ahead<V: Vector, T>(weights: &T) {
+    for line in (0..size_of::<T>()).step_by(LINE) {
+        V::prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(AHEAD + line));
+    }
 }
