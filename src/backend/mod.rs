@@ -158,7 +158,7 @@ pub trait Backend: Send + Sync + 'static {
     fn logits(&self, x: &Self::Rows, head: &Self::Matrix) -> Result<Self::Rows, BackendError>;
 
     /// The rows as row-major f32 in host memory.
-    fn into_host(&self, x: Self::Rows) -> Result<Vec<f32>, BackendError>;
+    fn host(&self, x: Self::Rows) -> Result<Vec<f32>, BackendError>;
 
     /// Bytes that a product with the prefix `[:out, :inp]` has to read; a size beyond the matrix's own means its own.
     fn bytes(&self, matrix: &Self::Matrix, out: usize, inp: usize) -> usize;

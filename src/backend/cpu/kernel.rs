@@ -7,9 +7,9 @@
 
 use super::inputs::{Inputs, QuantBlock};
 use super::matrix::{BlockPanels, Layout, Matrix, PANEL, PairPanels, Panels, QUADS};
+use super::vector::{AHEAD, Pair, Portable, QUAD, QUAD_BYTES, Vector, ask_ahead};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use super::vector::{Pair, Portable, QUAD, QUAD_BYTES, Vector, ask_ahead};
 use half::{bf16, f16};
 
 /// Accumulators of one row: the outputs of one panel.
@@ -315,7 +315,7 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 check(weights.len(), x);
                 for (k, weights) in weights.iter().enumerate() {
                     if cold {
-                        ask_ahead::<V, _>(weights);
+                        ask_ahead::<V, _>(weights, AHEAD);
                     }
                     for r in 0..R {
                         sums[r] = sums[r].add_dot(x[r][k], weights);
@@ -372,6 +372,8 @@ fn quants<V: Vector, const FORM: usize, const R: usize>(
     x: [&[QuantBlock]; R],
 ) {
     let layout = const { LAYOUTS[FORM % LAYOUTS.len()] };
+    // Whole blocks, so that where only their beginnings are needed only these are asked for.
+    let ahead = if cold { 2 * layout.record() } else { 0 };
     let records = &blocks.packed.bytes()[first * layout.record()..][..quads.len() * layout.record()];
     assert!(x.iter().all(|x| x.len() == quads.len()));
     for (b, (record, &quads)) in records.chunks_exact(layout.record()).zip(quads).enumerate() {
@@ -383,12 +385,12 @@ fn quants<V: Vector, const FORM: usize, const R: usize>(
         let (header, weights) = record.split_at(layout.header());
         let weights = weights.as_chunks::<QUAD_BYTES>().0;
         let (header, _) = bytemuck::cast_slice::<u8, f16>(header).as_chunks::<PANEL>();
-        if cold {
-            ask_ahead::<V, _>(&header[0]);
+        if ahead > 0 {
+            ask_ahead::<V, _>(&header[0], ahead);
         }
         let scales = V::load_f16(&header[0]);
         // SAFETY: each points to a block, as just said.
-        let dots = unsafe { dots::<V, FORM, R>(weights, usize::from(quads).min(QUADS), block, cold) };
+        let dots = unsafe { dots::<V, FORM, R>(weights, usize::from(quads).min(QUADS), block, ahead) };
         for r in 0..R {
             // SAFETY: as above.
             let scale = V::splat(unsafe { (*block[r]).scale });
@@ -413,7 +415,7 @@ unsafe fn dots<V: Vector, const FORM: usize, const R: usize>(
     weights: &[[u8; QUAD_BYTES]],
     quads: usize,
     x: [*const QuantBlock; R],
-    cold: bool,
+    ahead: usize,
 ) -> [V::Ints; R] {
     let layout = const { LAYOUTS[FORM % LAYOUTS.len()] };
     let mut start = [0; R];
@@ -429,7 +431,7 @@ unsafe fn dots<V: Vector, const FORM: usize, const R: usize>(
         quants[r] = block.quants.as_chunks().0.first_chunk().expect("a block has this many quads");
     }
     match layout.is_halves() {
-        true => V::dot_halves(start, &weights[..quads.div_ceil(2)], quants, cold),
-        false => V::dot_bytes(start, &weights[..quads], quants, cold),
+        true => V::dot_halves(start, &weights[..quads.div_ceil(2)], quants, ahead),
+        false => V::dot_bytes(start, &weights[..quads], quants, ahead),
     }
 }

@@ -257,7 +257,7 @@ impl Backend for Cpu {
         product::plain(self, x, head)
     }
 
-    fn into_host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
+    fn host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
         Ok(x.into_values())
     }
 

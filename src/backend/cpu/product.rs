@@ -37,7 +37,7 @@ pub(super) fn linears<const N: usize>(
     let mut scratch = cpu.scratch();
     let group = Group::new(cpu, &plans, x.len(), &mut scratch.first)?;
     let mut ys = linears.map(|linear| cpu.rows(x.len(), linear.weight.rows()));
-    let outputs = ys.each_mut().map(|y| Columns::new(y));
+    let outputs = ys.each_mut().map(Columns::new);
     cpu.team.run(|member| {
         group.prepare(member, &Source::Rows(x), norm);
         group.shrink(member);
@@ -56,7 +56,6 @@ pub(super) fn linears<const N: usize>(
             });
         });
     });
-    drop(outputs);
     Ok(ys)
 }
 
@@ -79,7 +78,6 @@ pub(super) fn linear_onto(
         group.shrink(member);
         add_to(&group, member, &output);
     });
-    drop(output);
     Ok(x)
 }
 
@@ -136,7 +134,6 @@ pub(super) fn gated_mlp(
         last.shrink(member);
         add_to(&last, member, &columns);
     });
-    drop(columns);
     Ok(output)
 }
 
@@ -172,7 +169,6 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
             }
         });
     });
-    drop(output);
     Ok(y)
 }
 
@@ -187,6 +183,7 @@ impl<'a> Columns<'a> {
         Self { width: rows.width(), values: Shared::new(rows.values_mut()) }
     }
 
+    #[expect(clippy::mut_from_ref, reason = "each panel of a row is in one thread's hands")]
     #[inline(always)]
     fn panel(&self, row: usize, panel: usize) -> &mut [f32] {
         let start = row * self.width + panel * PANEL;

@@ -313,7 +313,7 @@ impl Backend for Reference {
         named("logits", product())
     }
 
-    fn into_host(&self, x: Tensor) -> Result<Vec<f32>, BackendError> {
+    fn host(&self, x: Tensor) -> Result<Vec<f32>, BackendError> {
         named("to host", x.flatten_all().and_then(|x| x.to_vec1()))
     }
 

@@ -142,7 +142,7 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
             return Ok(Logits { values: Vec::new(), vocabulary });
         }
         let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
-        Ok(Logits { values: self.backend.into_host(logits)?, vocabulary })
+        Ok(Logits { values: self.backend.host(logits)?, vocabulary })
     }
 
     fn vocabulary(&self) -> usize {

@@ -140,7 +140,7 @@ impl Block<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Kernel::available` has seen these instructions on this processor.
             Kernel::Avx512 | Kernel::Avx512Bf16 => unsafe {
-                attend_avx512(self, stretches, scratch, into, spare)
+                attend_avx512(self, stretches, scratch, into, spare);
             },
             #[cfg(not(target_arch = "x86_64"))]
             _ => self.join_stretches::<Portable>(stretches, scratch, into, spare),

@@ -3,6 +3,7 @@
 //! Written with loops, not with `array::map` and its like: their closures are not always inlined into the code that is
 //! compiled for AVX2, and would then call each instruction as a function.
 #![allow(unsafe_code)]
+#![expect(clippy::needless_range_loop, reason = "the index names the register")]
 
 use super::super::matrix::{PANEL, QUADS};
 use super::{QUAD, QUAD_BYTES, Vector, ask_ahead};
@@ -118,15 +119,15 @@ impl Vector for Avx2 {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        cold: bool,
+        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
         if R == 1 {
             // In the order of memory.
             sums[0] = ints!(_i => _mm256_set1_epi32(start[0]));
             for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-                if cold {
-                    ask_ahead::<Self, _>(weights);
+                if ahead > 0 {
+                    ask_ahead::<Self, _>(weights, ahead);
                 }
                 sums[0] = ints!(i => {
                     let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
@@ -145,8 +146,8 @@ impl Vector for Avx2 {
                     some[r] = _mm256_set1_epi32(start[r]);
                 }
                 for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-                    if cold && i == 0 {
-                        ask_ahead::<Self, _>(weights);
+                    if ahead > 0 && i == 0 {
+                        ask_ahead::<Self, _>(weights, ahead);
                     }
                     let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
                     let quants = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
@@ -172,14 +173,14 @@ impl Vector for Avx2 {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        cold: bool,
+        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
         if R == 1 {
             // In the order of memory.
             for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-                if cold {
-                    ask_ahead::<Self, _>(weights);
+                if ahead > 0 {
+                    ask_ahead::<Self, _>(weights, ahead);
                 }
                 sums[0] = ints!(i => {
                     let both = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
@@ -197,8 +198,8 @@ impl Vector for Avx2 {
             unsafe {
                 let mut some = [_mm256_setzero_si256(); R];
                 for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-                    if cold && i == 0 {
-                        ask_ahead::<Self, _>(weights);
+                    if ahead > 0 && i == 0 {
+                        ask_ahead::<Self, _>(weights, ahead);
                     }
                     let both = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
                     let quants = split(both);

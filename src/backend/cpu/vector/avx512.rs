@@ -104,7 +104,10 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         unsafe {
             let w = load(w.as_flattened().as_ptr().cast());
             let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x as i32));
-            let w: [__m512bh; 2] = [std::mem::transmute(w[0]), std::mem::transmute(w[1])];
+            let w = [
+                std::mem::transmute::<__m512i, __m512bh>(w[0]),
+                std::mem::transmute::<__m512i, __m512bh>(w[1]),
+            ];
             Self([_mm512_dpbf16_ps(self.0[0], x, w[0]), _mm512_dpbf16_ps(self.0[1], x, w[1])])
         }
     }
@@ -120,12 +123,12 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        cold: bool,
+        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-            if cold {
-                ask_ahead::<Self, _>(weights);
+            if ahead > 0 {
+                ask_ahead::<Self, _>(weights, ahead);
             }
             // SAFETY: a quad is 128 bytes.
             let weights = unsafe { load(weights.as_ptr()) };
@@ -141,12 +144,12 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        cold: bool,
+        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-            if cold {
-                ask_ahead::<Self, _>(weights);
+            if ahead > 0 {
+                ask_ahead::<Self, _>(weights, ahead);
             }
             // SAFETY: two quads in halves are 128 bytes.
             let both = unsafe { load(weights.as_ptr()) };

@@ -78,7 +78,7 @@ pub(super) trait Vector: Copy {
     ) {
         for (k, weights) in weights.iter().enumerate() {
             if cold {
-                ask_ahead::<Self, _>(weights);
+                ask_ahead::<Self, _>(weights, AHEAD);
             }
             let weights = Self::load(weights);
             for r in 0..R {
@@ -97,7 +97,7 @@ pub(super) trait Vector: Copy {
     ) {
         for (k, weights) in weights.iter().enumerate() {
             if cold {
-                ask_ahead::<Self, _>(weights);
+                ask_ahead::<Self, _>(weights, AHEAD);
             }
             let [first, second] = Self::load_pairs(weights);
             for r in 0..R {
@@ -109,19 +109,19 @@ pub(super) trait Vector: Copy {
 
     fn to_f32(ints: Self::Ints) -> Self;
     /// For each row, `start` and the dot products of its inputs and the bytes, quad by quad; the bytes biased or not (see
-    /// [`Self::BIASED`]), the inputs within `-127..=127`.
+    /// [`Self::BIASED`]), the inputs within `-127..=127`. Asks for memory `ahead` bytes on, unless that is 0.
     fn dot_bytes<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        cold: bool,
+        ahead: usize,
     ) -> [Self::Ints; R];
     /// The same for two quads in each byte, `0..=15`: the lower halves are the first of the two.
     fn dot_halves<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        cold: bool,
+        ahead: usize,
     ) -> [Self::Ints; R];
 }
 
@@ -131,10 +131,10 @@ pub(super) fn both(pair: Pair) -> [f32; 2] {
     [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
 }
 
-/// Asks for what lies [`AHEAD`] of some weights.
+/// Asks for what lies so many bytes ahead of some weights.
 #[inline(always)]
-pub(super) fn ask_ahead<V: Vector, T>(weights: &T) {
+pub(super) fn ask_ahead<V: Vector, T>(weights: &T, ahead: usize) {
     for line in (0..size_of::<T>()).step_by(LINE) {
-        V::prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(AHEAD + line));
+        V::prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(ahead + line));
     }
 }

@@ -68,7 +68,7 @@ impl Vector for Portable {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        _: bool,
+        _: usize,
     ) -> [Self::Ints; R] {
         let mut sums = start.map(|start| [start; PANEL]);
         for (quad, weights) in weights.iter().enumerate() {
@@ -84,7 +84,7 @@ impl Vector for Portable {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        _: bool,
+        _: usize,
     ) -> [Self::Ints; R] {
         let mut sums = start.map(|start| [start; PANEL]);
         for (pair, weights) in weights.iter().enumerate() {
