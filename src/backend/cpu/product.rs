@@ -91,30 +91,17 @@ pub(super) fn gated_mlp(
     mlp: &GatedMlp<Cpu>,
     segments: &[Segment],
 ) -> Result<Rows, BackendError> {
-    let wrong = |expected: &str, got: String| BackendError::Shape {
-        operation: "gated mlp",
-        expected: expected.into(),
-        got,
-    };
     let hidden = mlp.down.weight.rows();
     let mut output = match (onto, x) {
         (Some(rows), _) => rows,
         (None, Some(x)) => Rows::zeros(x.len(), hidden),
-        (None, None) => return Err(wrong("rows", "none".into())),
+        (None, None) => return Err(unfit_mlp("rows", "none".into())),
     };
     super::expect("gated mlp", "columns to add to", hidden, output.width())?;
     let (length, width) = x.map_or(size(&output), size);
     super::expect("gated mlp", "rows to add to", length, output.len())?;
-    let plans =
-        [Plan::new(&mlp.gate, (length, width), segments)?, Plan::new(&mlp.up, (length, width), segments)?];
-    let uneven = plans[0].rows.iter().zip(&plans[1].rows).find(|(gate, up)| {
-        (gate.active.out, gate.active.inp, gate.row) != (up.active.out, up.active.inp, up.row)
-    });
-    if let Some((gate, up)) = uneven {
-        return Err(wrong("gate and up of one size", format!("{} and {}", gate.active, up.active)));
-    }
+    let (plans, down) = gated_plans(mlp, (length, width), segments)?;
     let channels = mlp.gate.weight.rows();
-    let down = [Plan::new(&mlp.down, (length, channels), segments)?];
     let mut scratch = cpu.scratch();
     let Scratch { first, second, gated } = &mut *scratch;
     let group = Group::new(cpu, &plans, length, first)?.paired();
@@ -135,6 +122,30 @@ pub(super) fn gated_mlp(
         add_to(&last, member, &columns);
     });
     Ok(output)
+}
+
+/// The plans of gate and up, and that of down.
+fn gated_plans<'a>(
+    mlp: &'a GatedMlp<Cpu>,
+    x: (usize, usize),
+    segments: &[Segment],
+) -> Result<([Plan<'a>; 2], [Plan<'a>; 1]), BackendError> {
+    let plans = [Plan::new(&mlp.gate, x, segments)?, Plan::new(&mlp.up, x, segments)?];
+    let down = [Plan::new(&mlp.down, (x.0, mlp.gate.weight.rows()), segments)?];
+    for segment in segments {
+        // Within bounds: the plans have looked.
+        let [gate, up, down] =
+            [&mlp.gate, &mlp.up, &mlp.down].map(|l| segment.selection.shape.linears[l.index]);
+        if (gate.out, gate.inp) != (up.out, up.inp) || down.inp > gate.out {
+            let got = format!("{gate}, {up} and {down}");
+            return Err(unfit_mlp("gate and up of one size, and a down no wider", got));
+        }
+    }
+    Ok((plans, down))
+}
+
+fn unfit_mlp(expected: &str, got: String) -> BackendError {
+    BackendError::Shape { operation: "gated mlp", expected: expected.into(), got }
 }
 
 /// `x W^T` for all rows at full size.

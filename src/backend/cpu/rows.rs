@@ -38,7 +38,7 @@ impl Pool {
 
 impl Drop for Rows {
     fn drop(&mut self) {
-        let Some(pool) = &self.home else { return };
+        let Some(pool) = self.home.as_ref().filter(|_| self.values.capacity() > 0) else { return };
         let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < POOLED {
             free.push(std::mem::take(&mut self.values));

@@ -161,7 +161,8 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn run(&self, plan: &Plan) -> Rows {
-        let mut y = Rows::zeros(self.q.len(), self.q.width());
+        let mut y = self.cpu.rows(self.q.len(), self.q.width());
+        y.values_mut().fill(0.0);
         let mut parts = vec![0.0; plan.parts];
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
