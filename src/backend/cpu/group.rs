@@ -5,11 +5,11 @@ use super::Cpu;
 use super::Rows;
 use super::inputs::{Buffers, Inputs};
 use super::kernel::{Lanes, TILE, Tile, TileRow};
-use super::matrix::PANEL;
 use super::plan::{AdapterPlan, Plan, RowPlan};
 use super::rows::{normalise, silu};
 use super::shared::Shared;
 use super::team::{Member, Pieces};
+use super::vector::PANEL;
 use crate::backend::{BackendError, Norm};
 use std::ops::Range;
 

@@ -4,9 +4,9 @@
 //! A row is prepared once for all weights that read it, and cut off at its sub-network's width: what lies beyond is zero,
 //! so it adds nothing to whatever it is multiplied with.
 
-use super::matrix::{BlockPanels, Matrix, PANEL, PairPanels, Panels};
+use super::matrix::{BlockPanels, Matrix, PairPanels, Panels};
 use super::shared::Shared;
-use super::vector::Pair;
+use super::vector::{PANEL, Pair};
 use crate::weights::BLOCK;
 use std::ops::Range;
 

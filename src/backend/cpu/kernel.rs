@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use super::inputs::{Inputs, QuantBlock};
-use super::matrix::{BlockPanels, Layout, Matrix, PANEL, PairPanels, Panels, QUADS};
-use super::vector::{AHEAD, Pair, Portable, QUAD, QUAD_BYTES, Vector, ask_ahead};
+use super::matrix::{BlockPanels, Layout, Matrix, PairPanels, Panels};
+use super::vector::{AHEAD, PANEL, Pair, Portable, QUAD, QUAD_BYTES, QUADS, Vector, ask_ahead};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use half::{bf16, f16};

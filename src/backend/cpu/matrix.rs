@@ -8,15 +8,10 @@
 use super::super::BackendError;
 use super::memory::{Memory, Packed};
 use super::quantise;
-use super::vector::{QUAD, QUAD_BYTES};
+use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix};
 use half::{bf16, f16};
 use std::sync::Arc;
-
-/// Outputs in one panel: two vector registers of 512 bits.
-pub(super) const PANEL: usize = 32;
-/// Quads in one block.
-pub(super) const QUADS: usize = BLOCK / QUAD;
 
 /// How base weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

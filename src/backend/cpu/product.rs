@@ -9,10 +9,11 @@
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
 use super::kernel::{Lanes, TILE, Tile, TileRow};
-use super::matrix::{Matrix, PANEL};
+use super::matrix::Matrix;
 use super::plan::{Plan, RowPlan, size};
 use super::shared::Shared;
 use super::team::Member;
+use super::vector::PANEL;
 use super::{Cpu, Rows};
 use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
 

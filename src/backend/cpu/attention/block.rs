@@ -7,8 +7,8 @@
 
 use super::super::Rows;
 use super::super::kernel::Kernel;
-use super::super::matrix::PANEL;
 use super::super::rows::exp;
+use super::super::vector::PANEL;
 use super::context::{Context, Half};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};

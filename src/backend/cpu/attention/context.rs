@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::super::Rows;
-use super::super::matrix::PANEL;
+use super::super::vector::PANEL;
 use super::TILE;
 use super::cache::{Halves, Kept, PagedCache, Pools, by_block, place};
 use std::ops::Range;

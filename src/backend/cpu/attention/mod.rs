@@ -16,8 +16,8 @@ mod tests;
 
 pub use cache::{KvDtype, PagedCache};
 
-use super::matrix::PANEL;
 use super::shared::Shared;
+use super::vector::PANEL;
 use super::{Cpu, Rows, expect};
 use crate::backend::{AttentionShape, BackendError, SequenceSpan};
 use block::{Block, Part, Scratch};

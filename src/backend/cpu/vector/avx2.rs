@@ -5,8 +5,7 @@
 #![allow(unsafe_code)]
 #![expect(clippy::needless_range_loop, reason = "the index names the register")]
 
-use super::super::matrix::{PANEL, QUADS};
-use super::{QUAD, QUAD_BYTES, Vector, ask_ahead};
+use super::{PANEL, QUAD, QUAD_BYTES, QUADS, Vector, ask_ahead};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 

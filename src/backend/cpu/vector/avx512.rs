@@ -1,8 +1,7 @@
 //! AVX-512 with VNNI: two registers of 512 bits. Written out, not with `array::map` and its like, see `avx2`.
 #![allow(unsafe_code)]
 
-use super::super::matrix::{PANEL, QUADS};
-use super::{Pair, QUAD, QUAD_BYTES, Vector, ask_ahead};
+use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector, ask_ahead};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 

@@ -16,7 +16,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
 
-use super::matrix::{PANEL, QUADS};
+use crate::weights::BLOCK;
 use half::{bf16, f16};
 
 /// Bytes of a cache line.
@@ -26,8 +26,12 @@ pub(super) const LINE: usize = 64;
 /// by line between the products: 20.7 of 24.5 GB/s on two cores of Zen 3, 17.1 when asked for a block at once, 12.4 without.
 pub(super) const AHEAD: usize = 1024;
 
+/// Outputs in one panel of weights: two vector registers of 512 bits.
+pub(super) const PANEL: usize = 32;
 /// Four consecutive inputs of each output of a panel, one byte each: what one integer dot product takes.
 pub(super) const QUAD: usize = 4;
+/// Quads in one block.
+pub(super) const QUADS: usize = BLOCK / QUAD;
 /// Bytes of one quad of a panel.
 pub(super) const QUAD_BYTES: usize = PANEL * QUAD;
 

@@ -1,7 +1,6 @@
 //! Plain arithmetic, for processors without the instructions of the others.
 
-use super::super::matrix::{PANEL, QUADS};
-use super::{QUAD, QUAD_BYTES, Vector};
+use super::{PANEL, QUAD, QUAD_BYTES, QUADS, Vector};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
