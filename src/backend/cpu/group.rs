@@ -224,8 +224,7 @@ impl<'a> Group<'a> {
     }
 
     /// Calls `work` with a few of the range's rows at a time (by their place in the plan), as far as they reach the
-    /// panel, and as many accumulators; last, whether the
-    /// panel is touched for the first time.
+    /// panel, and as many accumulators; last, whether the panel is touched for the first time.
     pub(super) fn each_tile(
         &self,
         plan: usize,

@@ -47,13 +47,10 @@ impl Kernel {
             if avx512 && is_x86_feature_detected!("avx512vnni") {
                 available.push(Self::Avx512);
                 if is_x86_feature_detected!("avx512bf16") {
-                    available.push(Self::Avx512Bf16);
                     // Intel's dot product has half the throughput of two f32 products (Sapphire Rapids, 169 against 348
                     // GFLOP/s on two cores), AMD's twice (Zen 4, 458 against 229).
-                    if !is_amd() {
-                        available.swap_remove(available.len() - 2);
-                        available.push(Self::Avx512);
-                    }
+                    let place = available.len() - usize::from(!is_amd());
+                    available.insert(place, Self::Avx512Bf16);
                 }
             }
         }

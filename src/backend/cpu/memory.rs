@@ -95,5 +95,5 @@ impl Packed {
     }
 }
 
-/// As far as the kernels ask ahead by themselves once they run.
+/// What memory delivers to one thread while it waits at a barrier; further on the kernels ask by themselves.
 const ASKED_FOR: usize = 4096;
