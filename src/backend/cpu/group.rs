@@ -125,7 +125,7 @@ impl<'a> Group<'a> {
             }
         });
         // Memory answers while the others finish.
-        let parts = self.length.div_ceil(FEW);
+        let parts = self.length.div_ceil(FEW).max(1);
         match self.plans.get(member.first_of(&self.shrinking) / parts) {
             Some(plan) if !plan.adapters.is_empty() => plan.adapters[0].adapter.a.ask_for(0),
             _ => self.ask_for_panel(member.first_of(&self.multiplying)),

@@ -1,4 +1,5 @@
-//! The CPU backend: packed weights, fused low-rank products, a paged key-value pool, in plain f32 activations.
+//! The CPU backend: packed weights, fused low-rank products, a paged key-value pool. Activations are f32 between operations;
+//! products round them where the weight's form asks for it.
 //!
 //! Invariant: every output number is accumulated in one fixed order, whatever rows, segments, chunks or threads ran
 //! beside it. So a row's result is the same bit for bit alone, in a mixed batch, and however its prompt was cut.
