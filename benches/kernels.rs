@@ -19,7 +19,8 @@ use std::sync::Arc;
 /// Name, outputs, inputs: the gate of SmolLM2-135M's MLP, and LLaMA-7B's.
 const SHAPES: [(&str, usize, usize); 2] = [("smollm2-gate", 1536, 576), ("llama-7b-gate", 11008, 4096)];
 const RANK: usize = 32;
-const DTYPES: [(&str, Dtype); 3] = [("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("int8", Dtype::Int8)];
+const DTYPES: [(&str, Dtype); 4] =
+    [("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("int8", Dtype::Int8), ("q4", Dtype::Q4)];
 
 fn random(count: usize) -> Vec<f32> {
     let mut random = ChaCha8Rng::seed_from_u64(1);

@@ -3,20 +3,27 @@
 
 use super::Cpu;
 use super::Rows;
+use super::ahead::{ByThread, Spans, prefetch_all};
 use super::inputs::{Buffers, Inputs};
-use super::kernel::{Lanes, TILE, Tile, TileRow};
-use super::plan::{AdapterPlan, Plan, RowPlan};
-use super::rows::{normalise, silu};
+use super::kernel::{Lanes, Loops, TILE, Tile, TileRow};
+use super::plan::{AdapterPlan, Plan};
+use super::rows::{Normalise, silu};
 use super::shared::Shared;
 use super::team::{Member, Pieces};
 use super::vector::PANEL;
 use crate::backend::{BackendError, Norm};
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Rows that a panel takes before the next panel comes: their prepared form stays in the second-level cache.
-const CHUNK: usize = 128;
-/// Rows that one piece of preparing or shrinking takes.
-const FEW: usize = 8;
+/// Bytes of prepared rows that a panel takes before the next panel comes: half of a small second-level cache.
+const CHUNK_BYTES: usize = 256 << 10;
+/// At least and at most so many rows.
+const CHUNK: [usize; 2] = [24, 144];
+/// Rows that one piece of shrinking takes, at least and at most.
+const FEW: [usize; 2] = [4, TILE];
+/// So few rows each thread prepares for itself, which takes less time than to wait for another.
+const OWN: usize = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct GroupBuffers {
@@ -40,10 +47,34 @@ impl Source<'_> {
     fn row(&self, row: usize) -> &[f32] {
         match self {
             Self::Rows(rows) => rows.row(row),
-            // SAFETY: written before the barrier that ends the phase before, and not again in this run.
+            // SAFETY: written before the barrier that ends the phase before, and not again until the next barrier.
             Self::Shared(values, width) => unsafe { values.view(row * width..(row + 1) * width) },
         }
     }
+}
+
+/// What a thread works in, from one operation to the next.
+#[derive(Default)]
+struct Desk {
+    rows: Vec<TileRow>,
+    lanes: Vec<Lanes>,
+    others: Vec<Lanes>,
+    floats: Vec<f32>,
+    gathered: Vec<f32>,
+}
+
+thread_local! {
+    static DESK: RefCell<Desk> = RefCell::default();
+}
+
+/// Some rows of one plan that reach a panel, and their accumulators.
+pub(super) struct Work<'a> {
+    pub(super) plan: usize,
+    pub(super) panel: usize,
+    pub(super) rows: &'a [TileRow],
+    pub(super) lanes: &'a mut [Lanes],
+    /// Where the panel is touched for the first time: what is to be asked for meanwhile.
+    next: Option<&'a Option<Spans>>,
 }
 
 /// Linears that read the same rows, with their buffers and the pieces of their phases.
@@ -54,15 +85,27 @@ pub(super) struct Group<'a> {
     /// By plan: `s A x` up to each row's rank, zero beyond.
     shrunk: Vec<Inputs<'a>>,
     length: usize,
+    /// Rows that a panel takes before the next panel comes.
+    chunk: usize,
+    /// Rows of one piece of shrinking.
+    few: usize,
     preparing: Pieces,
     shrinking: Pieces,
+    /// Pieces of shrinking that are done.
+    shrunken: AtomicUsize,
     multiplying: Pieces,
+    paired: bool,
+    /// What will be read after this.
+    next: Option<ByThread>,
 }
 
 impl<'a> Group<'a> {
+    /// `paired`: of pieces to multiply there are those of the first plan only, each brings the same panel of the others with
+    /// it.
     pub(super) fn new(
         cpu: &'a Cpu,
         plans: &'a [Plan<'a>],
+        paired: bool,
         length: usize,
         buffers: &'a mut GroupBuffers,
     ) -> Result<Self, BackendError> {
@@ -75,105 +118,152 @@ impl<'a> Group<'a> {
             return Err(unfit("linear"));
         }
         let readers = plans.iter().flat_map(Plan::readers);
-        let inputs = Inputs::new(inputs, length, width, readers).ok_or_else(|| unfit("linear"))?;
+        let copies = if length <= OWN { cpu.threads } else { 1 };
+        let inputs = Inputs::new(inputs, length * copies, width, readers).ok_or_else(|| unfit("linear"))?;
         shrunk.resize_with(shrunk.len().max(plans.len()), Buffers::default);
         let shrunk = plans.iter().zip(shrunk).map(|(plan, buffers)| {
             let b = plan.adapters.iter().map(|plan| &plan.adapter.b);
             Inputs::new(buffers, length, plan.rank(), b).ok_or_else(|| unfit("linear"))
         });
-        let panels = plans.iter().map(|plan| plan.linear.weight.rows().div_ceil(PANEL)).sum::<usize>();
-        let adapted = plans.iter().filter(|plan| !plan.adapters.is_empty()).count();
-        Ok(Self {
+        let adapted = plans.iter().any(|plan| !plan.adapters.is_empty());
+        let few = (length / cpu.threads).clamp(FEW[0], FEW[1]);
+        let chunk = (CHUNK_BYTES / inputs.row_bytes().max(1)).clamp(CHUNK[0], CHUNK[1]);
+        let panels = plans[..if paired { 1 } else { plans.len() }].iter().map(panels).sum::<usize>();
+        let group = Self {
             cpu,
             plans,
             inputs,
             shrunk: shrunk.collect::<Result<_, _>>()?,
             length,
-            preparing: cpu.team.pieces(length.div_ceil(FEW)),
-            shrinking: cpu.team.pieces(if adapted > 0 { length.div_ceil(FEW) * plans.len() } else { 0 }),
-            multiplying: cpu.team.pieces(length.div_ceil(CHUNK) * panels),
-        })
+            chunk,
+            few,
+            preparing: cpu.team.pieces(if copies == 1 { length } else { 0 }),
+            shrinking: cpu.team.pieces(if adapted { length.div_ceil(few) * plans.len() } else { 0 }),
+            shrunken: AtomicUsize::new(0),
+            multiplying: cpu.team.pieces(length.div_ceil(chunk) * panels),
+            paired,
+            next: None,
+        };
+        let spans = || (0..cpu.threads).map(|thread| group.first_spans(thread)).collect();
+        let start = plans.first().map_or(0, |plan| plan.linear.weight.addresses(0).start);
+        let next = cpu.order.follow(start, spans);
+        Ok(Self { next, ..group })
     }
 
-    /// The first plan's panels only: each brings those of the others with it.
-    pub(super) fn paired(self) -> Self {
-        let panels = self.plans[0].linear.weight.rows().div_ceil(PANEL);
-        let multiplying = self.cpu.team.pieces(self.length.div_ceil(CHUNK) * panels);
-        Self { multiplying, ..self }
-    }
-
-    /// Norms and rounds all rows; ends with a barrier.
+    /// Norms and rounds all rows; each thread for itself if they are few, else ending with a barrier.
     pub(super) fn prepare(&self, member: &Member<'_>, source: &Source<'_>, norm: Option<Norm<'_, Cpu>>) {
-        let rows = &self.plans[0].rows;
-        member.share(&self.preparing, |pieces| {
-            let mut normed = Vec::new();
-            for plan in &rows[pieces.start * FEW..self.length.min(pieces.end * FEW)] {
-                let x = source.row(plan.row);
-                self.cpu.kernel.vectorised(|| {
-                    let x = match norm {
-                        Some(Norm { weight, eps }) => {
-                            normed.clear();
-                            normed.extend_from_slice(x);
-                            normalise(&mut normed, weight, eps);
-                            &normed
-                        }
-                        None => x,
-                    };
-                    // SAFETY: each row is in one piece, and nobody reads before the barrier.
-                    unsafe { self.inputs.fill(plan.row, &x[..plan.active.inp]) };
+        DESK.with_borrow_mut(|desk| {
+            if self.length <= OWN {
+                (0..self.length).for_each(|place| self.prepare_row(member, source, norm, place, desk));
+            } else {
+                member.share(&self.preparing, |rows| {
+                    rows.for_each(|place| self.prepare_row(member, source, norm, place, desk));
                 });
+                member.barrier();
             }
         });
-        // Memory answers while the others finish.
-        let parts = self.length.div_ceil(FEW).max(1);
-        match self.plans.get(member.first_of(&self.shrinking) / parts) {
-            Some(plan) if !plan.adapters.is_empty() => plan.adapters[0].adapter.a.ask_for(0),
-            _ => self.ask_for_panel(member.first_of(&self.multiplying)),
-        }
-        member.barrier();
     }
 
-    /// `s A[:r,:i] x` for every row with an adapter; ends with a barrier where there is any.
-    pub(super) fn shrink(&self, member: &Member<'_>) {
-        if self.plans.iter().all(|plan| plan.adapters.is_empty()) {
-            return;
-        }
-        let parts = self.length.div_ceil(FEW);
-        member.share(&self.shrinking, |pieces| {
-            for piece in pieces {
-                let (plan, part) = (piece / parts, piece % parts);
-                let mut rows = [0; FEW];
-                let count = FEW.min(self.length - part * FEW);
-                rows.iter_mut().enumerate().for_each(|(i, row)| *row = part * FEW + i);
-                for (run, adapter) in self.plans[plan].runs(&rows[..count]) {
-                    let start = part * FEW;
-                    self.shrink_run(plan, start + run.start..start + run.end, adapter);
-                }
+    fn prepare_row(
+        &self,
+        member: &Member<'_>,
+        source: &Source<'_>,
+        norm: Option<Norm<'_, Cpu>>,
+        place: usize,
+        desk: &mut Desk,
+    ) {
+        let plan = &self.plans[0].rows[place];
+        let x = source.row(plan.row);
+        let Desk { floats, gathered, .. } = desk;
+        let x = match norm {
+            Some(Norm { weight, eps }) => {
+                floats.clear();
+                floats.extend_from_slice(x);
+                self.cpu.kernel.vectorised(Normalise { x: floats, weight, eps });
+                floats
             }
+            None => x,
+        };
+        let (row, x) = (self.first(member) + plan.row, &x[..plan.active.inp]);
+        // SAFETY: each row is in one piece and nobody reads before the barrier, or is this thread's own.
+        unsafe { self.inputs.fill(self.cpu.kernel, row, x, gathered) };
+    }
+
+    /// Which of the inputs is row 0 to a thread.
+    fn first(&self, member: &Member<'_>) -> usize {
+        if self.length <= OWN { member.index() * self.length } else { 0 }
+    }
+
+    /// What a thread will read first: an adapter's A, then panels.
+    fn first_spans(&self, thread: usize) -> Spans {
+        let parts = self.length.div_ceil(self.few).max(1);
+        let adapter =
+            self.plans.get(self.shrinking.start_of(thread) / parts).and_then(|p| p.adapters.first());
+        let number = self.multiplying.start_of(thread) % self.numbers().max(1);
+        let (plan, panel) = self.panel(number);
+        let panels = self.plans[plan].linear.weight.addresses_from(panel);
+        [adapter.map_or(0..0, |plan| plan.adapter.a.addresses(0)), panels]
+    }
+
+    /// Panels that are pieces of their own.
+    fn numbers(&self) -> usize {
+        self.plans[..if self.paired { 1 } else { self.plans.len() }].iter().map(panels).sum()
+    }
+
+    fn panel_addresses(&self, number: usize) -> Range<usize> {
+        let (plan, panel) = self.panel(number);
+        self.plans[plan].linear.weight.addresses(panel)
+    }
+
+    /// `s A[:r,:i] x` for every row with an adapter. Who reads it waits until all of it is there, see [`Self::multiply`].
+    pub(super) fn shrink(&self, member: &Member<'_>) {
+        let parts = self.length.div_ceil(self.few);
+        DESK.with_borrow_mut(|desk| {
+            member.share(&self.shrinking, |pieces| {
+                for piece in pieces.clone() {
+                    let (plan, part) = (piece / parts, piece % parts);
+                    let places = part * self.few..self.length.min((part + 1) * self.few);
+                    desk.rows.clear();
+                    desk.rows.extend(places.map(|place| self.plans[plan].tile_row(place)));
+                    let rows = std::mem::take(&mut desk.rows);
+                    for (run, adapter) in self.plans[plan].runs(&rows) {
+                        self.shrink_run(member, plan, &rows[run], adapter, desk);
+                    }
+                    desk.rows = rows;
+                }
+                self.shrunken.fetch_add(pieces.len(), Ordering::Release);
+            });
         });
-        self.ask_for_panel(member.first_of(&self.multiplying));
-        member.barrier();
     }
 
     /// A few rows of one super-adapter.
-    fn shrink_run(&self, plan: usize, run: Range<usize>, adapter: &AdapterPlan<'_>) {
+    fn shrink_run(
+        &self,
+        member: &Member<'_>,
+        plan: usize,
+        rows: &[TileRow],
+        adapter: &AdapterPlan<'_>,
+        desk: &mut Desk,
+    ) {
+        let Desk { lanes, floats: shrunk, gathered, .. } = desk;
         let AdapterPlan { adapter, rank, .. } = *adapter;
-        let rows = &self.plans[plan].rows[run];
-        let mut shrunk = vec![0.0; rows.len() * rank.next_multiple_of(PANEL)];
         let width = rank.next_multiple_of(PANEL);
-        let tile_rows = tile_rows(rows.iter(), |row| row.active.inp);
+        shrunk.clear();
+        shrunk.resize(rows.len() * width, 0.0);
         for panel in 0..rank.div_ceil(PANEL) {
-            let mut lanes = [[0.0; PANEL]; TILE];
-            let lanes = &mut lanes[..rows.len()];
+            lanes.clear();
+            lanes.resize(rows.len(), [0.0; PANEL]);
             let tile = Tile {
                 matrix: &adapter.a,
                 panel,
                 inputs: &self.inputs,
-                rows: &tile_rows[..rows.len()],
-                cold: true,
-                quads: self.plans[plan].quads(rows[0].active.inp),
+                first: self.first(member),
+                rows,
+                active: None,
+                ahead: member.ahead(),
+                quads: self.plans[plan].quads(rows[0].inp),
             };
-            // SAFETY: all rows were prepared before the barrier.
+            // SAFETY: all rows were prepared, before the barrier or by this thread.
             unsafe { self.cpu.kernel.accumulate(&tile, lanes) };
             for (lanes, shrunk) in lanes.iter_mut().zip(shrunk.chunks_exact_mut(width)) {
                 lanes.iter_mut().for_each(|lane| *lane *= adapter.scale);
@@ -181,141 +271,185 @@ impl<'a> Group<'a> {
             }
         }
         for (row, shrunk) in rows.iter().zip(shrunk.chunks_exact(width.max(1))) {
-            self.cpu.kernel.vectorised(|| {
-                // SAFETY: each row of each plan is in one piece, and nobody reads before the barrier.
-                unsafe { self.shrunk[plan].fill(row.row, &shrunk[..row.active.rank]) };
-            });
+            let rank = self.plans[plan].rows[row.place].active.rank;
+            // SAFETY: each row of each plan is in one piece, and nobody reads before all pieces are done.
+            unsafe { self.shrunk[plan].fill(self.cpu.kernel, row.row, &shrunk[..rank], gathered) };
         }
     }
 
-    /// Calls `work` with plan, panel and a range of the plan's rows, for all of them.
-    pub(super) fn each_panel(&self, member: &Member<'_>, work: impl Fn(usize, usize, Range<usize>)) {
-        let panels = self.panels();
-        member.share(&self.multiplying, |pieces| {
-            for piece in pieces {
-                let (plan, panel) = self.panel(piece % panels);
-                let part = piece / panels;
-                work(plan, panel, part * CHUNK..self.length.min((part + 1) * CHUNK));
-            }
+    /// Calls `write` with the finished outputs of some rows of one panel at a time; before that, for each panel and the rows
+    /// that do not reach it, `clear` with plan, panel and the row's place.
+    pub(super) fn multiply(
+        &self,
+        member: &Member<'_>,
+        clear: impl Fn(usize, usize, usize),
+        write: impl Fn(Work<'_>),
+    ) {
+        self.each_panel(member, |number, next, chunk, desk| {
+            let (plan, panel) = self.panel(number);
+            let unreached = |place: &usize| self.plans[plan].rows[*place].active.out <= panel * PANEL;
+            chunk.clone().filter(unreached).for_each(|place| clear(plan, panel, place));
+            let Desk { rows, lanes, .. } = desk;
+            self.each_tile((plan, panel), chunk, rows, |rows, first| {
+                lanes.resize(rows.len().max(lanes.len()), [0.0; PANEL]);
+                let lanes = &mut lanes[..rows.len()];
+                let mut work = Work { plan, panel, rows, lanes, next: first.then_some(next) };
+                self.tile(member, &mut work);
+                write(work);
+            });
         });
     }
 
-    /// Panels of all plans.
-    fn panels(&self) -> usize {
-        self.plans.iter().map(|plan| plan.linear.weight.rows().div_ceil(PANEL)).sum()
+    /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
+    pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
+        self.each_panel(member, |panel, next, chunk, desk| {
+            let Desk { rows, lanes, others, .. } = desk;
+            let second = (self.length > 1).then(|| [self.plans[1].linear.weight.addresses(panel), 0..0]);
+            self.each_tile((0, panel), chunk, rows, |rows, first| {
+                for lanes in [&mut *lanes, &mut *others] {
+                    lanes.resize(rows.len().max(lanes.len()), [0.0; PANEL]);
+                }
+                let (gates, ups) = (&mut lanes[..rows.len()], &mut others[..rows.len()]);
+                self.tile(
+                    member,
+                    &mut Work { plan: 0, panel, rows, lanes: gates, next: first.then_some(&second) },
+                );
+                self.tile(
+                    member,
+                    &mut Work { plan: 1, panel, rows, lanes: ups, next: first.then_some(next) },
+                );
+                self.cpu.kernel.vectorised(Gate { gates, ups });
+                for (row, gates) in rows.iter().zip(gates) {
+                    let at = row.row * width + panel * PANEL;
+                    let kept = PANEL.min(width - panel * PANEL);
+                    // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
+                    unsafe { gated.part(at..at + kept) }.copy_from_slice(&gates[..kept]);
+                }
+            });
+        });
     }
 
-    /// The plan and its panel behind a number below [`Self::panels`].
-    fn panel(&self, mut panel: usize) -> (usize, usize) {
-        for (index, plan) in self.plans.iter().enumerate() {
-            let panels = plan.linear.weight.rows().div_ceil(PANEL);
-            if panel < panels {
-                return (index, panel);
-            }
-            panel -= panels;
-        }
-        (0, 0)
-    }
-
-    fn ask_for_panel(&self, piece: usize) {
-        let panels = self.multiplying.count() / self.length.div_ceil(CHUNK).max(1);
-        let (plan, panel) = self.panel(piece % panels.max(1));
-        self.plans[plan].linear.weight.ask_for(panel);
-    }
-
-    /// Calls `work` with a few of the range's rows at a time (by their place in the plan), as far as they reach the
-    /// panel, and as many accumulators; last, whether the panel is touched for the first time.
-    pub(super) fn each_tile(
+    /// Calls `work` with the number of a panel, what is read after it, and a chunk of rows, by their places, for all of them.
+    fn each_panel(
         &self,
-        plan: usize,
-        panel: usize,
-        range: Range<usize>,
-        mut work: impl FnMut(&[usize], &mut [Lanes], bool),
+        member: &Member<'_>,
+        mut work: impl FnMut(usize, &Option<Spans>, Range<usize>, &mut Desk),
     ) {
-        let mut reached = [0; CHUNK];
-        let mut count = 0;
-        for row in range {
-            reached[count] = row;
-            count += usize::from(self.plans[plan].rows[row].active.out > panel * PANEL);
-        }
-        let mut lanes = [[0.0; PANEL]; TILE];
-        let mut rest = &reached[..count];
-        while !rest.is_empty() {
+        let panels = self.numbers();
+        let after = |piece: usize| match &self.next {
+            next if self.multiplying.begins_at(piece + 1) => Some(next.as_ref()?[member.index()].clone()),
+            // One row asks for what follows by itself.
+            _ => (self.length > 1).then(|| [self.panel_addresses((piece + 1) % panels), 0..0]),
+        };
+        DESK.with_borrow_mut(|desk| {
+            member.share(&self.multiplying, |pieces| {
+                for piece in pieces {
+                    let start = piece / panels * self.chunk;
+                    let chunk = start..self.length.min(start + self.chunk);
+                    work(piece % panels, &after(piece), chunk, desk);
+                }
+            });
+        });
+    }
+
+    /// Calls `work` with some of the chunk's rows at a time, as far as they reach the panel, and with whether they are the
+    /// first.
+    fn each_tile(
+        &self,
+        (plan, panel): (usize, usize),
+        chunk: Range<usize>,
+        rows: &mut Vec<TileRow>,
+        mut work: impl FnMut(&[TileRow], bool),
+    ) {
+        let plan = &self.plans[plan];
+        let reached = chunk.filter(|&place| plan.rows[place].active.out > panel * PANEL);
+        rows.clear();
+        rows.extend(reached.map(|place| plan.tile_row(place)));
+        if !rows.is_empty() {
             // Cut evenly.
-            let (tile, others) = rest.split_at(rest.len().div_ceil(rest.len().div_ceil(TILE)));
-            work(tile, &mut lanes[..tile.len()], rest.len() == count);
-            rest = others;
+            let at_once = rows.len().div_ceil(rows.len().div_ceil(TILE));
+            rows.chunks(at_once).enumerate().for_each(|(i, rows)| work(rows, i == 0));
         }
     }
 
-    /// The panel's outputs for some of a plan's rows: bias, base and adapters.
-    pub(super) fn tile(&self, plan: usize, panel: usize, rows: &[usize], lanes: &mut [Lanes], cold: bool) {
-        let (index, plan) = (plan, &self.plans[plan]);
+    /// Bias, base and adapters.
+    fn tile(&self, member: &Member<'_>, work: &mut Work<'_>) {
+        let Work { panel, rows, .. } = *work;
+        let plan = &self.plans[work.plan];
+        if let Some(next) = &work.next {
+            if let Some(next) = next {
+                member.ahead().set(next);
+            }
+            // Needed after the base's panel: memory has time until then.
+            plan.adapters.iter().for_each(|plan| prefetch_all(plan.adapter.b.addresses(panel)));
+        }
         let mut start = [0.0; PANEL];
         if let Some(bias) = &plan.linear.bias {
             let bias = &bias[panel * PANEL..bias.len().min((panel + 1) * PANEL)];
             start[..bias.len()].copy_from_slice(bias);
         }
-        lanes.fill(start);
-        let of = |&row: &usize| &plan.rows[row];
-        let base = tile_rows(rows.iter().map(of), |row| row.active.inp);
+        work.lanes.fill(start);
         let tile = Tile {
             matrix: &plan.linear.weight,
             panel,
             inputs: &self.inputs,
-            rows: &base[..rows.len()],
-            cold,
-            quads: plan.quads(base[0].inp),
+            first: self.first(member),
+            rows,
+            active: None,
+            ahead: member.ahead(),
+            quads: plan.quads(rows[0].inp),
         };
-        // SAFETY: all rows were prepared before the barrier.
-        unsafe { self.cpu.kernel.accumulate(&tile, lanes) };
+        // SAFETY: all rows were prepared, before the barrier or by this thread.
+        unsafe { self.cpu.kernel.accumulate(&tile, work.lanes) };
+        if plan.adapters.is_empty() {
+            return;
+        }
+        // Rarely waits: others have shrunk while this thread multiplied.
+        member.wait_until(|| self.shrunken.load(Ordering::Acquire) >= self.shrinking.count());
         for (run, adapter) in plan.runs(rows) {
-            let shrunk = tile_rows(rows[run.clone()].iter().map(of), |_| adapter.rank);
             let tile = Tile {
                 matrix: &adapter.adapter.b,
                 panel,
-                inputs: &self.shrunk[index],
-                rows: &shrunk[..run.len()],
-                cold,
+                inputs: &self.shrunk[work.plan],
+                first: 0,
+                rows: &rows[run.clone()],
+                active: Some(adapter.rank),
+                ahead: member.ahead(),
                 quads: &adapter.quads,
             };
-            // SAFETY: all rows were shrunk before the barrier.
-            unsafe { self.cpu.kernel.accumulate(&tile, &mut lanes[run]) };
+            // SAFETY: all rows have been shrunk, as just waited for.
+            unsafe { self.cpu.kernel.accumulate(&tile, &mut work.lanes[run]) };
         }
     }
 
-    /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
-    pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
-        let panels = width.div_ceil(PANEL);
-        member.share(&self.multiplying, |pieces| {
-            for piece in pieces {
-                let (part, panel) = (piece / panels, piece % panels);
-                let chunk = part * CHUNK..self.length.min((part + 1) * CHUNK);
-                self.each_tile(0, panel, chunk, |tile, gates, cold| {
-                    let mut ups = [[0.0; PANEL]; TILE];
-                    let ups = &mut ups[..tile.len()];
-                    self.tile(0, panel, tile, gates, cold);
-                    self.tile(1, panel, tile, ups, cold);
-                    self.cpu.kernel.vectorised(|| {
-                        for ((row, gates), ups) in tile.iter().zip(gates).zip(ups) {
-                            gates.iter_mut().zip(ups).for_each(|(gate, up)| *gate = silu(*gate) * *up);
-                            let at = self.plans[0].rows[*row].row * width + panel * PANEL;
-                            let kept = PANEL.min(width - panel * PANEL);
-                            // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
-                            unsafe { gated.part(at..at + kept) }.copy_from_slice(&gates[..kept]);
-                        }
-                    });
-                });
+    /// The plan and its panel behind a number.
+    fn panel(&self, mut number: usize) -> (usize, usize) {
+        for (index, plan) in self.plans.iter().enumerate() {
+            if number < panels(plan) {
+                return (index, number);
             }
-        });
+            number -= panels(plan);
+        }
+        (0, 0)
     }
 }
 
-fn tile_rows<'a>(
-    rows: impl Iterator<Item = &'a RowPlan>,
-    inp: impl Fn(&RowPlan) -> usize,
-) -> [TileRow; TILE] {
-    let mut tile = [TileRow::default(); TILE];
-    tile.iter_mut().zip(rows).for_each(|(to, row)| *to = TileRow { row: row.row, inp: inp(row) });
-    tile
+/// `gate = silu(gate) * up`
+struct Gate<'a> {
+    gates: &'a mut [Lanes],
+    ups: &'a [Lanes],
+}
+
+impl Loops for Gate<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (gates, ups) = (self.gates.as_flattened_mut(), self.ups.as_flattened());
+        for (gate, up) in gates.iter_mut().zip(ups) {
+            *gate = silu(*gate) * up;
+        }
+    }
+}
+
+fn panels(plan: &Plan<'_>) -> usize {
+    plan.linear.weight.rows().div_ceil(PANEL)
 }

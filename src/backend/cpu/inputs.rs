@@ -4,9 +4,10 @@
 //! A row is prepared once for all weights that read it, and cut off at its sub-network's width: what lies beyond is zero,
 //! so it adds nothing to whatever it is multiplied with.
 
+use super::kernel::{Kernel, Loops};
 use super::matrix::{BlockPanels, Matrix, PairPanels, Panels};
 use super::shared::Shared;
-use super::vector::{PANEL, Pair};
+use super::vector::{PANEL, Pair, QUAD, QUADS};
 use crate::weights::BLOCK;
 use std::ops::Range;
 
@@ -40,6 +41,13 @@ pub(super) struct QuantBlock {
     pub(super) minus_128: i32,
     /// `-127..=127`
     pub(super) quants: [i8; BLOCK],
+}
+
+impl QuantBlock {
+    #[inline(always)]
+    pub(super) fn quads(&self) -> &[[i8; QUAD]; QUADS] {
+        self.quants.as_chunks().0.first_chunk().expect("a block has this many quads")
+    }
 }
 
 /// Buffers for the prepared rows of one operation; kept from one to the next.
@@ -99,39 +107,42 @@ impl<'a> Inputs<'a> {
     ///
     /// # Safety
     /// Nobody else fills or reads this row meanwhile.
-    #[inline(always)]
     #[expect(unsafe_code, reason = "rows are filled by several threads")]
-    pub(super) unsafe fn fill(&self, row: usize, x: &[f32]) {
+    pub(super) unsafe fn fill(&self, kernel: Kernel, row: usize, x: &[f32], gathered: &mut Vec<f32>) {
         let x = &x[..x.len().min(self.width)];
         if let Some(buffer) = &self.f32 {
-            // SAFETY: of this row, by contract.
+            // SAFETY: of this row, by contract; so below.
             let to = unsafe { buffer.part(self.floats(row)) };
             to[..x.len()].copy_from_slice(x);
             to[x.len()..].fill(0.0);
         }
         if let Some(buffer) = &self.pairs {
             let count = self.width.div_ceil(2);
-            // SAFETY: of this row, by contract.
-            fill_pairs(x, unsafe { buffer.part(row * count..(row + 1) * count) });
+            // SAFETY: as above.
+            let to = unsafe { buffer.part(row * count..(row + 1) * count) };
+            kernel.vectorised(FillPairs { x, to });
         }
         if let Some(buffer) = &self.blocks {
             let count = self.width.div_ceil(BLOCK);
-            // SAFETY: of this row, by contract.
+            // SAFETY: as above.
             let to = unsafe { buffer.part(row * count..(row + 1) * count) };
-            for (i, block) in to.iter_mut().enumerate() {
-                *block = match self.places {
-                    None => quantise(&x[x.len().min(i * BLOCK)..x.len().min((i + 1) * BLOCK)]),
-                    Some(places) => {
-                        let places = &places[i * BLOCK..places.len().min((i + 1) * BLOCK)];
-                        let mut values = [0.0; BLOCK];
-                        for (value, &input) in values.iter_mut().zip(places) {
-                            *value = x.get(input as usize).copied().unwrap_or(0.0);
-                        }
-                        quantise(&values)
-                    }
-                };
-            }
+            let x = match self.places {
+                None => x,
+                Some(places) => {
+                    gather(x, places, self.width, gathered);
+                    gathered
+                }
+            };
+            kernel.vectorised(FillBlocks { x, to });
         }
+    }
+
+    /// Bytes of a prepared row.
+    pub(super) fn row_bytes(&self) -> usize {
+        let f32 = self.f32.is_some().then(|| self.width * size_of::<f32>());
+        let pairs = self.pairs.is_some().then(|| self.width.div_ceil(2) * size_of::<Pair>());
+        let blocks = self.blocks.is_some().then(|| self.width.div_ceil(BLOCK) * size_of::<QuantBlock>());
+        f32.unwrap_or(0) + pairs.unwrap_or(0) + blocks.unwrap_or(0)
     }
 
     /// Where a row's numbers lie, rounded up to pairs.
@@ -192,16 +203,24 @@ fn room<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> Shared<'_, T> 
     Shared::new(&mut buffer[..length])
 }
 
-#[inline(always)]
-fn fill_pairs(x: &[f32], to: &mut [Pair]) {
-    let (pairs, rest) = x.as_chunks::<2>();
-    let (whole, others) = to.split_at_mut(pairs.len());
-    for (to, &[first, second]) in whole.iter_mut().zip(pairs) {
-        *to = rounded(first) >> 16 | rounded(second) & 0xffff_0000;
-    }
-    others.fill(0);
-    if let (Some(to), &[last]) = (others.first_mut(), rest) {
-        *to = rounded(last) >> 16;
+/// All pairs of a row whose first numbers are `x`.
+struct FillPairs<'a> {
+    x: &'a [f32],
+    to: &'a mut [Pair],
+}
+
+impl Loops for FillPairs<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (pairs, rest) = self.x.as_chunks::<2>();
+        let (whole, others) = self.to.split_at_mut(pairs.len());
+        for (to, &[first, second]) in whole.iter_mut().zip(pairs) {
+            *to = rounded(first) >> 16 | rounded(second) & 0xffff_0000;
+        }
+        others.fill(0);
+        if let (Some(to), &[last]) = (others.first_mut(), rest) {
+            *to = rounded(last) >> 16;
+        }
     }
 }
 
@@ -213,7 +232,39 @@ fn rounded(x: f32) -> u32 {
     if x.is_nan() { bits | 0x0040_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
 }
 
-/// At most [`BLOCK`] numbers, the others zero. A block with a NaN or an infinity has such a scale or sum, so that it is
+/// `width` numbers in the order of `places`; those of `x` are the first of them, the others zero.
+fn gather(x: &[f32], places: &[u32], width: usize, gathered: &mut Vec<f32>) {
+    gathered.clear();
+    if x.len() == width {
+        return gathered.extend(places.iter().map(|&input| x[input as usize]));
+    }
+    gathered.extend(places.iter().map(|&input| x.get(input as usize).copied().unwrap_or(0.0)));
+}
+
+/// All blocks of a row whose first numbers are `x`.
+struct FillBlocks<'a> {
+    x: &'a [f32],
+    to: &'a mut [QuantBlock],
+}
+
+impl Loops for FillBlocks<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (whole, rest) = self.x.as_chunks::<BLOCK>();
+        let (first, others) = self.to.split_at_mut(whole.len());
+        for (block, x) in first.iter_mut().zip(whole) {
+            *block = quantise(x);
+        }
+        if let Some((block, none)) = others.split_first_mut() {
+            let mut last = [0.0; BLOCK];
+            last[..rest.len()].copy_from_slice(rest);
+            *block = quantise(&last);
+            none.fill(QuantBlock::default());
+        }
+    }
+}
+
+/// A block with a NaN with a NaN or an infinity has such a scale or sum, so that it is
 /// not lost.
 #[inline(always)]
 fn quantise(x: &[f32]) -> QuantBlock {
@@ -221,7 +272,7 @@ fn quantise(x: &[f32]) -> QuantBlock {
     values[..x.len()].copy_from_slice(x);
     // As integers, sizes of floats are ordered alike, and NaN above all.
     let mut largest = 0;
-    for x in &values {
+    for x in values {
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
     let scale = f32::from_bits(largest) / 127.0;
@@ -230,7 +281,7 @@ fn quantise(x: &[f32]) -> QuantBlock {
     // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     let (mut quants, mut sum) = ([0; BLOCK], 0i32);
-    for (quant, x) in quants.iter_mut().zip(&values) {
+    for (quant, x) in quants.iter_mut().zip(values) {
         let int = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
         // Wrapping only where the scale is not finite, which decides the result anyway.
         sum = sum.wrapping_add(int);
@@ -251,7 +302,9 @@ mod tests {
     fn a_block_is_within_half_a_step_and_keeps_what_is_not_a_number() {
         let x = (0..BLOCK).map(|i| (i as f32 - 11.0) * 0.37).collect::<Vec<_>>();
         for length in [0, 1, 5, BLOCK] {
-            let block = quantise(&x[..length]);
+            let mut block = [QuantBlock::default()];
+            FillBlocks { x: &x[..length], to: &mut block }.run();
+            let [block] = block;
             let sum = block.quants.iter().map(|&q| i32::from(q)).sum::<i32>();
             assert_eq!((block.minus_8, block.minus_128), (-8 * sum, -128 * sum));
             for (i, &quant) in block.quants.iter().enumerate() {
@@ -259,6 +312,11 @@ mod tests {
                 assert!((f32::from(quant) * block.scale - value).abs() <= 0.5001 * block.scale, "{i}");
             }
         }
+        let quantise = |first: &[f32]| {
+            let mut values = [0.0; BLOCK];
+            values[..first.len()].copy_from_slice(first);
+            quantise(&values)
+        };
         assert!(quantise(&[1.0, f32::NAN, 3.0]).scale.is_nan());
         assert!(!quantise(&[1.0, f32::NEG_INFINITY, 3.0]).scale.is_finite());
         assert_eq!(quantise(&[0.0, -0.0]).scale, 0.0);
@@ -271,7 +329,7 @@ mod tests {
     fn pairs_are_rounded_to_the_nearest() {
         for x in [0.0, -0.0, 1.0, 1.003_906_3, -3.16159, 1e-40, f32::MAX, f32::INFINITY, f32::NAN] {
             let mut pair = [0; 2];
-            fill_pairs(&[x, -x, x], &mut pair);
+            FillPairs { x: &[x, -x, x], to: &mut pair }.run();
             let nearest = bf16::from_f32(x);
             let got = [pair[0] as u16, (pair[0] >> 16) as u16, pair[1] as u16].map(bf16::from_bits);
             for (got, sign) in got.into_iter().zip([1.0, -1.0, 1.0]) {

@@ -5,18 +5,22 @@
 //! in any of them.
 #![allow(unsafe_code)]
 
+use super::ahead::{Ahead, Asking};
 use super::inputs::{Inputs, QuantBlock};
 use super::matrix::{BlockPanels, Layout, Matrix, PairPanels, Panels};
-use super::vector::{AHEAD, PANEL, Pair, Portable, QUAD, QUAD_BYTES, QUADS, Vector, ask_ahead};
+pub(super) use super::vector::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use half::{bf16, f16};
+use super::vector::{BlockRun, PANEL, Pair, Portable, TURN, Vector};
+use half::bf16;
+use std::ops::Range;
 
-/// Accumulators of one row: the outputs of one panel.
-pub(super) type Lanes = [f32; PANEL];
-
-/// The most rows that one tile holds.
-pub(super) const TILE: usize = 12;
+/// The most rows that one tile holds: enough that loading a part of a panel into the first-level cache costs little
+/// beside its products.
+pub(super) const TILE: usize = 48;
+/// Bytes of a panel that all rows of a tile are multiplied with before the next ones: half of a first-level cache, so that
+/// the inputs of a few rows find room beside them.
+const NEAR: usize = 16 << 10;
 
 /// The instruction set to compute with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,17 +91,23 @@ impl Kernel {
 
     /// Runs plain loops compiled for this instruction set, so that the compiler can use its registers in them.
     #[inline(always)]
-    pub(super) fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+    pub(super) fn vectorised<L: Loops>(self, loops: L) {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `available` has seen these instructions on this processor.
-            Self::Avx2 => unsafe { vectorised_avx2(work) },
+            Self::Avx2 => unsafe { vectorised_avx2(loops) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `available` has seen these instructions on this processor.
-            Self::Avx512 | Self::Avx512Bf16 => unsafe { vectorised_avx512(work) },
-            _ => work(),
+            Self::Avx512 | Self::Avx512Bf16 => unsafe { vectorised_avx512(loops) },
+            _ => loops.run(),
         }
     }
+}
+
+/// Work for [`Kernel::vectorised`]: a method marked `inline(always)`, of loops. A closure or a function would be called from
+/// the code compiled for the instruction set, not become part of it; the same holds for `for_each` within.
+pub(super) trait Loops {
+    fn run(self);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -112,17 +122,23 @@ pub(super) struct Tile<'a> {
     pub(super) matrix: &'a Matrix,
     pub(super) panel: usize,
     pub(super) inputs: &'a Inputs<'a>,
-    /// The rows, at most [`TILE`], and how many inputs of each are active, falling.
+    /// Which of the inputs is row 0.
+    pub(super) first: usize,
+    /// The rows, at most [`TILE`].
     pub(super) rows: &'a [TileRow],
-    /// Whether the panel is touched for the first time: memory is asked for ahead then.
-    pub(super) cold: bool,
+    /// How many inputs are active: of all rows, or each row's own number, which then falls from row to row.
+    pub(super) active: Option<usize>,
+    /// What is asked of memory meanwhile.
+    pub(super) ahead: &'a Ahead,
     /// For quantised weights: [`Matrix::quads`] of the first row's inputs.
     pub(super) quads: &'a [u8],
 }
 
 /// A row's part in a tile.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct TileRow {
+    /// Its place in the plan.
+    pub(super) place: usize,
     pub(super) row: usize,
     pub(super) inp: usize,
 }
@@ -169,7 +185,7 @@ instruction_set!(with_avx512, Avx512<false>, "avx512f,avx512bw,avx512vnni,avx2,f
 #[cfg(target_arch = "x86_64")]
 instruction_set!(with_avx512_bf16, Avx512<true>, "avx512f,avx512bw,avx512vnni,avx512bf16,avx2,fma,f16c");
 
-/// The forms of weights, for a constant of the kernel; the quantised ones by [`LAYOUTS`].
+/// The forms of weights, for a constant of the kernel; the quantised ones as in [`Layout::ALL`].
 const BYTES: usize = 0;
 const BYTES_WITH_MINIMUMS: usize = 1;
 const HALVES: usize = 2;
@@ -177,19 +193,17 @@ const HALVES_WITH_MINIMUMS: usize = 3;
 const F32: usize = 4;
 const BF16: usize = 5;
 const BF16_DOT: usize = 6;
-const LAYOUTS: [Layout; 4] =
-    [Layout::Bytes, Layout::BytesWithMinimums, Layout::Halves, Layout::HalvesWithMinimums];
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn vectorised_avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
+fn vectorised_avx2(loops: impl Loops) {
+    loops.run();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-fn vectorised_avx512<R>(work: impl FnOnce() -> R) -> R {
-    work()
+fn vectorised_avx512(loops: impl Loops) {
+    loops.run();
 }
 
 /// The staircase: as long as all rows have inputs, all take part; then those that reach further.
@@ -200,26 +214,20 @@ fn vectorised_avx512<R>(work: impl FnOnce() -> R) -> R {
 unsafe fn staircase<V: Vector, const FORM: usize>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
     assert!(tile.rows.len() == lanes.len() && lanes.len() <= TILE);
     let columns = tile.matrix.columns();
-    let unit = match &tile.matrix.panels {
-        Panels::F32(_) => 1,
-        Panels::Bf16(_) => 2,
+    let units = |inp: usize| match &tile.matrix.panels {
         // Blocks in an order of their own: each has some of every row's inputs.
-        Panels::Blocks(BlockPanels { places: Some(_), .. }) => columns.max(1),
-        Panels::Blocks(_) => PANEL,
+        Panels::Blocks(BlockPanels { places: Some(_), .. }) if inp > 0 => columns.div_ceil(PANEL),
+        panels => inp.min(columns).div_ceil(panels.unit()),
     };
-    let mut ends = [0; TILE];
-    for (end, row) in ends.iter_mut().zip(tile.rows) {
-        *end = row.inp.min(columns).div_ceil(unit);
-    }
     let (mut start, mut rows) = (0, tile.rows.len());
     while rows > 0 {
-        let end = ends[rows - 1];
+        let end = units(tile.active.unwrap_or(tile.rows[rows - 1].inp));
         if end > start {
             // SAFETY: by contract.
             unsafe { stage::<V, FORM>(tile, start..end, &mut lanes[..rows]) };
             start = end;
         }
-        rows -= 1;
+        rows = if tile.active.is_some() { 0 } else { rows - 1 };
     }
 }
 
@@ -234,36 +242,43 @@ impl<V: Vector, const FORM: usize> AtOnce<V, FORM> {
     };
 }
 
-/// Units of inputs `range` for the first rows of a tile.
+/// Units of inputs `range` for the first rows of a tile; for many rows in parts that stay near.
 ///
 /// # Safety
 /// The tile's rows have been filled, before a barrier.
 #[inline(always)]
-unsafe fn stage<V: Vector, const FORM: usize>(
-    tile: &Tile<'_>,
-    range: std::ops::Range<usize>,
-    lanes: &mut [Lanes],
-) {
+unsafe fn stage<V: Vector, const FORM: usize>(tile: &Tile<'_>, range: Range<usize>, lanes: &mut [Lanes]) {
     let most = AtOnce::<V, FORM>::ROWS;
-    let mut row = 0;
-    while row < lanes.len() {
-        // Cut evenly: 8 rows as 4 and 4 where 6 fit.
-        let left = lanes.len() - row;
-        let range = range.clone();
-        let rows = left.div_ceil(left.div_ceil(most));
-        // A constant first, so that what does not fit into the registers of an instruction set is not compiled for it.
-        macro_rules! take {
-            ($($count:literal)*) => {
-                $(if AtOnce::<V, FORM>::ROWS >= $count && rows >= $count {
-                    // SAFETY: by contract.
-                    row += unsafe { some_rows::<V, FORM, $count>(tile, range, row, lanes) };
-                } else)* {
-                    // SAFETY: by contract.
-                    row += unsafe { some_rows::<V, FORM, 1>(tile, range, row, lanes) };
-                }
-            };
+    let near = if lanes.len() <= most { usize::MAX } else { NEAR / tile.matrix.panels.unit_bytes() };
+    let quantised = FORM < Layout::ALL.len();
+    let groups = lanes.len().div_ceil(most);
+    let passes = groups * V::passes(quantised, lanes.len().div_ceil(groups));
+    let turns = passes * range.len().div_ceil(if quantised { 1 } else { TURN });
+    // One row runs through a panel at once, as fast as memory gives it.
+    let asking = tile.ahead.in_turns(turns, lanes.len() == 1);
+    let mut start = range.start;
+    while start < range.end {
+        let part = start..range.end.min(start.saturating_add(near));
+        start = part.end;
+        let mut row = 0;
+        while row < lanes.len() {
+            // Cut evenly: 8 rows as 4 and 4 where 6 fit.
+            let left = lanes.len() - row;
+            let rows = left.div_ceil(left.div_ceil(most));
+            // A constant first, so that what does not fit into the registers of an instruction set is not compiled for it.
+            macro_rules! take {
+                ($($count:literal)*) => {
+                    $(if AtOnce::<V, FORM>::ROWS >= $count && rows >= $count {
+                        // SAFETY: by contract.
+                        row += unsafe { some_rows::<V, FORM, $count>(tile, part.clone(), row, lanes, asking) };
+                    } else)* {
+                        // SAFETY: by contract.
+                        row += unsafe { some_rows::<V, FORM, 1>(tile, part.clone(), row, lanes, asking) };
+                    }
+                };
+            }
+            take!(12 8 6 5 4 3 2);
         }
-        take!(12 8 6 5 4 3 2);
     }
 }
 
@@ -274,19 +289,14 @@ unsafe fn stage<V: Vector, const FORM: usize>(
 #[inline(always)]
 unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
     tile: &Tile<'_>,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     row: usize,
     lanes: &mut [Lanes],
+    asking: Asking<'_>,
 ) -> usize {
-    let Tile { matrix, panel, inputs, .. } = *tile;
-    // What the first rows of a panel have read is near for the others.
-    let cold = tile.cold && row == 0;
+    let Tile { matrix, panel, inputs, first: first_row, .. } = *tile;
     let lanes: &mut [Lanes; R] = lanes[row..].first_chunk_mut().expect("as many accumulators as rows");
     // Loops, not `array::map`, see `vector::avx2`.
-    let mut sums = [V::zero(); R];
-    for r in 0..R {
-        sums[r] = V::load(&lanes[r]);
-    }
     let rows = &tile.rows[row..row + R];
     match &matrix.panels {
         Panels::F32(packed) if FORM == F32 => {
@@ -295,10 +305,10 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
             let mut x: [&[f32]; R] = [&[]; R];
             for r in 0..R {
                 // SAFETY: by contract; so below.
-                x[r] = unsafe { &inputs.f32(rows[r].row)[range.clone()] };
+                x[r] = unsafe { &inputs.f32(first_row + rows[r].row)[range.clone()] };
             }
             check(weights.len(), x);
-            V::add_inputs(&mut sums, weights, x, cold);
+            V::add_inputs(lanes, weights, x, asking);
         }
         Panels::Bf16(pairs) if FORM == BF16 || FORM == BF16_DOT => {
             let panels: &[[[bf16; 2]; PANEL]] = bytemuck::cast_slice(pairs.packed.bytes());
@@ -307,47 +317,50 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 let mut x: [&[Pair]; R] = [&[]; R];
                 for r in 0..R {
                     // SAFETY: by contract.
-                    x[r] = unsafe { &inputs.pairs(rows[r].row)[range.clone()] };
+                    x[r] = unsafe { &inputs.pairs(first_row + rows[r].row)[range.clone()] };
                 }
                 check(weights.len(), x);
-                for (k, weights) in weights.iter().enumerate() {
-                    if cold {
-                        ask_ahead::<V, _>(weights, AHEAD);
-                    }
-                    for r in 0..R {
-                        sums[r] = sums[r].add_dot(x[r][k], weights);
-                    }
-                }
+                V::add_dots(lanes, weights, x, asking);
             } else {
                 let mut x: [&[[f32; 2]]; R] = [&[]; R];
                 for r in 0..R {
                     // SAFETY: by contract.
-                    x[r] = unsafe { &inputs.f32(rows[r].row).as_chunks().0[range.clone()] };
+                    x[r] = unsafe { &inputs.f32(first_row + rows[r].row).as_chunks().0[range.clone()] };
                 }
                 check(weights.len(), x);
-                V::add_pairs(&mut sums, weights, x, cold);
+                V::add_pairs(lanes, weights, x, asking);
             }
         }
-        Panels::Blocks(blocks) if FORM < LAYOUTS.len() => {
+        Panels::Blocks(blocks) if FORM < Layout::ALL.len() => {
             let per_panel = matrix.columns().div_ceil(PANEL);
-            // In an order of its own, a matrix is one unit.
-            let range = if blocks.places.is_some() { 0..per_panel } else { range };
-            let quads = &tile.quads[range.clone()];
+            let (first, quads) = (panel * per_panel + range.start, &tile.quads[range.clone()]);
             let mut x: [&[QuantBlock]; R] = [&[]; R];
             for r in 0..R {
                 // SAFETY: by contract.
-                x[r] = unsafe { &inputs.blocks(rows[r].row)[range.clone()] };
+                x[r] = unsafe { &inputs.blocks(first_row + rows[r].row)[range.clone()] };
             }
-            let from = (panel * per_panel + range.start, cold);
-            quants::<V, FORM, R>(&mut sums, blocks, from, quads, x);
+            let run = BlockRun::new(blocks.layout, blocks.packed.bytes(), first, quads, asking);
+            quants::<V, FORM, R>(lanes, run, x);
         }
         // The form is that of the panels, see `instruction_set`.
         _ => {}
     }
-    for r in 0..R {
-        sums[r].store(&mut lanes[r]);
-    }
     R
+}
+
+/// The layout as a constant.
+#[inline(always)]
+fn quants<V: Vector, const FORM: usize, const R: usize>(
+    lanes: &mut [Lanes; R],
+    run: BlockRun<'_>,
+    x: [&[QuantBlock]; R],
+) {
+    match FORM {
+        BYTES => V::add_blocks::<BYTES, R>(lanes, run, x),
+        BYTES_WITH_MINIMUMS => V::add_blocks::<BYTES_WITH_MINIMUMS, R>(lanes, run, x),
+        HALVES => V::add_blocks::<HALVES, R>(lanes, run, x),
+        _ => V::add_blocks::<HALVES_WITH_MINIMUMS, R>(lanes, run, x),
+    }
 }
 
 /// That each row has an input for each weight, so that the loops need not look each time.
@@ -355,80 +368,5 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
 fn check<T, const R: usize>(weights: usize, x: [&[T]; R]) {
     for x in x {
         assert!(x.len() == weights);
-    }
-}
-
-/// Within a block, integers; then its scale, and its minimum times the sum of the inputs. `first` is the block of the
-/// matrix that the first of `quads` belongs to.
-#[inline(always)]
-fn quants<V: Vector, const FORM: usize, const R: usize>(
-    sums: &mut [V; R],
-    blocks: &BlockPanels,
-    (first, cold): (usize, bool),
-    quads: &[u8],
-    x: [&[QuantBlock]; R],
-) {
-    let layout = const { LAYOUTS[FORM % LAYOUTS.len()] };
-    // Whole blocks, so that where only their beginnings are needed only these are asked for.
-    let ahead = if cold { 2 * layout.record() } else { 0 };
-    let records = &blocks.packed.bytes()[first * layout.record()..][..quads.len() * layout.record()];
-    assert!(x.iter().all(|x| x.len() == quads.len()));
-    for (b, (record, &quads)) in records.chunks_exact(layout.record()).zip(quads).enumerate() {
-        let mut block = [x[0].as_ptr(); R];
-        for r in 0..R {
-            // SAFETY: as many blocks as `quads`, as just checked.
-            block[r] = unsafe { x[r].as_ptr().add(b) };
-        }
-        let (header, weights) = record.split_at(layout.header());
-        let weights = weights.as_chunks::<QUAD_BYTES>().0;
-        let (header, _) = bytemuck::cast_slice::<u8, f16>(header).as_chunks::<PANEL>();
-        if ahead > 0 {
-            ask_ahead::<V, _>(&header[0], ahead);
-        }
-        let scales = V::load_f16(&header[0]);
-        // SAFETY: each points to a block, as just said.
-        let dots = unsafe { dots::<V, FORM, R>(weights, usize::from(quads).min(QUADS), block, ahead) };
-        for r in 0..R {
-            // SAFETY: as above.
-            let scale = V::splat(unsafe { (*block[r]).scale });
-            sums[r] = sums[r].add_product(V::to_f32(dots[r]), scales.mul(scale));
-        }
-        if layout.has_minimums() {
-            let minimums = V::load_f16(&header[1]);
-            for r in 0..R {
-                // SAFETY: as above.
-                sums[r] = sums[r].add_product(minimums, V::splat(unsafe { (*block[r]).sum }));
-            }
-        }
-    }
-}
-
-/// One block's integer dot products, offsets taken off.
-///
-/// # Safety
-/// `x` points to a block for each row.
-#[inline(always)]
-unsafe fn dots<V: Vector, const FORM: usize, const R: usize>(
-    weights: &[[u8; QUAD_BYTES]],
-    quads: usize,
-    x: [*const QuantBlock; R],
-    ahead: usize,
-) -> [V::Ints; R] {
-    let layout = const { LAYOUTS[FORM % LAYOUTS.len()] };
-    let mut start = [0; R];
-    let mut quants: [&[[i8; QUAD]; QUADS]; R] = [&[[0; QUAD]; QUADS]; R];
-    for r in 0..R {
-        // SAFETY: by contract.
-        let block = unsafe { &*x[r] };
-        start[r] = match layout {
-            Layout::Bytes | Layout::BytesWithMinimums if V::BIASED => block.minus_128,
-            Layout::Halves => block.minus_8,
-            _ => 0,
-        };
-        quants[r] = block.quants.as_chunks().0.first_chunk().expect("a block has this many quads");
-    }
-    match layout.is_halves() {
-        true => V::dot_halves(start, &weights[..quads.div_ceil(2)], quants, ahead),
-        false => V::dot_bytes(start, &weights[..quads], quants, ahead),
     }
 }

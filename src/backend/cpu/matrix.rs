@@ -11,6 +11,7 @@ use super::quantise;
 use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix};
 use half::{bf16, f16};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How base weights are kept in memory.
@@ -77,6 +78,9 @@ pub(super) enum Layout {
 }
 
 impl Layout {
+    pub(super) const ALL: [Self; 4] =
+        [Self::Bytes, Self::BytesWithMinimums, Self::Halves, Self::HalvesWithMinimums];
+
     /// The most compact one that holds the quants.
     fn of(blocks: &Blocks, bytes: bool) -> Self {
         let within = |low, high| blocks.quants.iter().all(|q| (low..=high).contains(q));
@@ -112,6 +116,34 @@ impl Layout {
     /// Bytes of one block of a panel.
     pub(super) const fn record(self) -> usize {
         self.header() + QUADS * QUAD_BYTES / if self.is_halves() { 2 } else { 1 }
+    }
+}
+
+impl Panels {
+    /// Inputs that the kernels take together.
+    pub(super) fn unit(&self) -> usize {
+        match self {
+            Self::F32(_) => 1,
+            Self::Bf16(_) => 2,
+            Self::Blocks(_) => BLOCK,
+        }
+    }
+
+    /// Bytes of a panel for so many inputs.
+    pub(super) fn unit_bytes(&self) -> usize {
+        match self {
+            Self::F32(_) => PANEL * size_of::<f32>(),
+            Self::Bf16(_) => 2 * PANEL * size_of::<bf16>(),
+            Self::Blocks(blocks) => blocks.layout.record(),
+        }
+    }
+
+    fn packed(&self) -> &Packed {
+        match self {
+            Self::F32(packed)
+            | Self::Bf16(PairPanels { packed, .. })
+            | Self::Blocks(BlockPanels { packed, .. }) => packed,
+        }
     }
 }
 
@@ -216,18 +248,16 @@ impl Matrix {
         places.chunks(BLOCK).map(of_block).collect()
     }
 
-    /// Asks for the beginning of a panel, which will be read soon.
-    pub(super) fn ask_for(&self, panel: usize) {
-        let inputs = match &self.panels {
-            Panels::F32(_) => self.columns * PANEL * size_of::<f32>(),
-            Panels::Bf16(_) => self.columns.div_ceil(2) * 2 * PANEL * size_of::<bf16>(),
-            Panels::Blocks(blocks) => self.columns.div_ceil(BLOCK) * blocks.layout.record(),
-        };
-        match &self.panels {
-            Panels::F32(packed)
-            | Panels::Bf16(PairPanels { packed, .. })
-            | Panels::Blocks(BlockPanels { packed, .. }) => packed.ask_for(panel * inputs),
-        }
+    /// Where a panel lies.
+    pub(super) fn addresses(&self, panel: usize) -> Range<usize> {
+        let bytes = self.columns.div_ceil(self.panels.unit()) * self.panels.unit_bytes();
+        let start = self.panels.packed().bytes().as_ptr() as usize + panel * bytes;
+        start..start + bytes
+    }
+
+    /// Where a panel and those after it lie.
+    pub(super) fn addresses_from(&self, panel: usize) -> Range<usize> {
+        self.addresses(panel).start..self.panels.packed().bytes().as_ptr_range().end as usize
     }
 
     /// Row `row` as f32, for an embedding.

@@ -81,19 +81,4 @@ impl Packed {
         // SAFETY: within the region, written before this value was made, and never again.
         unsafe { std::slice::from_raw_parts(self.region.start.add(self.range.start), self.range.len()) }
     }
-
-    /// Asks for the first bytes from `offset` on, which will be read soon.
-    pub(super) fn ask_for(&self, offset: usize) {
-        #[cfg(target_arch = "x86_64")]
-        for line in self.bytes().get(offset..).unwrap_or(&[]).chunks(64).take(ASKED_FOR / 64) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: any address may be asked for.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = offset;
-    }
 }
-
-/// What memory delivers to one thread while it waits at a barrier; further on the kernels ask by themselves.
-const ASKED_FOR: usize = 4096;

@@ -4,6 +4,7 @@
 //! Invariant: every output number is accumulated in one fixed order, whatever rows, segments, chunks or threads ran
 //! beside it. So a row's result is the same bit for bit alone, in a mixed batch, and however its prompt was cut.
 
+mod ahead;
 mod attention;
 mod group;
 mod inputs;
@@ -33,6 +34,7 @@ use super::{
     SequenceSpan,
 };
 use crate::weights::{HostData, HostMatrix, HostVector};
+use ahead::Order;
 use inputs::Form;
 use kernel::Kernel;
 use matrix::Packing;
@@ -50,6 +52,7 @@ pub struct Cpu {
     kernel: Kernel,
     team: Team,
     memory: Memory,
+    order: Order,
     scratch: Mutex<Scratch>,
     pool: Arc<Pool>,
 }
@@ -66,6 +69,7 @@ impl Cpu {
             kernel: Kernel::detect(),
             team: Team::new(threads),
             memory: Memory::default(),
+            order: Order::default(),
             scratch: Mutex::default(),
             pool: Arc::default(),
         }
@@ -162,12 +166,10 @@ impl Backend for Cpu {
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows, BackendError> {
         expect("rms norm", "columns", x.width(), weight.len())?;
         let mut normed = self.rows(x.len(), x.width());
-        self.kernel.vectorised(|| {
-            for (i, row) in normed.iter_mut().enumerate() {
-                row.copy_from_slice(x.row(i));
-                rows::normalise(row, weight, eps);
-            }
-        });
+        for (i, row) in normed.iter_mut().enumerate() {
+            row.copy_from_slice(x.row(i));
+            self.kernel.vectorised(rows::Normalise { x: row, weight, eps });
+        }
         Ok(normed)
     }
 

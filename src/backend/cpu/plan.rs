@@ -1,5 +1,6 @@
 //! What each row of a batch needs of one Linear.
 
+use super::kernel::TileRow;
 use super::matrix::Matrix;
 use super::{Cpu, Rows};
 use crate::backend::{Adapter, BackendError, Linear, Segment};
@@ -78,6 +79,12 @@ impl<'a> Plan<'a> {
         place
     }
 
+    /// The row at a place of this plan, for a tile.
+    pub(super) fn tile_row(&self, place: usize) -> TileRow {
+        let RowPlan { row, active, .. } = self.rows[place];
+        TileRow { place, row, inp: active.inp }
+    }
+
     /// The weight and the adapters' A: what takes this Linear's inputs.
     pub(super) fn readers(&self) -> impl Iterator<Item = &'a Matrix> {
         let weight: &'a Matrix = &self.linear.weight;
@@ -93,16 +100,16 @@ impl<'a> Plan<'a> {
         self.quads.iter().find(|(known, _)| *known == inp).map_or(&[], |(_, quads)| quads)
     }
 
-    /// Cuts rows (by their place in the plan) into runs of one super-adapter, and leaves out those without any: a range
-    /// of `rows` and what the run has in common.
+    /// Cuts rows into runs of one super-adapter, and leaves out those without any: a range of `rows` and what the run has in
+    /// common.
     pub(super) fn runs<'p>(
         &'p self,
-        rows: &'p [usize],
+        rows: &'p [TileRow],
     ) -> impl Iterator<Item = (Range<usize>, &'p AdapterPlan<'a>)> + 'p {
         let mut start = 0;
         let runs = std::iter::from_fn(move || {
-            let first = self.rows[*rows.get(start)?].adapter;
-            let length = rows[start..].iter().take_while(|row| self.rows[**row].adapter == first).count();
+            let first = self.rows[rows.get(start)?.place].adapter;
+            let length = rows[start..].iter().take_while(|row| self.rows[row.place].adapter == first).count();
             let run = start..start + length;
             start = run.end;
             Some((run, first))

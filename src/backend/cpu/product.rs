@@ -36,25 +36,19 @@ pub(super) fn linears<const N: usize>(
     let plans = linears.iter().map(|linear| Plan::new(linear, size(x), segments));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
     let mut scratch = cpu.scratch();
-    let group = Group::new(cpu, &plans, x.len(), &mut scratch.first)?;
+    let group = Group::new(cpu, &plans, false, x.len(), &mut scratch.first)?;
     let mut ys = linears.map(|linear| cpu.rows(x.len(), linear.weight.rows()));
     let outputs = ys.each_mut().map(Columns::new);
     cpu.team.run(|member| {
         group.prepare(member, &Source::Rows(x), norm);
         group.shrink(member);
-        group.each_panel(member, |plan, panel, chunk| {
-            let output = &outputs[plan];
-            let reached = |row: &RowPlan| row.active.out > panel * PANEL;
-            for row in plans[plan].rows[chunk.clone()].iter().filter(|row| !reached(row)) {
-                output.clear(row.row, panel);
+        let clear =
+            |plan: usize, panel, place: usize| outputs[plan].clear(plans[plan].rows[place].row, panel);
+        group.multiply(member, clear, |work| {
+            for (row, lanes) in work.rows.iter().zip(work.lanes) {
+                let RowPlan { row, active, .. } = plans[work.plan].rows[row.place];
+                outputs[work.plan].write(row, work.panel, lanes, active.out);
             }
-            group.each_tile(plan, panel, chunk, |tile, lanes, cold| {
-                group.tile(plan, panel, tile, lanes, cold);
-                for (row, lanes) in tile.iter().zip(lanes) {
-                    let RowPlan { row, active, .. } = plans[plan].rows[*row];
-                    output.write(row, panel, lanes, active.out);
-                }
-            });
         });
     });
     Ok(ys)
@@ -72,7 +66,7 @@ pub(super) fn linear_onto(
     super::expect("linear", "rows to add to", input.len(), x.len())?;
     let plans = [Plan::new(linear, size(input), segments)?];
     let mut scratch = cpu.scratch();
-    let group = Group::new(cpu, &plans, input.len(), &mut scratch.first)?;
+    let group = Group::new(cpu, &plans, false, input.len(), &mut scratch.first)?;
     let output = Columns::new(&mut x);
     cpu.team.run(|member| {
         group.prepare(member, &Source::Rows(input), None);
@@ -105,8 +99,8 @@ pub(super) fn gated_mlp(
     let channels = mlp.gate.weight.rows();
     let mut scratch = cpu.scratch();
     let Scratch { first, second, gated } = &mut *scratch;
-    let group = Group::new(cpu, &plans, length, first)?.paired();
-    let last = Group::new(cpu, &down, length, second)?;
+    let group = Group::new(cpu, &plans, true, length, first)?;
+    let last = Group::new(cpu, &down, false, length, second)?;
     if gated.len() < length * channels {
         gated.resize(length * channels, 0.0);
     }
@@ -156,22 +150,43 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let inputs = inputs.ok_or_else(|| unfit("logits"))?;
     let mut y = cpu.rows(x.len(), weight.rows());
     let output = Columns::new(&mut y);
-    let quads = weight.quads(weight.columns());
-    let rows = (0..x.len()).map(|row| TileRow { row, inp: weight.columns() }).collect::<Vec<_>>();
+    let (columns, quads) = (weight.columns(), weight.quads(weight.columns()));
+    let rows = (0..x.len()).map(|row| TileRow { place: row, row, inp: columns }).collect::<Vec<_>>();
     let (preparing, panels) = (cpu.team.pieces(x.len()), cpu.team.pieces(weight.rows().div_ceil(PANEL)));
+    let first = |thread| [weight.addresses_from(panels.start_of(thread)), 0..0];
+    let next = cpu.order.follow(weight.addresses(0).start, || (0..cpu.threads).map(first).collect());
     cpu.team.run(|member| {
         member.share(&preparing, |rows| {
+            let mut gathered = Vec::new();
             // SAFETY: each row is one piece, and nobody reads before the barrier.
-            rows.for_each(|row| cpu.kernel.vectorised(|| unsafe { inputs.fill(row, x.row(row)) }));
+            rows.for_each(|row| unsafe { inputs.fill(cpu.kernel, row, x.row(row), &mut gathered) });
         });
         member.barrier();
-        member.share(&panels, |panels| {
-            for panel in panels {
-                for (i, rows) in rows.chunks(TILE).enumerate() {
-                    let mut lanes = [[0.0; PANEL]; TILE];
+        let mut lanes = vec![[0.0; PANEL]; rows.len().min(TILE)];
+        member.share(&panels, |range| {
+            for panel in range {
+                match &next {
+                    next if panels.begins_at(panel + 1) => {
+                        let next = next.as_ref().map(|next| &next[member.index()]);
+                        next.into_iter().for_each(|next| member.ahead().set(next));
+                    }
+                    _ if x.len() > 1 => member.ahead().set(&[weight.addresses(panel + 1), 0..0]),
+                    // One row asks for what follows by itself.
+                    _ => {}
+                }
+                for rows in rows.chunks(TILE) {
                     let lanes = &mut lanes[..rows.len()];
-                    let tile =
-                        Tile { matrix: weight, panel, inputs: &inputs, rows, cold: i == 0, quads: &quads };
+                    lanes.fill([0.0; PANEL]);
+                    let tile = Tile {
+                        matrix: weight,
+                        panel,
+                        inputs: &inputs,
+                        first: 0,
+                        rows,
+                        active: Some(columns),
+                        ahead: member.ahead(),
+                        quads: &quads,
+                    };
                     // SAFETY: all rows are filled, before the barrier.
                     unsafe { cpu.kernel.accumulate(&tile, lanes) };
                     for (row, lanes) in rows.iter().zip(lanes) {
@@ -225,13 +240,14 @@ impl<'a> Columns<'a> {
 
 /// `output += y` of the group's only plan.
 fn add_to(group: &Group<'_>, member: &Member<'_>, output: &Columns<'_>) {
-    group.each_panel(member, |plan, panel, chunk| {
-        group.each_tile(plan, panel, chunk, |tile, lanes, cold| {
-            group.tile(plan, panel, tile, lanes, cold);
-            for (row, lanes) in tile.iter().zip(lanes) {
-                let RowPlan { row, active, .. } = group.plans[plan].rows[*row];
-                output.add(row, panel, lanes, active.out);
+    group.multiply(
+        member,
+        |_, _, _| {},
+        |work| {
+            for (row, lanes) in work.rows.iter().zip(work.lanes) {
+                let RowPlan { row, active, .. } = group.plans[work.plan].rows[row.place];
+                output.add(row, work.panel, lanes, active.out);
             }
-        });
-    });
+        },
+    );
 }

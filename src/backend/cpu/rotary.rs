@@ -1,6 +1,7 @@
 //! Rotary positions: the angles of a step, and the rows turned by them.
 #![allow(unsafe_code)]
 
+use super::kernel::Loops;
 use super::shared::Shared;
 use super::{Cpu, Rows};
 
@@ -30,14 +31,25 @@ impl Angles {
     pub(super) fn rows(&self) -> usize {
         self.sines.len().checked_div(self.half).unwrap_or(0)
     }
+}
 
-    /// Turns each pair `(d, d + D/2)` of each head of `x`, which begins at row `first`.
-    fn turn(&self, x: &mut [f32], width: usize, first: usize) {
-        for (row, x) in (first..).zip(x.chunks_exact_mut(width)) {
-            let of_row = row * self.half..(row + 1) * self.half;
-            let (sines, cosines) = (&self.sines[of_row.clone()], &self.cosines[of_row]);
-            for head in x.chunks_exact_mut(2 * self.half) {
-                let (first, second) = head.split_at_mut(self.half);
+/// Turns each pair `(d, d + D/2)` of each head of `x`, which begins at row `first`.
+struct Turn<'a> {
+    angles: &'a Angles,
+    x: &'a mut [f32],
+    width: usize,
+    first: usize,
+}
+
+impl Loops for Turn<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Angles { half, sines, cosines } = self.angles;
+        for (row, x) in (self.first..).zip(self.x.chunks_exact_mut(self.width)) {
+            let of_row = row * half..(row + 1) * half;
+            let (sines, cosines) = (&sines[of_row.clone()], &cosines[of_row]);
+            for head in x.chunks_exact_mut(2 * half) {
+                let (first, second) = head.split_at_mut(*half);
                 for (((a, b), sin), cos) in first.iter_mut().zip(second).zip(sines).zip(cosines) {
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
@@ -54,6 +66,6 @@ pub(super) fn rotate(cpu: &Cpu, x: &mut Rows, angles: &Angles) {
         let (first, end) = (chunk * ROWS, ((chunk + 1) * ROWS).min(rows));
         // SAFETY: chunks of rows do not overlap, and each is done once.
         let x = unsafe { shared.part(first * width..end * width) };
-        cpu.kernel.vectorised(|| angles.turn(x, width, first));
+        cpu.kernel.vectorised(Turn { angles, x, width, first });
     });
 }

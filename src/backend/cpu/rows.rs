@@ -1,5 +1,6 @@
 //! Activations, and what is done to each row by itself.
 
+use super::kernel::Loops;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `(T, width)` row-major f32.
@@ -97,11 +98,22 @@ impl Rows {
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` in place.
-#[inline(always)]
-pub(super) fn normalise(x: &mut [f32], weight: &[f32], eps: f32) {
-    let mean_square = dot(x, x) / x.len() as f32;
-    let scale = 1.0 / (mean_square + eps).sqrt();
-    x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
+pub(super) struct Normalise<'a> {
+    pub(super) x: &'a mut [f32],
+    pub(super) weight: &'a [f32],
+    pub(super) eps: f32,
+}
+
+impl Loops for Normalise<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, weight, eps } = self;
+        let mean_square = dot(x, x) / x.len() as f32;
+        let scale = 1.0 / (mean_square + eps).sqrt();
+        for (x, w) in x.iter_mut().zip(weight) {
+            *x *= scale * w;
+        }
+    }
 }
 
 /// Lanes that one sum is spread over, so that it fills vector registers; fixed, because the order of a sum is part of

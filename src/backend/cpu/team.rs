@@ -5,6 +5,7 @@
 //! of coming back to the leader. Knows nothing of what is computed.
 #![allow(unsafe_code)]
 
+use super::ahead::Ahead;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::ops::Range;
@@ -18,6 +19,9 @@ const SPINS_BEFORE_SLEEP: u32 = 5_000;
 /// Turns before a thread at a barrier lets others run: where there are more threads than cores, the one that it waits
 /// for may be among them.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
+
+/// Pieces that a thread takes at a time, at most.
+const AT_ONCE: usize = 8;
 
 /// The work of one [`Team::run`], its lifetime erased; valid until all members have left it.
 type Job = *const (dyn Fn(&Member<'_>) + Sync);
@@ -37,6 +41,8 @@ struct Shared {
     ending: AtomicBool,
     /// By member: whether it sleeps.
     asleep: Vec<AtomicBool>,
+    /// By thread: what it asks memory for while it waits.
+    ahead: Vec<Ahead>,
 }
 
 // SAFETY: `job` is written by the leader before `run` is released and read by members after they have acquired it; the
@@ -88,6 +94,7 @@ impl Team {
             broken: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+            ahead: (0..threads).map(|_| Ahead::default()).collect(),
         });
         let spawn = |member: usize| {
             let shared = Arc::clone(&shared);
@@ -138,7 +145,7 @@ impl Team {
             }
         }
         let own = shared.attempt(|| work(&Member { shared, index: 0 }));
-        shared.wait(|| shared.working.load(Ordering::Acquire) == 0);
+        shared.wait(0, || shared.working.load(Ordering::Acquire) == 0);
         match own {
             Err(panic) => resume_unwind(panic),
             Ok(()) => assert!(!shared.broken.load(Ordering::Relaxed), "a computing thread panicked"),
@@ -196,7 +203,7 @@ impl Shared {
             if self.run.load(Ordering::Acquire) != seen {
                 return;
             }
-            spin_loop();
+            self.pause(index);
         }
         // Announced before looking again, so that a leader who starts meanwhile either is seen here or sees us asleep.
         self.asleep[index - 1].store(true, Ordering::SeqCst);
@@ -214,12 +221,19 @@ impl Shared {
         result
     }
 
-    fn wait(&self, done: impl Fn() -> bool) {
+    /// A turn of a waiting loop.
+    fn pause(&self, index: usize) {
+        if !self.ahead[index].ask(2) {
+            spin_loop();
+        }
+    }
+
+    fn wait(&self, index: usize, done: impl Fn() -> bool) {
         let mut turns = 0;
         while !done() {
             if turns < SPINS_BEFORE_YIELD {
                 turns += 1;
-                spin_loop();
+                self.pause(index);
             } else {
                 std::thread::yield_now();
             }
@@ -228,7 +242,7 @@ impl Shared {
 }
 
 impl Member<'_> {
-    /// 0 is the leader.
+    /// Below the number of threads; 0 is the leader.
     pub(super) fn index(&self) -> usize {
         self.index
     }
@@ -245,9 +259,19 @@ impl Member<'_> {
             shared.opened.fetch_add(1, Ordering::Release);
             return;
         }
-        let broken = || shared.broken.load(Ordering::Relaxed);
-        shared.wait(|| shared.opened.load(Ordering::Acquire) != opened || broken());
+        self.wait_until(|| shared.opened.load(Ordering::Acquire) != opened);
+    }
+
+    /// Waits for what another thread of the run will do, or has done.
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) {
+        let broken = || self.shared.broken.load(Ordering::Relaxed);
+        self.shared.wait(self.index, || done() || broken());
         assert!(!broken(), "another computing thread panicked");
+    }
+
+    /// What this thread will read, and how much of it has been asked for.
+    pub(super) fn ahead(&self) -> &Ahead {
+        &self.shared.ahead[self.index]
     }
 
     /// Takes pieces until none is left. Each call of `work` gets neighbours.
@@ -256,23 +280,18 @@ impl Member<'_> {
         if threads == 1 {
             return work(0..pieces.count);
         }
-        // Small enough that the last ones end at about the same time.
-        let at_once = (pieces.count / (8 * threads)).max(1);
         for owner in (self.index..threads).chain(0..self.index) {
-            let end = pieces.start_of(owner + 1);
+            let (next, end) = (&pieces.next[owner].0, pieces.start_of(owner + 1));
             loop {
-                let start = pieces.next[owner].0.fetch_add(at_once, Ordering::Relaxed);
+                // Fewer and fewer, so that the last ones end at about the same time.
+                let at_once = (end.saturating_sub(next.load(Ordering::Relaxed)) / 4).clamp(1, AT_ONCE);
+                let start = next.fetch_add(at_once, Ordering::Relaxed);
                 if start >= end {
                     break;
                 }
                 work(start..(start + at_once).min(end));
             }
         }
-    }
-
-    /// The piece that this thread will begin with.
-    pub(super) fn first_of(&self, pieces: &Pieces) -> usize {
-        pieces.start_of(self.index)
     }
 }
 
@@ -286,8 +305,13 @@ impl Pieces {
         self.count
     }
 
+    /// Whether a thread's range begins here, or all have ended.
+    pub(super) fn begins_at(&self, piece: usize) -> bool {
+        (1..=self.next.len()).any(|thread| self.start_of(thread) == piece)
+    }
+
     /// Where a thread's range begins.
-    fn start_of(&self, thread: usize) -> usize {
+    pub(super) fn start_of(&self, thread: usize) -> usize {
         self.count * thread / self.next.len()
     }
 }

@@ -152,8 +152,8 @@ fn segments(rows: usize, distribution: &str, actives: &[ActiveLinear], index: us
 
 #[test]
 fn the_low_rank_product_is_what_its_formula_says() {
-    let sizes: [(usize, usize, usize); 5] =
-        [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32)];
+    let sizes: [(usize, usize, usize); 6] =
+        [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32), (40, 1100, 3)];
     for kernel in Kernel::available() {
         for (out, inp, rank) in sizes {
             for (dtype, threads) in

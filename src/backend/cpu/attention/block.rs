@@ -6,10 +6,13 @@
 #![allow(unsafe_code)]
 
 use super::super::Rows;
-use super::super::kernel::Kernel;
+use super::super::ahead::Ahead;
+use super::super::kernel::{Kernel, Loops};
 use super::super::rows::exp;
 use super::super::vector::PANEL;
-use super::context::{Context, Half};
+use super::cache::{Kept, Pools};
+use super::context::{Context, Half, Paged};
+use super::direct::FEW;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Portable};
@@ -21,9 +24,14 @@ use std::ops::Range;
 /// same few places of the cache.
 const SCORES: usize = STRETCH + TILE;
 
+/// Cache lines of the next weights that are asked for with each tile: what memory delivers meanwhile.
+const LINES: usize = 32;
+
 /// A block of rows under one key-value head. Its query vectors are numbered row by row, within a row by query head.
 pub(super) struct Block<'a> {
     pub(super) context: Context<'a>,
+    /// Weights that are asked for meanwhile: attention leaves memory idle.
+    pub(super) ahead: &'a Ahead,
     pub(super) q: &'a Rows,
     pub(super) rows: Range<usize>,
     /// How many positions the first row sees; each other row sees one more than the row before it.
@@ -54,28 +62,49 @@ impl<'a> Part<'a> {
         let (largest, rest) = rest.split_at_mut(vectors);
         Self { sums, largest, weights: &mut rest[..vectors] }
     }
+}
 
-    /// Takes in what the query vectors from `first` on have got from later positions.
+/// Takes in what the query vectors from `first` on have got from later positions.
+pub(super) struct Join<'a, 'p, 'q> {
+    pub(super) all: &'a mut Part<'p>,
+    pub(super) later: &'a Part<'q>,
+    pub(super) first: usize,
+}
+
+impl Loops for Join<'_, '_, '_> {
     #[inline(always)]
-    pub(super) fn join(&mut self, later: &Part<'_>, first: usize) {
-        let width = self.sums.len() / self.largest.len();
-        for i in first..self.largest.len() {
-            let largest = if later.largest[i] > self.largest[i] { later.largest[i] } else { self.largest[i] };
-            let [own, other] = [self.largest[i], later.largest[i]].map(|l| exp(l - largest));
-            self.largest[i] = largest;
-            self.weights[i] = self.weights[i] * own + later.weights[i] * other;
+    fn run(self) {
+        let Self { all, later, first } = self;
+        let width = all.sums.len() / all.largest.len();
+        for i in first..all.largest.len() {
+            let largest = if later.largest[i] > all.largest[i] { later.largest[i] } else { all.largest[i] };
+            let [own, other] = [all.largest[i], later.largest[i]].map(|l| exp(l - largest));
+            all.largest[i] = largest;
+            all.weights[i] = all.weights[i] * own + later.weights[i] * other;
             let of_vector = i * width..(i + 1) * width;
-            let sums = self.sums[of_vector.clone()].iter_mut().zip(&later.sums[of_vector]);
-            sums.for_each(|(sum, later)| *sum = *sum * own + *later * other);
+            for (sum, later) in all.sums[of_vector.clone()].iter_mut().zip(&later.sums[of_vector]) {
+                *sum = *sum * own + later * other;
+            }
         }
     }
+}
 
-    /// The finished attention of vector `i`.
+/// The finished attention of one query vector.
+pub(super) struct Finish<'a, 'p> {
+    pub(super) part: &'a Part<'p>,
+    pub(super) vector: usize,
+    pub(super) output: &'a mut [f32],
+}
+
+impl Loops for Finish<'_, '_> {
     #[inline(always)]
-    pub(super) fn write(&self, i: usize, output: &mut [f32]) {
-        let width = self.sums.len() / self.largest.len();
-        let share = 1.0 / self.weights[i];
-        output.iter_mut().zip(&self.sums[i * width..]).for_each(|(y, sum)| *y = sum * share);
+    fn run(self) {
+        let Self { part, vector, output } = self;
+        let width = part.sums.len() / part.largest.len();
+        let share = 1.0 / part.weights[vector];
+        for (y, sum) in output.iter_mut().zip(&part.sums[vector * width..]) {
+            *y = sum * share;
+        }
     }
 }
 
@@ -169,7 +198,7 @@ impl Block<'_> {
             } else {
                 let mut later = Part::of(spare, vectors, size);
                 self.stretch::<L>(stretch, scratch, &mut later);
-                all.join(&later, self.first(stretch * STRETCH));
+                Join { all: &mut all, later: &later, first: self.first(stretch * STRETCH) }.run();
             }
         }
     }
@@ -177,14 +206,44 @@ impl Block<'_> {
     /// Attention over one stretch, of the query vectors that see it.
     #[inline(always)]
     fn stretch<L: Lanes>(&self, stretch: usize, scratch: &mut Scratch, part: &mut Part<'_>) {
+        let positions = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.end());
+        match &self.context {
+            Context::Cache { cache, layer, blocks } if self.rows.len() == 1 && self.group <= FEW => {
+                let (layer, head) = (*layer, self.head);
+                match &cache.pools {
+                    Pools::F32(pools) => {
+                        let paged = Paged { cache, pools, layer, head, blocks };
+                        self.tiles::<L, f32>(positions, paged.is_direct().then_some(&paged), scratch, part);
+                    }
+                    Pools::Bf16(pools) => {
+                        let paged = Paged { cache, pools, layer, head, blocks };
+                        self.tiles::<L, u16>(positions, paged.is_direct().then_some(&paged), scratch, part);
+                    }
+                }
+            }
+            _ => self.tiles::<L, f32>(positions, None, scratch, part),
+        }
+    }
+
+    /// The tiles of a stretch, read from the pool directly or gathered first.
+    #[inline(always)]
+    fn tiles<L: Lanes, T: Kept>(
+        &self,
+        positions: Range<usize>,
+        direct: Option<&Paged<'_, T>>,
+        scratch: &mut Scratch,
+        part: &mut Part<'_>,
+    ) {
         let Scratch { q, scores, keys, values } = scratch;
         let (vectors, size, width) = (self.vectors(), self.head_size, self.head_size.next_multiple_of(PANEL));
-        let positions = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.end());
         let tiles = || positions.clone().step_by(TILE).map(|start| start..positions.end.min(start + TILE));
         // What comes next is asked for before the products of what is here.
         let next = |tile: &Range<usize>| tile.end..positions.end.min(tile.end + TILE);
         for tile in tiles() {
-            self.context.keys(self.head, tile.clone(), keys);
+            self.ahead.ask(LINES);
+            if direct.is_none() {
+                self.context.keys(self.head, tile.clone(), keys);
+            }
             match next(&tile) {
                 next if next.is_empty() => {
                     let first = positions.start..positions.end.min(positions.start + TILE);
@@ -195,7 +254,10 @@ impl Block<'_> {
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let x = Strided { floats: &q[first * size..], stride: size };
             let y = &mut scores[first * SCORES + at..];
-            products::<L>(vectors - first, keys, x, (y, SCORES), false, |_| size);
+            match direct {
+                Some(paged) => paged.scores::<L>(vectors, tile, x, (y, SCORES)),
+                None => products::<L>(vectors - first, keys, x, (y, SCORES), false, |_| size),
+            }
         }
         let first = self.first(positions.start);
         for i in first..vectors {
@@ -205,12 +267,19 @@ impl Block<'_> {
         }
         part.sums[first * width..].fill(0.0);
         for tile in tiles() {
-            self.context.values(self.head, size, tile.clone(), values);
+            self.ahead.ask(LINES);
+            if direct.is_none() {
+                self.context.values(self.head, size, tile.clone(), values);
+            }
             self.context.ask(Half::Values, self.head, next(&tile));
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
+            let x = Strided { floats: &scores[first * SCORES + at..], stride: SCORES };
+            if let Some(paged) = direct {
+                paged.weighted::<L>(vectors, tile, x, (part.sums, width));
+                continue;
+            }
             let depth = |last: usize| self.seen_by(first + last).min(tile.end) - tile.start;
             for (panel, values) in values.chunks_exact(TILE).enumerate() {
-                let x = Strided { floats: &scores[first * SCORES + at..], stride: SCORES };
                 let y = &mut part.sums[first * width + panel * PANEL..];
                 products::<L>(vectors - first, values, x, (y, width), true, depth);
             }

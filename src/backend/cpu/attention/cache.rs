@@ -4,8 +4,10 @@
 //! numbers of a value do. It knows nothing of scores; `context.rs` reads it.
 #![allow(unsafe_code)]
 
+use super::super::kernel::Loops;
 use super::super::shared::Shared;
 use super::super::{Cpu, Rows, expect};
+use super::lanes::{HALF, Lanes};
 use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
 use half::bf16;
 use std::ops::Range;
@@ -45,6 +47,8 @@ pub(super) trait Kept: Copy + Send + Sync {
     const ZERO: Self;
     fn keep(x: f32) -> Self;
     fn widen<const N: usize>(from: &[Self; N]) -> [f32; N];
+    /// One part of a tile in two halves.
+    fn lanes<L: Lanes>(halves: [&[Self; HALF]; 2], part: usize) -> L;
 }
 
 impl Kept for f32 {
@@ -58,6 +62,11 @@ impl Kept for f32 {
     #[inline(always)]
     fn widen<const N: usize>(from: &[f32; N]) -> [f32; N] {
         *from
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(halves: [&[f32; HALF]; 2], part: usize) -> L {
+        L::load_halves(halves, part)
     }
 }
 
@@ -80,6 +89,11 @@ impl Kept for u16 {
             *x = f32::from_bits(bits);
         }
         widened
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(halves: [&[u16; HALF]; 2], part: usize) -> L {
+        L::widen_halves(halves, part)
     }
 }
 
@@ -187,23 +201,37 @@ impl<T: Kept> Halves<T> {
     fn write(&mut self, cpu: &Cpu, new: &New<'_>) {
         let (keys, values) = (Shared::new(&mut self.keys), Shared::new(&mut self.values));
         // Cut by head, since blocks can be written by several spans, whose order must hold.
-        let write = |piece: usize| {
-            let (head, is_keys) = (piece / 2, piece.is_multiple_of(2));
-            new.each_run(head, |place, offset, rows| {
-                if is_keys {
-                    // SAFETY: this piece alone has this head's keys.
-                    new.keys(head, rows, offset, unsafe { keys.part(place) });
-                } else {
-                    // SAFETY: this piece alone has this head's values.
-                    new.values(head, rows, offset, unsafe { values.part(place) });
-                }
-            });
-        };
+        let write = |piece| cpu.kernel.vectorised(Piece { new, piece, keys: &keys, values: &values });
         let (pieces, rows) = (2 * new.layout.kv_heads, new.k.len());
         match rows {
-            ROWS_FOR_THREADS.. => cpu.each(pieces, |piece| cpu.kernel.vectorised(|| write(piece))),
+            ROWS_FOR_THREADS.. => cpu.each(pieces, write),
             _ => (0..pieces).for_each(write),
         }
+    }
+}
+
+/// A head's keys or its values.
+struct Piece<'a, T> {
+    new: &'a New<'a>,
+    piece: usize,
+    keys: &'a Shared<'a, T>,
+    values: &'a Shared<'a, T>,
+}
+
+impl<T: Kept> Loops for Piece<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { new, piece, keys, values } = self;
+        let (head, is_keys) = (piece / 2, piece.is_multiple_of(2));
+        new.each_run(head, |place, offset, rows| {
+            if is_keys {
+                // SAFETY: this piece alone has this head's keys.
+                new.keys(head, rows, offset, unsafe { keys.part(place) });
+            } else {
+                // SAFETY: this piece alone has this head's values.
+                new.values(head, rows, offset, unsafe { values.part(place) });
+            }
+        });
     }
 }
 

@@ -137,12 +137,12 @@ fn put<T: Kept>(from: &[T], to: &mut [f32]) {
 }
 
 /// One head of one sequence in the pool.
-struct Paged<'a, T> {
-    cache: &'a PagedCache,
-    pools: &'a Halves<T>,
-    layer: usize,
-    head: usize,
-    blocks: &'a [u32],
+pub(super) struct Paged<'a, T> {
+    pub(super) cache: &'a PagedCache,
+    pub(super) pools: &'a Halves<T>,
+    pub(super) layer: usize,
+    pub(super) head: usize,
+    pub(super) blocks: &'a [u32],
 }
 
 impl<T: Kept> Paged<'_, T> {

@@ -7,6 +7,9 @@
 
 use super::TILE;
 
+/// Half a tile.
+pub(super) const HALF: usize = TILE / 2;
+
 pub(super) trait Lanes: Copy {
     /// Parts of a tile, as many lanes each.
     const PARTS: usize;
@@ -15,6 +18,10 @@ pub(super) trait Lanes: Copy {
     fn splat(x: f32) -> Self;
     fn load(from: &[f32; TILE], part: usize) -> Self;
     fn store(self, to: &mut [f32; TILE], part: usize);
+    /// As [`Self::load`], of a tile in two halves.
+    fn load_halves(from: [&[f32; HALF]; 2], part: usize) -> Self;
+    /// The same of numbers in bf16.
+    fn widen_halves(from: [&[u16; HALF]; 2], part: usize) -> Self;
     fn add(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     /// The larger of the two in each lane; `other` where `self` is not a number.
@@ -80,6 +87,21 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn load_halves(from: [&[f32; HALF]; 2], part: usize) -> Self {
+        let mut lanes = Self::splat(0.0);
+        lanes.0.copy_from_slice(&from[part / 2].as_chunks::<{ TILE / 4 }>().0[part % 2]);
+        lanes
+    }
+
+    #[inline(always)]
+    fn widen_halves(from: [&[u16; HALF]; 2], part: usize) -> Self {
+        Self(
+            from[part / 2].as_chunks::<{ TILE / 4 }>().0[part % 2]
+                .map(|x| f32::from_bits(u32::from(x) << 16)),
+        )
+    }
+
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         self.each(other, |x, y| x + y)
     }
@@ -110,7 +132,7 @@ pub(super) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Lanes, TILE};
+    use super::{HALF, Lanes, TILE};
     use std::arch::x86_64::*;
 
     /// Two registers of 512 bits: a whole tile.
@@ -141,6 +163,27 @@ mod x86 {
             unsafe {
                 _mm512_storeu_ps(to.as_mut_ptr(), self.0);
                 _mm512_storeu_ps(to.as_mut_ptr().add(16), self.1);
+            }
+        }
+
+        #[inline(always)]
+        fn load_halves(from: [&[f32; HALF]; 2], _: usize) -> Self {
+            // SAFETY: 16 floats lie in each.
+            unsafe { Self(_mm512_loadu_ps(from[0].as_ptr()), _mm512_loadu_ps(from[1].as_ptr())) }
+        }
+
+        #[inline(always)]
+        fn widen_halves(from: [&[u16; HALF]; 2], _: usize) -> Self {
+            // SAFETY: 16 numbers of 16 bits lie in each.
+            unsafe {
+                let bits = [
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(from[0].as_ptr().cast())),
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(from[1].as_ptr().cast())),
+                ];
+                Self(
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits[0])),
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits[1])),
+                )
             }
         }
 
@@ -213,6 +256,29 @@ mod x86 {
             unsafe {
                 _mm256_storeu_ps(to, self.0);
                 _mm256_storeu_ps(to.add(8), self.1);
+            }
+        }
+
+        #[inline(always)]
+        fn load_halves(from: [&[f32; HALF]; 2], part: usize) -> Self {
+            let from = from[part].as_ptr();
+            // SAFETY: 16 floats lie there.
+            unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+        }
+
+        #[inline(always)]
+        fn widen_halves(from: [&[u16; HALF]; 2], part: usize) -> Self {
+            let from = from[part].as_ptr().cast::<__m128i>();
+            // SAFETY: 16 numbers of 16 bits lie there.
+            unsafe {
+                let bits = [
+                    _mm256_cvtepu16_epi32(_mm_loadu_si128(from)),
+                    _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(1))),
+                ];
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits[0])),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits[1])),
+                )
             }
         }
 

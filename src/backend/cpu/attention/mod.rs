@@ -9,6 +9,7 @@
 mod block;
 mod cache;
 mod context;
+mod direct;
 mod lanes;
 mod products;
 #[cfg(test)]
@@ -16,11 +17,12 @@ mod tests;
 
 pub use cache::{KvDtype, PagedCache};
 
+use super::ahead::Ahead;
 use super::shared::Shared;
 use super::vector::PANEL;
 use super::{Cpu, Rows, expect};
 use crate::backend::{AttentionShape, BackendError, SequenceSpan};
-use block::{Block, Part, Scratch};
+use block::{Block, Finish, Join, Part, Scratch};
 use context::Context;
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -87,7 +89,7 @@ struct Piece {
 }
 
 /// A block whose stretches are pieces of their own.
-struct Join {
+struct Joining {
     block: BlockPlace,
     /// Its parts, one behind the other.
     parts: Range<usize>,
@@ -95,7 +97,7 @@ struct Join {
 
 struct Plan {
     pieces: Vec<Piece>,
-    joins: Vec<Join>,
+    joins: Vec<Joining>,
     /// Floats of all parts.
     parts: usize,
     /// Query vectors of the largest block.
@@ -145,7 +147,7 @@ impl Plan {
             self.pieces.push(Piece { block, stretches: stretch..stretch + 1, scores, part });
         }
         self.parts = parts.end;
-        self.joins.push(Join { block, parts });
+        self.joins.push(Joining { block, parts });
     }
 }
 
@@ -168,7 +170,8 @@ impl Step<'_> {
         let parts = Shared::new(&mut parts);
         if plan.pieces.iter().map(|piece| piece.scores).sum::<usize>() <= ALONE {
             let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
-            plan.pieces.iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output));
+            let ahead = Ahead::default();
+            plan.pieces.iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output, &ahead));
             plan.joins.iter().for_each(|join| self.join(join, &parts, &output));
             return y;
         }
@@ -177,7 +180,9 @@ impl Step<'_> {
         self.cpu.team.run(|member| {
             let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
             member.share(&pieces, |range| {
-                plan.pieces[range].iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output));
+                for piece in &plan.pieces[range] {
+                    self.piece(piece, &mut buffers, &parts, &output, member.ahead());
+                }
             });
             if !plan.joins.is_empty() {
                 member.barrier();
@@ -189,7 +194,7 @@ impl Step<'_> {
         y
     }
 
-    fn block(&self, place: &BlockPlace) -> Block<'_> {
+    fn block<'b>(&'b self, place: &BlockPlace, ahead: &'b Ahead) -> Block<'b> {
         let span = &self.spans[place.span];
         let context = match self.cache {
             Some((cache, layer)) => Context::Cache { cache, layer, blocks: &span.blocks },
@@ -197,6 +202,7 @@ impl Step<'_> {
         };
         Block {
             context,
+            ahead,
             q: self.q,
             rows: place.rows.clone(),
             seen: span.start + place.rows.start - span.rows.start + 1,
@@ -206,8 +212,15 @@ impl Step<'_> {
         }
     }
 
-    fn piece(&self, piece: &Piece, buffers: &mut Buffers, parts: &Shared<'_, f32>, output: &Shared<'_, f32>) {
-        let block = self.block(&piece.block);
+    fn piece(
+        &self,
+        piece: &Piece,
+        buffers: &mut Buffers,
+        parts: &Shared<'_, f32>,
+        output: &Shared<'_, f32>,
+        ahead: &Ahead,
+    ) {
+        let block = self.block(&piece.block, ahead);
         let Buffers { scratch, all, spare } = buffers;
         let stretches = piece.stretches.clone();
         if let Some(part) = &piece.part {
@@ -220,8 +233,9 @@ impl Step<'_> {
         }
     }
 
-    fn join(&self, join: &Join, parts: &Shared<'_, f32>, output: &Shared<'_, f32>) {
-        let block = self.block(&join.block);
+    fn join(&self, join: &Joining, parts: &Shared<'_, f32>, output: &Shared<'_, f32>) {
+        let ahead = Ahead::default();
+        let block = self.block(&join.block, &ahead);
         let (vectors, size) = (block.vectors(), block.head_size);
         // SAFETY: each join has parts of its own; those who wrote them have passed the barrier.
         let parts = unsafe { parts.part(join.parts.clone()) };
@@ -229,9 +243,8 @@ impl Step<'_> {
         let Some((_, all)) = parts.next() else { return };
         let mut all = Part::of(all, vectors, size);
         for (stretch, later) in parts {
-            self.cpu.kernel.vectorised(|| {
-                all.join(&Part::of(later, vectors, size), block.first(stretch * STRETCH));
-            });
+            let (later, first) = (Part::of(later, vectors, size), block.first(stretch * STRETCH));
+            self.cpu.kernel.vectorised(Join { all: &mut all, later: &later, first });
         }
         self.finish(&block, &all, output);
     }
@@ -243,11 +256,10 @@ impl Step<'_> {
             let start = row * self.q.width() + block.head * of_head;
             // SAFETY: these columns of these rows belong to this block alone, and it is finished once.
             let output = unsafe { output.part(start..start + of_head) };
-            self.cpu.kernel.vectorised(|| {
-                for (n, output) in output.chunks_exact_mut(block.head_size).enumerate() {
-                    part.write(i * block.group + n, output);
-                }
-            });
+            for (n, output) in output.chunks_exact_mut(block.head_size).enumerate() {
+                let vector = i * block.group + n;
+                self.cpu.kernel.vectorised(Finish { part, vector, output });
+            }
         }
     }
 }

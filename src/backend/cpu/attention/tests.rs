@@ -224,19 +224,22 @@ fn spans_that_overlap_are_refused() {
 
 #[test]
 fn what_stands_in_a_block_beyond_the_context_changes_nothing() {
-    let shape = SHAPES[0];
-    let sequences = [1, 2].map(|seed| Sequence::new(seed, shape, 40));
-    let broken = Sequence {
-        k: Rows::new(20, vec![f32::NAN; 800]),
-        v: Rows::new(20, vec![f32::INFINITY; 800]),
-        ..Sequence::new(3, shape, 40)
-    };
-    let cpu = Cpu::new(Dtype::F32, 2);
-    let clean = Fed::new(&cpu, &sequences, 16).step(&[(0, 0, 21)]);
-    // The same blocks, after a sequence that overflowed.
-    let broken = [broken, Sequence::new(2, shape, 40)];
-    let mut fed = Fed::new(&cpu, &broken, 16);
-    fed.step(&[(0, 0, 40)]);
-    let mut fed = Fed { sequences: &sequences, ..fed };
-    assert_eq!(fed.step(&[(0, 0, 21)]), clean);
+    for shape in [SHAPES[0], SHAPES[2]] {
+        let width = shape.kv_heads * shape.head_size;
+        let sequences = [1, 2].map(|seed| Sequence::new(seed, shape, 40));
+        let broken = Sequence {
+            k: Rows::new(width, vec![f32::NAN; 40 * width]),
+            v: Rows::new(width, vec![f32::INFINITY; 40 * width]),
+            ..Sequence::new(3, shape, 40)
+        };
+        let cpu = Cpu::new(Dtype::F32, 2);
+        // A prompt, then a token by itself.
+        let steps = |mut fed: Fed<'_>| [fed.step(&[(0, 0, 21)]), fed.step(&[(0, 21, 1)])];
+        let clean = steps(Fed::new(&cpu, &sequences, 16));
+        // The same blocks, after a sequence that overflowed.
+        let broken = [broken, Sequence::new(2, shape, 40)];
+        let mut fed = Fed::new(&cpu, &broken, 16);
+        fed.step(&[(0, 0, 40)]);
+        assert_eq!(steps(Fed { sequences: &sequences, ..fed }), clean);
+    }
 }

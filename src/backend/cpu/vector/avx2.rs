@@ -5,7 +5,10 @@
 #![allow(unsafe_code)]
 #![expect(clippy::needless_range_loop, reason = "the index names the register")]
 
-use super::{PANEL, QUAD, QUAD_BYTES, QUADS, Vector, ask_ahead};
+use super::super::ahead::Asking;
+use super::super::inputs::QuantBlock;
+use super::avx2_blocks::{add_blocks_to_eight, add_bytes, add_halves, sized, splat, split, whole};
+use super::{BlockRun, Lanes, PANEL, QUAD, QUAD_BYTES, QUADS, TURN, Vector, blocks};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -42,15 +45,21 @@ macro_rules! ints {
 impl Vector for Avx2 {
     type Ints = [__m256i; 4];
 
-    // Three rows of four accumulators, a weight and three broadcasts fill 16 registers. Two halves of a panel one after the
-    // other, with twice the rows, were no faster for many rows and a third slower for eight.
-    const ROWS: usize = 3;
-    // Of quantised weights eight outputs are taken at a time. Measured on Zen 3, one core: bytes with 2, 4, 6 rows 101, 105,
-    // 113 GOP/s, halves with 2, 3, 4, 6 rows 120, 123, 124, 101.
+    // Sixteen registers: five rows of two accumulators beside two weights, six rows of one integer and one float.
+    const ROWS: usize = 5;
     const BYTES_ROWS: usize = 6;
-    const HALVES_ROWS: usize = 4;
-    // `maddubs` saturates its 16-bit sums of two products, so 8-bit weights must be signed here, see `dot_bytes`.
+    const HALVES_ROWS: usize = 6;
+    // `maddubs` saturates its 16-bit sums of two products, so 8-bit weights must be signed here, see `add_bytes`.
     const BIASED: bool = false;
+
+    #[inline(always)]
+    fn passes(quantised: bool, rows: usize) -> usize {
+        match (quantised, rows) {
+            (_, 0..=1) | (false, 2) => 1,
+            (false, _) => 2,
+            (true, _) => 4,
+        }
+    }
 
     #[inline(always)]
     fn zero() -> Self {
@@ -91,12 +100,6 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(at: *const u8) {
-        // SAFETY: any address may be asked for.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-    }
-
-    #[inline(always)]
     fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2] {
         let w = ints!(i => _mm256_loadu_si256(from.as_ptr().cast::<__m256i>().add(i)));
         let firsts = floats!(i => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i])));
@@ -106,158 +109,227 @@ impl Vector for Avx2 {
         [Self(firsts), Self(seconds)]
     }
 
+    /// One or two rows take all outputs of the panel at once, in the order of memory. More rows take sixteen, then the
+    /// others, so that their accumulators stay in registers: on Zen 3, one core, 3 to 6 rows reach 73, 97, 96, 98 GFLOP/s.
+    #[inline(always)]
+    fn add_inputs<const R: usize>(
+        lanes: &mut [Lanes; R],
+        weights: &[[f32; PANEL]],
+        x: [&[f32]; R],
+        asking: Asking<'_>,
+    ) {
+        // SAFETY: see `four`.
+        unsafe {
+            if R <= 2 {
+                return add_inputs::<4, R>(lanes, 0, weights, x, asking);
+            }
+            add_inputs::<2, R>(lanes, 0, weights, x, asking);
+            add_inputs::<2, R>(lanes, 16, weights, x, asking);
+        }
+    }
+
+    /// As [`Self::add_inputs`]; 72, 94, 95, 92 GFLOP/s.
+    #[inline(always)]
+    fn add_pairs<const R: usize>(
+        lanes: &mut [Lanes; R],
+        weights: &[[[bf16; 2]; PANEL]],
+        x: [&[[f32; 2]]; R],
+        asking: Asking<'_>,
+    ) {
+        // SAFETY: see `four`.
+        unsafe {
+            if R <= 2 {
+                return add_pairs::<4, R>(lanes, 0, weights, x, asking);
+            }
+            add_pairs::<2, R>(lanes, 0, weights, x, asking);
+            add_pairs::<2, R>(lanes, 16, weights, x, asking);
+        }
+    }
+
+    /// One row takes all outputs of the panel at once, in the order of memory. More rows take eight after the other, so that
+    /// their accumulators stay in registers from the first block to the last. On Zen 3, one core, with 2 to 6 rows: bytes
+    /// 109, 110, 99, 99, 115 GOP/s, halves 154, 172, 163, 174, 173.
+    #[inline(always)]
+    fn add_blocks<const LAYOUT: usize, const R: usize>(
+        lanes: &mut [Lanes; R],
+        run: BlockRun<'_>,
+        x: [&[QuantBlock]; R],
+    ) {
+        if R == 1 {
+            return blocks::add_blocks::<Self, LAYOUT, R>(lanes, run, x);
+        }
+        for x in x {
+            assert!(x.len() == run.len());
+        }
+        for i in 0..4 {
+            // SAFETY: see `four`; there are as many blocks of inputs as of weights.
+            unsafe { add_blocks_to_eight::<LAYOUT, R>(lanes, i, run, x) };
+        }
+    }
+
     #[inline(always)]
     fn to_f32(ints: Self::Ints) -> Self {
         Self(floats!(i => _mm256_cvtepi32_ps(ints[i])))
     }
 
-    /// The weight's size as the unsigned factor and `x` with the weight's sign as the other: `2 * 128 * 127` fits into
-    /// 16 bits, and `x` is never -128, whose sign cannot be turned round.
     #[inline(always)]
     fn dot_bytes<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
-        if R == 1 {
-            // In the order of memory.
-            sums[0] = ints!(_i => _mm256_set1_epi32(start[0]));
-            for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-                if ahead > 0 {
-                    ask_ahead::<Self, _>(weights, ahead);
-                }
-                sums[0] = ints!(i => {
-                    let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
-                    let quants = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
-                    add_bytes(sums[0][i], (quants, _mm256_abs_epi8(quants)), splat(x[0][quad]))
-                });
-            }
-            return sums;
+        for r in 0..R {
+            sums[r] = ints!(_i => _mm256_set1_epi32(start[r]));
         }
-        // Eight outputs at a time, so that the accumulators of many rows stay in registers.
-        for i in 0..4 {
-            // SAFETY: a quad is 128 bytes; see `four`.
-            unsafe {
-                let mut some = [_mm256_setzero_si256(); R];
-                for r in 0..R {
-                    some[r] = _mm256_set1_epi32(start[r]);
-                }
-                for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-                    if ahead > 0 && i == 0 {
-                        ask_ahead::<Self, _>(weights, ahead);
-                    }
+        for (quad, weights) in weights.iter().take(QUADS).enumerate() {
+            for r in 0..R {
+                sums[r] = ints!(i => {
                     let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
-                    let quants = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
-                    let sizes = _mm256_abs_epi8(quants);
-                    for r in 0..R {
-                        let signed = _mm256_sign_epi8(splat(x[r][quad]), quants);
-                        let products = _mm256_maddubs_epi16(sizes, signed);
-                        some[r] =
-                            _mm256_add_epi32(some[r], _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-                    }
-                }
-                for r in 0..R {
-                    sums[r][i] = some[r];
-                }
+                    add_bytes(sums[r][i], sized(bytes), splat(x[r][quad]))
+                });
             }
         }
         sums
     }
 
-    /// All of a block's sums of two products fit into 16 bits together: `16 * 15 * 127 < 32768`.
     #[inline(always)]
     fn dot_halves<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = [ints!(_i => _mm256_setzero_si256()); R];
-        if R == 1 {
-            // In the order of memory.
-            for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-                if ahead > 0 {
-                    ask_ahead::<Self, _>(weights, ahead);
-                }
-                sums[0] = ints!(i => {
+        for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
+            for r in 0..R {
+                sums[r] = ints!(i => {
                     let both = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
-                    add_halves(sums[0][i], split(both), [splat(x[0][2 * pair]), splat(x[0][2 * pair + 1])])
+                    add_halves(sums[r][i], split(both), [splat(x[r][2 * pair]), splat(x[r][2 * pair + 1])])
                 });
             }
-            sums[0] = ints!(i => {
-                let whole = _mm256_madd_epi16(sums[0][i], _mm256_set1_epi16(1));
-                _mm256_add_epi32(_mm256_set1_epi32(start[0]), whole)
-            });
-            return sums;
         }
-        for i in 0..4 {
-            // SAFETY: two quads in halves are 128 bytes; see `four`.
-            unsafe {
-                let mut some = [_mm256_setzero_si256(); R];
-                for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-                    if ahead > 0 && i == 0 {
-                        ask_ahead::<Self, _>(weights, ahead);
-                    }
-                    let both = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
-                    let quants = split(both);
-                    for r in 0..R {
-                        some[r] =
-                            add_halves(some[r], quants, [splat(x[r][2 * pair]), splat(x[r][2 * pair + 1])]);
-                    }
-                }
-                for r in 0..R {
-                    let whole = _mm256_madd_epi16(some[r], _mm256_set1_epi16(1));
-                    sums[r][i] = _mm256_add_epi32(_mm256_set1_epi32(start[r]), whole);
-                }
+        for r in 0..R {
+            sums[r] = ints!(i => whole(start[r], sums[r][i]));
+        }
+        sums
+    }
+}
+
+/// `8 N` outputs from `from` on.
+///
+/// # Safety
+/// Inlined into code compiled for AVX2; so below. There are as many inputs as weights, and so many outputs.
+#[inline(always)]
+unsafe fn add_inputs<const N: usize, const R: usize>(
+    lanes: &mut [Lanes; R],
+    from: usize,
+    weights: &[[f32; PANEL]],
+    x: [&[f32]; R],
+    asking: Asking<'_>,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = load_sums::<N, R>(lanes, from);
+        for (k, weights) in weights.iter().enumerate() {
+            if k.is_multiple_of(TURN) {
+                asking.turn(weights, TURN * size_of_val(weights));
+            }
+            let mut some = [_mm256_setzero_ps(); N];
+            for i in 0..N {
+                some[i] = _mm256_loadu_ps(weights.as_ptr().add(from + 8 * i));
+            }
+            for r in 0..R {
+                add_products(&mut sums[r], some, *x[r].get_unchecked(k));
+            }
+        }
+        store_sums(sums, lanes, from);
+    }
+}
+
+/// As [`add_inputs`]. The weights are loaded twice, so that no registers are needed for the second of each pair while the
+/// first is multiplied.
+///
+/// # Safety
+/// As [`add_inputs`].
+#[inline(always)]
+unsafe fn add_pairs<const N: usize, const R: usize>(
+    lanes: &mut [Lanes; R],
+    from: usize,
+    weights: &[[[bf16; 2]; PANEL]],
+    x: [&[[f32; 2]]; R],
+    asking: Asking<'_>,
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = load_sums::<N, R>(lanes, from);
+        for (k, weights) in weights.iter().enumerate() {
+            if k.is_multiple_of(TURN) {
+                asking.turn(weights, TURN * size_of_val(weights));
+            }
+            let at = weights.as_ptr().add(from).cast::<__m256i>();
+            let mut some = [_mm256_setzero_ps(); N];
+            for i in 0..N {
+                some[i] = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(at.add(i))));
+            }
+            for r in 0..R {
+                add_products(&mut sums[r], some, x[r].get_unchecked(k)[0]);
+            }
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            for i in 0..N {
+                some[i] = _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(at.add(i)), upper));
+            }
+            for r in 0..R {
+                add_products(&mut sums[r], some, x[r].get_unchecked(k)[1]);
+            }
+        }
+        store_sums(sums, lanes, from);
+    }
+}
+
+/// # Safety
+/// As [`add_inputs`].
+#[inline(always)]
+unsafe fn add_products<const N: usize>(sums: &mut [__m256; N], weights: [__m256; N], x: f32) {
+    // SAFETY: by contract.
+    unsafe {
+        let x = _mm256_set1_ps(x);
+        for i in 0..N {
+            sums[i] = _mm256_fmadd_ps(x, weights[i], sums[i]);
+        }
+    }
+}
+
+/// # Safety
+/// As [`add_inputs`].
+#[inline(always)]
+pub(super) unsafe fn load_sums<const N: usize, const R: usize>(
+    lanes: &[Lanes; R],
+    from: usize,
+) -> [[__m256; N]; R] {
+    // SAFETY: by contract.
+    unsafe {
+        let mut sums = [[_mm256_setzero_ps(); N]; R];
+        for r in 0..R {
+            for i in 0..N {
+                sums[r][i] = _mm256_loadu_ps(lanes[r].as_ptr().add(from + 8 * i));
             }
         }
         sums
     }
 }
 
-#[inline(always)]
-fn splat(x: [i8; QUAD]) -> __m256i {
-    // SAFETY: see `four`.
-    unsafe { _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8])) }
-}
-
-/// The quants and their sizes times four inputs each.
-///
 /// # Safety
-/// Inlined into code compiled for AVX2; so below.
+/// As [`add_inputs`].
 #[inline(always)]
-unsafe fn add_bytes(sum: __m256i, (quants, sizes): (__m256i, __m256i), x: __m256i) -> __m256i {
-    // SAFETY: by contract.
-    unsafe {
-        let products = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, quants));
-        _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
-    }
-}
-
-/// The lower and upper halves of bytes.
-///
-/// # Safety
-/// As [`add_bytes`].
-#[inline(always)]
-unsafe fn split(both: __m256i) -> [__m256i; 2] {
-    // SAFETY: by contract.
-    unsafe {
-        let mask = _mm256_set1_epi8(15);
-        [_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask)]
-    }
-}
-
-/// Adds both halves' products, two and two, in 16 bits.
-///
-/// # Safety
-/// As [`add_bytes`].
-#[inline(always)]
-unsafe fn add_halves(sum: __m256i, quants: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-    // SAFETY: by contract.
-    unsafe {
-        let sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants[0], x[0]));
-        _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants[1], x[1]))
+pub(super) unsafe fn store_sums<const N: usize, const R: usize>(
+    sums: [[__m256; N]; R],
+    lanes: &mut [Lanes; R],
+    from: usize,
+) {
+    for r in 0..R {
+        for i in 0..N {
+            // SAFETY: by contract.
+            unsafe { _mm256_storeu_ps(lanes[r].as_mut_ptr().add(from + 8 * i), sums[r][i]) };
+        }
     }
 }

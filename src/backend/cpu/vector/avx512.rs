@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: two registers of 512 bits. Written out, not with `array::map` and its like, see `avx2`.
 #![allow(unsafe_code)]
 
-use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector, ask_ahead};
+use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -73,12 +73,6 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     }
 
     #[inline(always)]
-    fn prefetch(at: *const u8) {
-        // SAFETY: any address may be asked for.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-    }
-
-    #[inline(always)]
     fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2] {
         // SAFETY: see `zero`.
         unsafe {
@@ -122,13 +116,9 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (quad, weights) in weights.iter().take(QUADS).enumerate() {
-            if ahead > 0 {
-                ask_ahead::<Self, _>(weights, ahead);
-            }
             // SAFETY: a quad is 128 bytes.
             let weights = unsafe { load(weights.as_ptr()) };
             for r in 0..R {
@@ -143,13 +133,9 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        ahead: usize,
     ) -> [Self::Ints; R] {
         let mut sums = starting(start);
         for (pair, weights) in weights.iter().take(QUADS / 2).enumerate() {
-            if ahead > 0 {
-                ask_ahead::<Self, _>(weights, ahead);
-            }
             // SAFETY: two quads in halves are 128 bytes.
             let both = unsafe { load(weights.as_ptr()) };
             // SAFETY: see `zero`.

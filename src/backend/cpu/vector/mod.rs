@@ -7,24 +7,26 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_blocks;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+mod blocks;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
+pub(super) use blocks::BlockRun;
 pub(super) use portable::Portable;
 
+use super::ahead::Asking;
+use super::inputs::QuantBlock;
 use crate::weights::BLOCK;
 use half::{bf16, f16};
 
-/// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
-/// How far ahead of the products the first rows ask for a panel's weights, which are cold then. The processor's own
-/// prefetching stops at the end of each page and takes a while to begin; panels follow each other in memory, so what lies
-/// ahead is the next one. Asked for line by line between the products; what that gains stands in ARCHITECTURE.md.
-pub(super) const AHEAD: usize = 1024;
+/// Inputs, or pairs of them, between two turns of asking memory for more.
+pub(super) const TURN: usize = 8;
 
 /// Outputs in one panel of weights: two vector registers of 512 bits.
 pub(super) const PANEL: usize = 32;
@@ -34,6 +36,9 @@ pub(super) const QUAD: usize = 4;
 pub(super) const QUADS: usize = BLOCK / QUAD;
 /// Bytes of one quad of a panel.
 pub(super) const QUAD_BYTES: usize = PANEL * QUAD;
+
+/// Accumulators of one row: the outputs of one panel.
+pub(super) type Lanes = [f32; PANEL];
 
 /// Two neighbouring inputs in bf16, the first in the lower half.
 pub(super) type Pair = u32;
@@ -51,6 +56,12 @@ pub(super) trait Vector: Copy {
     /// Whether [`Self::dot_bytes`] takes a byte for the number that it is, 128 more than the quant it stands for.
     const BIASED: bool;
 
+    /// How often the kernels for so many rows, of weights that are quantised or not, read a panel.
+    #[inline(always)]
+    fn passes(_quantised: bool, _rows: usize) -> usize {
+        1
+    }
+
     fn zero() -> Self;
     fn load(from: &[f32; PANEL]) -> Self;
     fn load_f16(from: &[f16; PANEL]) -> Self;
@@ -59,9 +70,6 @@ pub(super) trait Vector: Copy {
     fn mul(self, other: Self) -> Self;
     /// `self + a b`
     fn add_product(self, a: Self, b: Self) -> Self;
-
-    /// Asks for a cache line that will be read soon; does nothing where it cannot.
-    fn prefetch(at: *const u8);
 
     /// The first inputs and the second ones of a pair of inputs in bf16.
     fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2];
@@ -72,36 +80,39 @@ pub(super) trait Vector: Copy {
         self.add_product(Self::splat(first), w[0]).add_product(Self::splat(second), w[1])
     }
 
-    /// Adds the products of some inputs with dense weights, one input of all rows after the other.
+    /// Adds the products of some inputs with f32 weights to each row's accumulators, one input after the other.
     #[inline(always)]
     fn add_inputs<const R: usize>(
-        sums: &mut [Self; R],
+        lanes: &mut [Lanes; R],
         weights: &[[f32; PANEL]],
         x: [&[f32]; R],
-        cold: bool,
+        asking: Asking<'_>,
     ) {
+        let mut sums = load_all::<Self, R>(lanes);
         for (k, weights) in weights.iter().enumerate() {
-            if cold {
-                ask_ahead::<Self, _>(weights, AHEAD);
+            if k.is_multiple_of(TURN) {
+                asking.turn(weights, TURN * size_of_val(weights));
             }
             let weights = Self::load(weights);
             for r in 0..R {
                 sums[r] = sums[r].add_product(Self::splat(x[r][k]), weights);
             }
         }
+        store_all(sums, lanes);
     }
 
     /// The same for pairs of inputs and weights in bf16.
     #[inline(always)]
     fn add_pairs<const R: usize>(
-        sums: &mut [Self; R],
+        lanes: &mut [Lanes; R],
         weights: &[[[bf16; 2]; PANEL]],
         x: [&[[f32; 2]]; R],
-        cold: bool,
+        asking: Asking<'_>,
     ) {
+        let mut sums = load_all::<Self, R>(lanes);
         for (k, weights) in weights.iter().enumerate() {
-            if cold {
-                ask_ahead::<Self, _>(weights, AHEAD);
+            if k.is_multiple_of(TURN) {
+                asking.turn(weights, TURN * size_of_val(weights));
             }
             let [first, second] = Self::load_pairs(weights);
             for r in 0..R {
@@ -109,23 +120,52 @@ pub(super) trait Vector: Copy {
                 sums[r] = sums[r].add_product(Self::splat(a), first).add_product(Self::splat(b), second);
             }
         }
+        store_all(sums, lanes);
+    }
+
+    /// The same for inputs in bf16 as well.
+    #[inline(always)]
+    fn add_dots<const R: usize>(
+        lanes: &mut [Lanes; R],
+        weights: &[[[bf16; 2]; PANEL]],
+        x: [&[Pair]; R],
+        asking: Asking<'_>,
+    ) {
+        let mut sums = load_all::<Self, R>(lanes);
+        for (k, weights) in weights.iter().enumerate() {
+            if k.is_multiple_of(TURN) {
+                asking.turn(weights, TURN * size_of_val(weights));
+            }
+            for r in 0..R {
+                sums[r] = sums[r].add_dot(x[r][k], weights);
+            }
+        }
+        store_all(sums, lanes);
+    }
+
+    /// The same for quantised weights of the layout, by its place in `Layout::ALL`.
+    #[inline(always)]
+    fn add_blocks<const LAYOUT: usize, const R: usize>(
+        lanes: &mut [Lanes; R],
+        run: BlockRun<'_>,
+        x: [&[QuantBlock]; R],
+    ) {
+        blocks::add_blocks::<Self, LAYOUT, R>(lanes, run, x);
     }
 
     fn to_f32(ints: Self::Ints) -> Self;
     /// For each row, `start` and the dot products of its inputs and the bytes, quad by quad; the bytes biased or not (see
-    /// [`Self::BIASED`]), the inputs within `-127..=127`. Asks for memory `ahead` bytes on, unless that is 0.
+    /// [`Self::BIASED`]), the inputs within `-127..=127`.
     fn dot_bytes<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        ahead: usize,
     ) -> [Self::Ints; R];
     /// The same for two quads in each byte, `0..=15`: the lower halves are the first of the two.
     fn dot_halves<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        ahead: usize,
     ) -> [Self::Ints; R];
 }
 
@@ -135,10 +175,18 @@ pub(super) fn both(pair: Pair) -> [f32; 2] {
     [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
 }
 
-/// Asks for what lies so many bytes ahead of some weights.
 #[inline(always)]
-pub(super) fn ask_ahead<V: Vector, T>(weights: &T, ahead: usize) {
-    for line in (0..size_of::<T>()).step_by(LINE) {
-        V::prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(ahead + line));
+fn load_all<V: Vector, const R: usize>(lanes: &[Lanes; R]) -> [V; R] {
+    let mut sums = [V::zero(); R];
+    for r in 0..R {
+        sums[r] = V::load(&lanes[r]);
+    }
+    sums
+}
+
+#[inline(always)]
+fn store_all<V: Vector, const R: usize>(sums: [V; R], lanes: &mut [Lanes; R]) {
+    for r in 0..R {
+        sums[r].store(&mut lanes[r]);
     }
 }

@@ -50,9 +50,6 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(_: *const u8) {}
-
-    #[inline(always)]
     fn load_pairs(from: &[[bf16; 2]; PANEL]) -> [Self; 2] {
         [Self(from.map(|pair| pair[0].to_f32())), Self(from.map(|pair| pair[1].to_f32()))]
     }
@@ -67,7 +64,6 @@ impl Vector for Portable {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        _: usize,
     ) -> [Self::Ints; R] {
         let mut sums = start.map(|start| [start; PANEL]);
         for (quad, weights) in weights.iter().enumerate() {
@@ -83,7 +79,6 @@ impl Vector for Portable {
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
-        _: usize,
     ) -> [Self::Ints; R] {
         let mut sums = start.map(|start| [start; PANEL]);
         for (pair, weights) in weights.iter().enumerate() {
