@@ -83,6 +83,18 @@ impl HostMatrix {
         Self { data, ..self }
     }
 
+    /// `self + scale b a` in f32; `b (rows, r)`, `a (r, columns)`, as the caller has checked.
+    pub fn plus_product(self, scale: f32, b: &Self, a: &Self) -> Self {
+        let (mut sums, b_values, a_values) = (self.to_f32(), b.to_f32(), a.to_f32());
+        let rows = sums.chunks_exact_mut(self.columns.max(1)).zip(b_values.chunks_exact(b.columns.max(1)));
+        for (sums, b) in rows {
+            for (a, b) in a_values.chunks_exact(self.columns.max(1)).zip(b) {
+                sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += scale * b * a);
+            }
+        }
+        Self { data: HostData::F32(sums), ..self }
+    }
+
     /// All values as f32, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         match &self.data {

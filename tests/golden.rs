@@ -57,6 +57,10 @@ impl Supernet {
         llama::load(backend, &self.base, vec![self.super_adapter()], &self.orders).unwrap()
     }
 
+    pub(crate) fn load_merged<B: Backend>(&self, backend: &B) -> Llama<B> {
+        llama::load_merged(backend, &self.base, self.super_adapter(), &self.orders).unwrap()
+    }
+
     pub(crate) fn super_adapter(&self) -> SuperAdapter {
         SuperAdapter {
             shape: self.shape.clone(),

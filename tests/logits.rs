@@ -67,6 +67,30 @@ pub(crate) fn run<B: Backend>(
     all_logits(&mut executor, net, tokens, cases, chunk)
 }
 
+/// Sub-networks with all ranks, of every width, on a base that has taken in the super-adapter.
+fn check_merged<B: Backend>(backend: impl Fn() -> B) {
+    for (base, name) in NETS {
+        let net = Supernet::open(base, name);
+        let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
+        let golden = golden_logits(name, &cases, tokens.len());
+        let resolve = |case: &Case| {
+            net.space.resolve(&net.shape, &net.space.sub_network(case.choices.clone()).unwrap())
+        };
+        let keeps = cases.iter().map(|case| net.shape.keeps_ranks(&resolve(case))).collect::<Vec<_>>();
+        assert!(keeps.contains(&true) && keeps.contains(&false), "{name}: {keeps:?}");
+        let backend = backend();
+        let model = net.load_merged(&backend);
+        let mut executor = LlamaExecutor::new(model, backend, 200, BLOCK_SIZE).unwrap();
+        let logits = all_logits(&mut executor, &net, &tokens, &cases, 100);
+        for ((case, keeps), (ours, golden)) in cases.iter().zip(keeps).zip(logits.iter().zip(&golden)) {
+            let off =
+                ours.iter().zip(golden).map(|(ours, golden)| distance(ours, golden)).fold(0.0, f32::max);
+            // Where ranks are cut, it is another function.
+            assert!((off <= 1e-4) == keeps, "{name} {}: off by {off}", case.name);
+        }
+    }
+}
+
 /// By case, by sequence: logits `(tokens, V)`, computed in steps that feed every sequence its next `chunk` tokens.
 fn all_logits(
     executor: &mut dyn Executor,
@@ -121,6 +145,12 @@ fn the_cpu_backend_agrees_with_pytorch() {
     check(|| Cpu::new(Dtype::F32, 2));
     // What the file has in bf16 stays as it is, so that Auto is as exact.
     check(|| Cpu::new(Dtype::Auto, 1));
+}
+
+#[test]
+fn a_merged_adapter_agrees_with_pytorch_where_no_rank_is_cut() {
+    check_merged(|| Cpu::new(Dtype::F32, 2));
+    check_merged(Reference::new);
 }
 
 #[test]

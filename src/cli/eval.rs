@@ -63,7 +63,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     let tokenizer = open::tokenizer(&opened.base)?;
     // Blocks of one position: the options of a question share all of its context.
     let mut executor = args.compute.executor(&opened, POOL_TOKENS, 1)?;
-    let mut selections = open::selections(&opened);
+    let mut selections = args.compute.selections(&opened)?;
     let names = names(args, &selections)?;
     selections.retain(|(entry, _)| names.contains(&entry.1));
     let chosen = selections.iter().map(|(_, selection)| Selection {

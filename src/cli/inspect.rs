@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::open::{self, BaseArg};
-use crate::supernet::{COST_TOKENS, Group, Kind, SearchSpace};
+use crate::supernet::{COST_TOKENS, CatalogEntry, Group, Kind, SearchSpace};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -55,18 +55,25 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
         for line in group_lines(&model.space) {
             println!("    {line}");
         }
-        println!("\n  {:<16} {:>12} {:>12}  scores", "sub-network", "parameters", "MACs");
+        println!("\n  {:<16} {:>12} {:>12}  merge  scores", "sub-network", "parameters", "MACs");
         for entry in model.catalog.entries() {
             let scores = entry.scores.iter().map(|(task, score)| format!("{task} {score:.3}"));
             let scores = scores.collect::<Vec<_>>().join(", ");
             let (parameters, macs) = (short(entry.cost.parameters), short(entry.cost.macs));
-            println!("  {:<16} {parameters:>12} {macs:>12}  {scores}", entry.name);
+            let merge = if can_merge(model, entry) { "yes" } else { "no" };
+            println!("  {:<16} {parameters:>12} {macs:>12}  {merge:<5}  {scores}", entry.name);
         }
         println!(
-            "\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule)."
+            "\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule); \
+             merge: has all ranks, so `--merge-adapter` serves it."
         );
     }
     Ok(())
+}
+
+/// Whether the super-adapter can be merged into the base for this sub-network.
+fn can_merge(model: &open::OpenedModel, entry: &CatalogEntry) -> bool {
+    model.shape.keeps_ranks(&model.space.resolve(&model.shape, &entry.sub_network))
 }
 
 /// Equal groups of different layers on one line.
@@ -96,7 +103,7 @@ fn group_lines(space: &SearchSpace) -> Vec<String> {
 fn json(model: &open::OpenedModel) -> serde_json::Value {
     let entries = model.catalog.entries().iter().map(|e| {
         let choices = e.sub_network.choices();
-        serde_json::json!({ "name": e.name, "cost": e.cost, "choices": choices, "scores": e.scores, "latency": e.latency })
+        serde_json::json!({ "name": e.name, "cost": e.cost, "choices": choices, "can_merge": can_merge(model, e), "scores": e.scores, "latency": e.latency })
     });
     serde_json::json!({
         "name": model.folder.name,

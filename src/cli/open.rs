@@ -182,6 +182,11 @@ pub(super) struct ComputeArgs {
     #[arg(long, env = "LONAS_KV_DTYPE", value_enum, default_value_t = KvDtypeArg::Auto)]
     kv_dtype: KvDtypeArg,
 
+    /// Add the super-adapter into the base once, instead of computing it with every token: for one model folder, and its
+    /// sub-networks with all ranks (`lonas inspect` says which); others are left out. Needs `--dtype` f32, bf16 or int8.
+    #[arg(long, env = "LONAS_MERGE_ADAPTER")]
+    pub(super) merge_adapter: bool,
+
     /// Threads that compute; 0 takes all cores.
     #[arg(long, env = "LONAS_THREADS", default_value_t = 0, value_name = "N")]
     threads: usize,
@@ -239,8 +244,52 @@ impl ComputeArgs {
         opened: &Opened,
         (blocks, block_size): (usize, usize),
     ) -> Result<LlamaExecutor<B>, Failure> {
-        let model = llama::load(&backend, &opened.base, opened.super_adapters()?, &opened.orders)?;
+        let (base, mut adapters) = (&opened.base, opened.super_adapters()?);
+        let model = match adapters.pop().filter(|_| self.merge_adapter) {
+            Some(adapter) => llama::load_merged(&backend, base, adapter, &opened.orders)?,
+            None => llama::load(&backend, base, opened.super_adapters()?, &opened.orders)?,
+        };
         Ok(LlamaExecutor::new(model, backend, blocks, block_size)?)
+    }
+
+    /// Every sub-network that can be computed so, model by model in catalog order, with ids that are unique in the process.
+    ///
+    /// # Errors
+    /// A super-adapter that cannot be merged.
+    pub(super) fn selections(&self, opened: &Opened) -> Result<Vec<Named>, Failure> {
+        let all = selections(opened);
+        if !self.merge_adapter {
+            return Ok(all);
+        }
+        let [model] = opened.models.as_slice() else {
+            return Err(
+                "--merge-adapter: one base can take in one super-adapter, so name one model folder".into()
+            );
+        };
+        if self.device == DeviceArg::Cpu && matches!(self.dtype, DtypeArg::Auto | DtypeArg::Q4) {
+            let dtype = self.dtype_name();
+            return Err(format!(
+                "--merge-adapter --dtype {dtype}: the merged weights are other numbers than the base's file has; \
+                 say how to keep them with --dtype f32, bf16 or int8"
+            )
+            .into());
+        }
+        let (kept, left_out): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(_, selection)| model.shape.keeps_ranks(&selection.shape));
+        let names =
+            |named: &[Named]| named.iter().map(|((_, n), _)| n.as_str()).collect::<Vec<_>>().join(", ");
+        if kept.is_empty() {
+            return Err(format!(
+                "--merge-adapter: no sub-network of `{}` has all ranks ({})",
+                model.folder.name,
+                names(&left_out)
+            )
+            .into());
+        }
+        if !left_out.is_empty() {
+            tracing::warn!("--merge-adapter leaves out what has not all ranks: {}", names(&left_out));
+        }
+        Ok(kept)
     }
 
     /// Our own kernels with the threads that were asked for.
@@ -290,7 +339,10 @@ impl ComputeArgs {
                     KvDtype::Bf16 => "bf16",
                 };
                 let base = self.dtype_name();
-                format!("cpu, {instructions}, {threads} threads, base as {base}, keys and values as {kv}")
+                let merged = if self.merge_adapter { " with the adapter merged into it" } else { "" };
+                format!(
+                    "cpu, {instructions}, {threads} threads, base as {base}{merged}, keys and values as {kv}"
+                )
             }
             DeviceArg::Reference => "reference backend, f32".into(),
         }
@@ -301,7 +353,7 @@ impl ComputeArgs {
 pub(super) type Named = ((usize, String), Selection);
 
 /// Every sub-network of every catalog, model by model in catalog order, with ids that are unique in the process.
-pub(super) fn selections(opened: &Opened) -> Vec<Named> {
+fn selections(opened: &Opened) -> Vec<Named> {
     let all = opened.models.iter().enumerate().flat_map(|(adapter, model)| {
         model.catalog.entries().iter().map(move |entry| (adapter, model, entry))
     });

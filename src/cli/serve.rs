@@ -152,18 +152,18 @@ async fn leave_at_once(again: std::io::Result<impl Future<Output = ()>>) {
 
 fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels, Failure> {
     let base = open::name_of(opened.base.path());
-    let mut selections = open::selections(opened).into_iter();
+    let selections = args.compute.selections(opened)?;
     let mut models = Vec::with_capacity(opened.models.len());
-    for model in &opened.models {
-        let count = model.catalog.entries().len();
-        let of_model = selections.by_ref().take(count).map(|(_, selection)| selection);
-        let entries = model.catalog.entries().iter().zip(of_model);
+    for (number, model) in opened.models.iter().enumerate() {
+        let entries = selections
+            .iter()
+            .filter(|((of, _), _)| *of == number)
+            .filter_map(|((_, name), selection)| Some((model.catalog.get(name)?, selection.clone())));
         let fingerprint =
             crate::artifact::sha256_of_file(&model.folder.path().join("adapter_model.safetensors"))?;
         let mut served = ServedModel::new(&model.folder.name, &base, &fingerprint[..12], entries);
         if served.get(&args.default_subnetwork).is_none() {
-            let known =
-                model.catalog.entries().iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+            let known = served.sub_networks.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
             let (name, wanted) = (&model.folder.name, &args.default_subnetwork);
             return Err(format!("--default-subnetwork {wanted}: `{name}` has {known}").into());
         }

@@ -91,6 +91,12 @@ impl ModelShape {
         }
     }
 
+    /// Whether a sub-network has every adapter at full rank: what it computes is then a prefix of `W + s B A`, so that the
+    /// adapter can be merged into the base for it.
+    pub fn keeps_ranks(&self, active: &ActiveShape) -> bool {
+        self.linears.iter().zip(&active.linears).all(|(l, active)| active.rank == l.rank.unwrap_or(0))
+    }
+
     /// The sizes with nothing cut.
     pub fn full(&self) -> ActiveShape {
         let linears = self.linears.iter();

@@ -38,6 +38,14 @@ fn two_model_folders_share_one_base() {
 }
 
 #[test]
+fn a_merged_adapter_serves_the_sub_networks_with_all_ranks() {
+    let tiny = Tiny::write();
+    let server = Server::start(&[tiny.model(NAME).to_str().unwrap(), "--merge-adapter", "--dtype", "f32"]);
+    let (_, models) = server.get("/v1/models");
+    assert!(models.contains("tiny-tied:maximal") && !models.contains("tiny-tied:minimal"), "{models}");
+}
+
+#[test]
 fn api_keys_and_settings_may_come_from_a_file() {
     let tiny = Tiny::write();
     let file = tiny.base().join("lonas.toml");
@@ -63,7 +71,15 @@ fn what_cannot_be_served_ends_with_1_and_is_named() {
     let tiny = Tiny::write();
     let model = tiny.model(NAME);
     let model = model.to_str().unwrap();
-    let cases: [(&[&str], &str); 5] = [
+    let other = tiny.model(OTHER);
+    let other = other.to_str().unwrap();
+    let cases: [(&[&str], &str); 8] = [
+        (&["serve", model, other, "--merge-adapter", "--dtype", "f32"], "one model folder"),
+        (&["serve", model, "--merge-adapter"], "--dtype f32, bf16 or int8"),
+        (
+            &["serve", model, "--merge-adapter", "--dtype", "f32", "--default-subnetwork", "minimal"],
+            "`tiny-tied` has maximal",
+        ),
         (&["serve", "no/such/folder"], "no/such/folder"),
         (&["serve", model, "--base", "no/such/base"], "no/such/base"),
         (&["serve", model, "--default-subnetwork", "huge"], "huge"),

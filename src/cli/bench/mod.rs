@@ -95,9 +95,17 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     if args.save && !args.streams.contains(&1) {
         return Err("--save keeps the latency of one stream, so --streams must have 1".into());
     }
+    if args.compute.merge_adapter && (args.save || args.without_adapter) {
+        let other = if args.save {
+            "--save: the catalog's latencies are those of live adapters"
+        } else {
+            "--without-adapter"
+        };
+        return Err(format!("--merge-adapter does not go with {other}").into());
+    }
     let load = Load::begin();
     let mut opened = open::models(&args.models, &args.base)?;
-    let selections = chosen(args, open::selections(&opened))?;
+    let selections = chosen(args, args.compute.selections(&opened)?)?;
     let plan = Plan::new(args, opened.base.config.max_positions, selections.len())?;
     let mut executor = args.compute.executor(&opened, plan.pool_tokens(), open::BLOCK_SIZE)?;
     let load = load.end(executor.weight_bytes());

@@ -46,39 +46,28 @@ pub fn load<B: Backend>(
     super_adapters: Vec<SuperAdapter>,
     orders: &BTreeMap<usize, Vec<usize>>,
 ) -> Result<Llama<B>, LoadError> {
-    let config = &base.config;
-    let shape = super::model_shape(config, None);
     for adapter in &super_adapters {
         check_adapter(adapter)?;
     }
-    let mut loader = Loader { backend, base, shape, super_adapters, orders };
-    let embedding = base.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
-    let embedding = Arc::new(backend.table(embedding)?);
-    let head = if config.tied_embeddings {
-        Arc::clone(&embedding)
-    } else {
-        Arc::new(backend.table(base.matrix("lm_head.weight", config.vocabulary, config.hidden)?)?)
-    };
-    let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
-    let pairs = config.head_size / 2;
-    let frequency = |i| {
-        let exponent = (2 * i) as f32 / config.head_size as f32;
-        1.0 / config.rope_theta.powf(exponent)
-    };
-    Ok(Llama {
-        embedding,
-        layers,
-        norm: loader.vector("model.norm.weight", config.hidden)?,
-        head,
-        attention: AttentionShape {
-            query_heads: config.query_heads,
-            kv_heads: config.kv_heads,
-            head_size: config.head_size,
-        },
-        inverse_frequencies: (0..pairs).map(frequency).collect(),
-        eps: config.rms_eps,
-        vocabulary: config.vocabulary,
-    })
+    let shape = super::model_shape(&base.config, None);
+    Loader { backend, base, shape, super_adapters, merged: None, orders }.model()
+}
+
+/// Loads the base with one super-adapter added into it: `W + s B A`, at full rank. Prefixes of it are those of a
+/// sub-network that keeps all ranks, see [`ModelShape::keeps_ranks`]; the model computes no adapter.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_merged<B: Backend>(
+    backend: &B,
+    base: &Base,
+    super_adapter: SuperAdapter,
+    orders: &BTreeMap<usize, Vec<usize>>,
+) -> Result<Llama<B>, LoadError> {
+    check_adapter(&super_adapter)?;
+    let shape = super::model_shape(&base.config, None);
+    let merged = Some(super_adapter);
+    Loader { backend, base, shape, super_adapters: Vec::new(), merged, orders }.model()
 }
 
 fn check_adapter(adapter: &SuperAdapter) -> Result<(), LoadError> {
@@ -108,6 +97,8 @@ struct Loader<'a, B: Backend> {
     base: &'a Base,
     shape: ModelShape,
     super_adapters: Vec<SuperAdapter>,
+    /// Added into the base.
+    merged: Option<SuperAdapter>,
     orders: &'a BTreeMap<usize, Vec<usize>>,
 }
 
@@ -120,6 +111,38 @@ enum Channels {
 }
 
 impl<B: Backend> Loader<'_, B> {
+    fn model(mut self) -> Result<Llama<B>, LoadError> {
+        let (base, config) = (self.base, &self.base.config);
+        let embedding = base.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
+        let embedding = Arc::new(self.backend.table(embedding)?);
+        let head = if config.tied_embeddings {
+            Arc::clone(&embedding)
+        } else {
+            let head = base.matrix("lm_head.weight", config.vocabulary, config.hidden)?;
+            Arc::new(self.backend.table(head)?)
+        };
+        let layers = (0..config.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        let pairs = config.head_size / 2;
+        let frequency = |i| {
+            let exponent = (2 * i) as f32 / config.head_size as f32;
+            1.0 / config.rope_theta.powf(exponent)
+        };
+        Ok(Llama {
+            embedding,
+            layers,
+            norm: self.vector("model.norm.weight", config.hidden)?,
+            head,
+            attention: AttentionShape {
+                query_heads: config.query_heads,
+                kv_heads: config.kv_heads,
+                head_size: config.head_size,
+            },
+            inverse_frequencies: (0..pairs).map(frequency).collect(),
+            eps: config.rms_eps,
+            vocabulary: config.vocabulary,
+        })
+    }
+
     fn layer(&mut self, layer: usize) -> Result<Layer<B>, LoadError> {
         let hidden = self.base.config.hidden;
         let norm = |name| format!("model.layers.{layer}.{name}.weight");
@@ -157,7 +180,12 @@ impl<B: Backend> Loader<'_, B> {
         let rows = order.filter(|_| channels == Channels::Rows);
         let columns = order.filter(|_| channels == Channels::Columns);
 
-        let weight = self.base.matrix(&format!("{name}.weight"), out, inp)?;
+        let mut weight = self.base.matrix(&format!("{name}.weight"), out, inp)?;
+        if let Some(adapter) = &mut self.merged
+            && let Some((a, b)) = adapter.tensors.remove(&name)
+        {
+            weight = weight.plus_product(adapter.scale, &b, &a);
+        }
         let weight = self.backend.matrix(permuted(weight, rows, columns))?;
         let bias = if bias { Some(self.bias(&name, out, rows)?) } else { None };
         let mut adapters = Vec::with_capacity(self.super_adapters.len());

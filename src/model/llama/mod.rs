@@ -4,7 +4,7 @@ mod demand;
 mod load;
 mod shape;
 
-pub use load::{LoadError, SuperAdapter, load};
+pub use load::{LoadError, SuperAdapter, load, load_merged};
 pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
 
 use super::{Batch, Executor, Logits, MultiplyAdds};
