@@ -51,7 +51,7 @@ pub(super) struct ServeArgs {
     max_waiting: usize,
 
     /// Tokens computed in one step; longer prompts are computed in chunks.
-    #[arg(long, env = "LONAS_STEP_TOKENS", default_value_t = 512, value_name = "N")]
+    #[arg(long, env = "LONAS_STEP_TOKENS", default_value_t = 256, value_name = "N")]
     step_tokens: usize,
 
     /// Seconds that running requests may take to finish after SIGTERM.

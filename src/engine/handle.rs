@@ -24,7 +24,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_running: 64, max_waiting: 256, step_tokens: 512 }
+        Self { max_running: 64, max_waiting: 256, step_tokens: 256 }
     }
 }
 

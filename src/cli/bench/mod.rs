@@ -41,7 +41,7 @@ pub(super) struct BenchArgs {
     rounds: usize,
 
     /// Tokens of the prompt.
-    #[arg(long, default_value_t = 512, value_parser = positive, value_name = "N")]
+    #[arg(long, default_value_t = 256, value_parser = positive, value_name = "N")]
     prompt: usize,
 
     /// Tokens that one stream generates; with several streams each generates its part of them, but at least 16.
@@ -57,7 +57,7 @@ pub(super) struct BenchArgs {
     context: Vec<usize>,
 
     /// Prompt tokens computed in one step, as for `serve`.
-    #[arg(long, default_value_t = 512, value_parser = positive, value_name = "N")]
+    #[arg(long, default_value_t = 256, value_parser = positive, value_name = "N")]
     step_tokens: usize,
 
     /// Measure the same sub-networks without their adapters as well, in turn, and report what adapters cost.
