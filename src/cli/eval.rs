@@ -59,6 +59,9 @@ const POOL_TOKENS: usize = 8192;
 
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
+    if args.compute.merge_adapter && args.without_adapter {
+        return Err("--merge-adapter does not go with --without-adapter".into());
+    }
     let mut opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
     // Blocks of one position: the options of a question share all of its context.

@@ -245,9 +245,10 @@ impl ComputeArgs {
         (blocks, block_size): (usize, usize),
     ) -> Result<LlamaExecutor<B>, Failure> {
         let (base, mut adapters) = (&opened.base, opened.super_adapters()?);
-        let model = match adapters.pop().filter(|_| self.merge_adapter) {
+        let merged = if self.merge_adapter { adapters.pop() } else { None };
+        let model = match merged {
             Some(adapter) => llama::load_merged(&backend, base, adapter, &opened.orders)?,
-            None => llama::load(&backend, base, opened.super_adapters()?, &opened.orders)?,
+            None => llama::load(&backend, base, adapters, &opened.orders)?,
         };
         Ok(LlamaExecutor::new(model, backend, blocks, block_size)?)
     }

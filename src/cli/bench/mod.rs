@@ -41,7 +41,7 @@ pub(super) struct BenchArgs {
     rounds: usize,
 
     /// Tokens of the prompt.
-    #[arg(long, default_value_t = 256, value_parser = positive, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_parser = positive, value_name = "N")]
     prompt: usize,
 
     /// Tokens that one stream generates; with several streams each generates its part of them, but at least 16.
