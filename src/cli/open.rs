@@ -174,7 +174,7 @@ impl Opened {
 #[derive(Debug, clap::Args)]
 pub(super) struct ComputeArgs {
     /// How base weights are kept in memory; `auto` keeps them as the file has them. Quantised ones (also a GGUF's) are
-    /// multiplied with inputs rounded to 8 bits, as llama.cpp does; `f32` rounds nothing.
+    /// multiplied with inputs rounded to 8 bits, as llama.cpp does (7 on processors with AVX2 but no VNNI); `f32` rounds nothing.
     #[arg(long, env = "LONAS_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
     dtype: DtypeArg,
 

@@ -29,7 +29,7 @@ impl Form {
     }
 }
 
-/// A block of one row in 8 bits: `x = scale * quant`.
+/// A block of one row in at most 8 bits: `x = scale * quant`.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct QuantBlock {
@@ -39,7 +39,7 @@ pub(super) struct QuantBlock {
     /// `-8 * sum of the quants` and `-128 * sum of the quants`: where sums over weights with that offset begin.
     pub(super) minus_8: i32,
     pub(super) minus_128: i32,
-    /// `-127..=127`
+    /// Within [`Kernel::largest_input`].
     pub(super) quants: [i8; BLOCK],
 }
 
@@ -133,7 +133,7 @@ impl<'a> Inputs<'a> {
                     gathered
                 }
             };
-            kernel.vectorised(FillBlocks { x, to });
+            kernel.vectorised(FillBlocks { x, to, largest: kernel.largest_input() });
         }
     }
 
@@ -245,6 +245,7 @@ fn gather(x: &[f32], places: &[u32], width: usize, gathered: &mut Vec<f32>) {
 struct FillBlocks<'a> {
     x: &'a [f32],
     to: &'a mut [QuantBlock],
+    largest: i8,
 }
 
 impl Loops for FillBlocks<'_> {
@@ -253,12 +254,12 @@ impl Loops for FillBlocks<'_> {
         let (whole, rest) = self.x.as_chunks::<BLOCK>();
         let (first, others) = self.to.split_at_mut(whole.len());
         for (block, x) in first.iter_mut().zip(whole) {
-            *block = quantise(x);
+            *block = quantise(x, self.largest);
         }
         if let Some((block, none)) = others.split_first_mut() {
             let mut last = [0.0; BLOCK];
             last[..rest.len()].copy_from_slice(rest);
-            *block = quantise(&last);
+            *block = quantise(&last, self.largest);
             none.fill(QuantBlock::default());
         }
     }
@@ -267,7 +268,7 @@ impl Loops for FillBlocks<'_> {
 /// A block with a NaN with a NaN or an infinity has such a scale or sum, so that it is
 /// not lost.
 #[inline(always)]
-fn quantise(x: &[f32]) -> QuantBlock {
+fn quantise(x: &[f32], largest_quant: i8) -> QuantBlock {
     let mut values = [0.0; BLOCK];
     values[..x.len()].copy_from_slice(x);
     // As integers, sizes of floats are ordered alike, and NaN above all.
@@ -275,7 +276,7 @@ fn quantise(x: &[f32]) -> QuantBlock {
     for x in values {
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
-    let scale = f32::from_bits(largest) / 127.0;
+    let scale = f32::from_bits(largest) / f32::from(largest_quant);
     // What has no inverse is too small to matter.
     let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
     // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits.
@@ -301,9 +302,9 @@ mod tests {
     #[test]
     fn a_block_is_within_half_a_step_and_keeps_what_is_not_a_number() {
         let x = (0..BLOCK).map(|i| (i as f32 - 11.0) * 0.37).collect::<Vec<_>>();
-        for length in [0, 1, 5, BLOCK] {
+        for (length, largest) in [(0, 127), (1, 127), (5, 63), (BLOCK, 63), (BLOCK, 127)] {
             let mut block = [QuantBlock::default()];
-            FillBlocks { x: &x[..length], to: &mut block }.run();
+            FillBlocks { x: &x[..length], to: &mut block, largest }.run();
             let [block] = block;
             let sum = block.quants.iter().map(|&q| i32::from(q)).sum::<i32>();
             assert_eq!((block.minus_8, block.minus_128), (-8 * sum, -128 * sum));
@@ -315,14 +316,14 @@ mod tests {
         let quantise = |first: &[f32]| {
             let mut values = [0.0; BLOCK];
             values[..first.len()].copy_from_slice(first);
-            quantise(&values)
+            quantise(&values, 63)
         };
         assert!(quantise(&[1.0, f32::NAN, 3.0]).scale.is_nan());
         assert!(!quantise(&[1.0, f32::NEG_INFINITY, 3.0]).scale.is_finite());
         assert_eq!(quantise(&[0.0, -0.0]).scale, 0.0);
         // So small that its scale is zero or its inverse infinite.
         let tiny = quantise(&[1e-45, -1e-38]);
-        assert!(tiny.quants.iter().all(|q| q.unsigned_abs() <= 127));
+        assert!(tiny.quants.iter().all(|q| q.unsigned_abs() <= 63));
     }
 
     #[test]

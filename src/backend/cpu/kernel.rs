@@ -70,6 +70,15 @@ impl Kernel {
         }
     }
 
+    /// The largest quant of an input.
+    pub(super) fn largest_input(self) -> i8 {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::LARGEST,
+            _ => Portable::LARGEST,
+        }
+    }
+
     /// Adds `matrix[panel, ..] x` to the accumulators of each row.
     ///
     /// # Safety

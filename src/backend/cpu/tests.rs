@@ -55,6 +55,8 @@ struct Net {
     /// A, B and scale of each super-adapter.
     adapters: Vec<(Slow, Slow, f64)>,
     bias: Vec<f64>,
+    /// The largest quant of an input.
+    largest: f64,
 }
 
 fn net(cpu: &Cpu, index: usize, weight: HostMatrix, rank: usize, with_bias: bool) -> Net {
@@ -70,6 +72,7 @@ fn net(cpu: &Cpu, index: usize, weight: HostMatrix, rank: usize, with_bias: bool
     Net {
         weight: unpacked(&weight),
         adapters: slow,
+        largest: f64::from(cpu.kernel.largest_input()),
         bias: bias.clone().map_or(vec![0.0; out], |b| b.into_iter().map(f64::from).collect()),
         linear: Linear {
             index,
@@ -87,10 +90,10 @@ impl Net {
         let dot = |row: &[f64], x: &[f64], n: usize| row[..n].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
         let (form, places) = (Form::of(&self.linear.weight), places(&self.linear.weight));
         let x = x[..active.inp].iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        let (x, _) = rounded(form, &x, places.as_deref());
+        let (x, _) = rounded(form, &x, places.as_deref(), self.largest);
         let (a, b, scale) = &self.adapters[adapter];
         let shrunk = (0..active.rank).map(|r| scale * dot(&a[r], &x, active.inp)).collect::<Vec<_>>();
-        let (shrunk, step) = rounded(form, &shrunk, None);
+        let (shrunk, step) = rounded(form, &shrunk, None, self.largest);
         let row = |o: usize| {
             let y = dot(&self.weight[o], &x, active.inp) + self.bias[o] + dot(&b[o], &shrunk, active.rank);
             (y, step)
@@ -107,7 +110,7 @@ fn places(matrix: &super::Matrix) -> Option<Arc<[u32]>> {
 }
 
 /// Inputs as a kernel of this form takes them, and the largest step between two neighbours.
-fn rounded(form: Form, x: &[f64], places: Option<&[u32]>) -> (Vec<f64>, f64) {
+fn rounded(form: Form, x: &[f64], places: Option<&[u32]>, largest_quant: f64) -> (Vec<f64>, f64) {
     let largest = x.iter().fold(0f64, |m, x| m.max(x.abs()));
     match form {
         Form::F32 => (x.to_vec(), 0.0),
@@ -117,10 +120,10 @@ fn rounded(form: Form, x: &[f64], places: Option<&[u32]>) -> (Vec<f64>, f64) {
             let mut result = x.to_vec();
             for block in places.unwrap_or(&in_order).chunks(BLOCK) {
                 let inside = || block.iter().map(|&i| i as usize).filter(|&i| i < x.len());
-                let step = inside().map(|i| x[i].abs()).fold(0.0, f64::max) / 127.0;
+                let step = inside().map(|i| x[i].abs()).fold(0.0, f64::max) / largest_quant;
                 inside().for_each(|i| result[i] = (x[i] / step.max(1e-30)).round() * step);
             }
-            (result, largest / 127.0)
+            (result, largest / largest_quant)
         }
     }
 }
@@ -199,6 +202,32 @@ fn check(net: &Net, x: &Rows, y: &Rows, segments: &[Segment], what: &str) {
                     off < 2e-4 * (1.0 + expected.abs()) + step,
                     "{what}: row {row} output {o}: {got} not {expected}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_products_are_not_cut_off() {
+    for kernel in Kernel::available() {
+        for dtype in [Dtype::Int8, Dtype::Q4, Dtype::Auto] {
+            let cpu = Cpu::with_kernel(dtype, 1, kernel);
+            // All weights at the end of what a byte, or half of one, holds: without a minimum, of one sign, or with one.
+            let mut weight = if dtype == Dtype::Auto { blocks(1, 32, 64) } else { host(1, 32, 64) };
+            match &mut weight.data {
+                HostData::Blocks(blocks) => blocks.quants.fill(15),
+                HostData::F32(values) => values.fill(1.0),
+                HostData::Bf16(_) => unreachable!(),
+            }
+            let net = net(&cpu, 0, weight, 32, false);
+            let active = ActiveLinear { out: 32, inp: 64, rank: 32 };
+            for x in [1.0, -1.0] {
+                for rows in [1, 2, 3, 4] {
+                    let x = Rows::new(64, vec![x; rows * 64]);
+                    let segments = segments(rows, "identical", &[active], 0);
+                    let y = cpu.linear(&x, &net.linear, &segments).unwrap();
+                    check(&net, &x, &y, &segments, &format!("{kernel:?} {dtype:?} {rows} rows"));
+                }
             }
         }
     }

@@ -1,91 +1,114 @@
-//! Eight outputs of quantised weights times some rows, and the integer products that all AVX2 kernels share.
+//! Sixteen outputs of quantised weights times some rows, and the integer products that all AVX2 kernels share.
 #![allow(unsafe_code)]
 
 use super::super::inputs::QuantBlock;
 use super::super::matrix::Layout;
-use super::avx2::{Avx2, load_sums, store_sums};
-use super::{BlockRun, Lanes, QUAD, QUAD_BYTES, QUADS, Vector, blocks};
+use super::avx2::Avx2;
+use super::{BlockRun, Lanes, QUAD, QUAD_BYTES, Vector, blocks};
 use std::arch::x86_64::*;
 
-/// The outputs of register `i`.
+/// The outputs of registers `2 pair` and `2 pair + 1`: eight integer accumulators for four rows, and room for two weights.
+/// The float accumulators stay in the first-level cache, where each is wanted once a block.
 ///
 /// # Safety
-/// Inlined into code compiled for AVX2.
+/// Inlined into code compiled for AVX2. There are as many blocks of inputs as of weights.
 #[inline(always)]
-pub(super) unsafe fn add_blocks_to_eight<const LAYOUT: usize, const R: usize>(
+pub(super) unsafe fn add_blocks_to_sixteen<const LAYOUT: usize, const R: usize>(
     lanes: &mut [Lanes; R],
-    i: usize,
+    pair: usize,
     run: BlockRun<'_>,
     x: [&[QuantBlock]; R],
 ) {
     let layout = const { Layout::ALL[LAYOUT] };
     // SAFETY: by contract.
     unsafe {
-        let mut sums = load_sums::<1, R>(lanes, 8 * i);
         for (b, (header, weights)) in run.blocks(layout).enumerate() {
+            run.asking.turn(header.as_ptr(), layout.record());
             let mut block = [x[0].as_ptr(); R];
-            let mut dots = [_mm256_setzero_si256(); R];
             for r in 0..R {
                 block[r] = x[r].as_ptr().add(b);
-                if !layout.is_halves() {
-                    dots[r] = _mm256_set1_epi32(blocks::start(layout, Avx2::BIASED, &*block[r]));
-                }
             }
-            run.asking.turn(header.as_ptr(), layout.record());
-            // A whole block's number of turns is known, so that they are written out.
-            dots = match (layout.is_halves(), weights.len()) {
-                (true, n) if n == QUADS / 2 => add_dots::<LAYOUT, R>(dots, i, &weights[..QUADS / 2], block),
-                (false, QUADS) => add_dots::<LAYOUT, R>(dots, i, &weights[..QUADS], block),
-                _ => add_dots::<LAYOUT, R>(dots, i, weights, block),
-            };
-            let scales = _mm256_cvtph_ps(_mm_loadu_si128(header[0].as_ptr().cast::<__m128i>().add(i)));
-            for r in 0..R {
-                if layout.is_halves() {
-                    dots[r] = whole(blocks::start(layout, Avx2::BIASED, &*block[r]), dots[r]);
-                }
-                let scales = _mm256_mul_ps(scales, _mm256_set1_ps((*block[r]).scale));
-                sums[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r]), scales, sums[r][0]);
-            }
-            if layout.has_minimums() {
-                let minimums = _mm256_cvtph_ps(_mm_loadu_si128(header[1].as_ptr().cast::<__m128i>().add(i)));
+            let dots = block_dots::<LAYOUT, R>(pair, weights, block);
+            for i in 0..2 {
+                let at = 2 * pair + i;
+                let scales = _mm256_cvtph_ps(_mm_loadu_si128(header[0].as_ptr().cast::<__m128i>().add(at)));
                 for r in 0..R {
-                    sums[r][0] = _mm256_fmadd_ps(minimums, _mm256_set1_ps((*block[r]).sum), sums[r][0]);
+                    let sum = lanes[r].as_mut_ptr().add(8 * at);
+                    let scales = _mm256_mul_ps(scales, _mm256_set1_ps((*block[r]).scale));
+                    let dots = _mm256_cvtepi32_ps(dots[r][i]);
+                    _mm256_storeu_ps(sum, _mm256_fmadd_ps(dots, scales, _mm256_loadu_ps(sum)));
+                }
+                if layout.has_minimums() {
+                    let minimums = header[1].as_ptr().cast::<__m128i>().add(at);
+                    let minimums = _mm256_cvtph_ps(_mm_loadu_si128(minimums));
+                    for r in 0..R {
+                        let sum = lanes[r].as_mut_ptr().add(8 * at);
+                        let x = _mm256_set1_ps((*block[r]).sum);
+                        _mm256_storeu_ps(sum, _mm256_fmadd_ps(minimums, x, _mm256_loadu_ps(sum)));
+                    }
                 }
             }
         }
-        store_sums(sums, lanes, 8 * i);
     }
 }
 
+/// The integer sums of one block. The loop's length is kept from the compiler, so that it is not written out: all weights
+/// would then be unpacked before the first is used, and registers run out (4-bit weights in the first-level cache, Zen 3:
+/// 140 instead of 200 GOP/s).
+///
 /// # Safety
 /// Inlined into code compiled for AVX2; `x` points to a block for each row.
 #[inline(always)]
-pub(super) unsafe fn add_dots<const LAYOUT: usize, const R: usize>(
-    mut dots: [__m256i; R],
-    i: usize,
+unsafe fn block_dots<const LAYOUT: usize, const R: usize>(
+    pair: usize,
     weights: &[[u8; QUAD_BYTES]],
     x: [*const QuantBlock; R],
-) -> [__m256i; R] {
+) -> [[__m256i; 2]; R] {
     let layout = const { Layout::ALL[LAYOUT] };
     // SAFETY: by contract.
     unsafe {
-        for (k, weights) in weights.iter().enumerate() {
-            let bytes = _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>().add(i));
+        let mut dots = [[_mm256_setzero_si256(); 2]; R];
+        if !layout.is_halves() {
+            for r in 0..R {
+                dots[r] = [_mm256_set1_epi32(blocks::start(layout, Avx2::BIASED, &*x[r])); 2];
+            }
+        }
+        for k in 0..unknown(weights.len()) {
+            let at = weights.get_unchecked(k).as_ptr().cast::<__m256i>().add(2 * pair);
+            let bytes = [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))];
             if layout.is_halves() {
-                let quants = split(bytes);
-                for r in 0..R {
-                    let x = (*x[r]).quads();
-                    dots[r] = add_halves(dots[r], quants, [splat(x[2 * k]), splat(x[2 * k + 1])]);
+                let (first, second) = (split(bytes[0]), split(bytes[1]));
+                for half in 0..2 {
+                    for r in 0..R {
+                        let x = splat((*x[r]).quads()[2 * k + half]);
+                        dots[r][0] = add_halves(dots[r][0], first[half], x);
+                        dots[r][1] = add_halves(dots[r][1], second[half], x);
+                    }
                 }
             } else {
-                let quants = sized(bytes);
                 for r in 0..R {
-                    dots[r] = add_bytes(dots[r], quants, splat((*x[r]).quads()[k]));
+                    let x = splat((*x[r]).quads()[k]);
+                    dots[r][0] = add_bytes(dots[r][0], bytes[0], x);
+                    dots[r][1] = add_bytes(dots[r][1], bytes[1], x);
                 }
             }
         }
+        if layout.is_halves() {
+            for r in 0..R {
+                let start = blocks::start(layout, Avx2::BIASED, &*x[r]);
+                dots[r] = [whole(start, dots[r][0]), whole(start, dots[r][1])];
+            }
+        }
+        dots
     }
-    dots
+}
+
+/// `n`, in a way that the compiler knows nothing of it.
+#[inline(always)]
+fn unknown(mut n: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) };
+    n
 }
 
 #[inline(always)]
@@ -94,31 +117,15 @@ pub(super) fn splat(x: [i8; QUAD]) -> __m256i {
     unsafe { _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8])) }
 }
 
-/// The quants that bytes stand for, and their sizes.
+/// Adds the products of bytes with four inputs each. Two of them fit into 16 bits, `2 * 255 * 63 < 32768`, because the
+/// inputs have seven bits here ([`Vector::LARGEST`]).
 ///
 /// # Safety
 /// Inlined into code compiled for AVX2.
 #[inline(always)]
-pub(super) unsafe fn sized(bytes: __m256i) -> (__m256i, __m256i) {
+pub(super) unsafe fn add_bytes(sum: __m256i, bytes: __m256i, x: __m256i) -> __m256i {
     // SAFETY: by contract.
-    unsafe {
-        let quants = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
-        (quants, _mm256_abs_epi8(quants))
-    }
-}
-
-/// Adds the products of quants with four inputs each: the quant's size as the unsigned factor and `x` with the quant's sign
-/// as the other. `2 * 128 * 127` fits into 16 bits, and `x` is never -128, whose sign cannot be turned round.
-///
-/// # Safety
-/// Inlined into code compiled for AVX2.
-#[inline(always)]
-pub(super) unsafe fn add_bytes(sum: __m256i, (quants, sizes): (__m256i, __m256i), x: __m256i) -> __m256i {
-    // SAFETY: by contract.
-    unsafe {
-        let products = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, quants));
-        _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
-    }
+    unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, x), _mm256_set1_epi16(1))) }
 }
 
 /// The lower and upper halves of bytes.
@@ -134,17 +141,14 @@ pub(super) unsafe fn split(both: __m256i) -> [__m256i; 2] {
     }
 }
 
-/// Adds both halves' products, two and two, in 16 bits. All of a block's fit: `16 * 15 * 127 < 32768`.
+/// Adds the products of one half of bytes, two and two, in 16 bits. All of a block's fit: `16 * 15 * 127 < 32768`.
 ///
 /// # Safety
 /// Inlined into code compiled for AVX2.
 #[inline(always)]
-pub(super) unsafe fn add_halves(sum: __m256i, quants: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
+pub(super) unsafe fn add_halves(sum: __m256i, quants: __m256i, x: __m256i) -> __m256i {
     // SAFETY: by contract.
-    unsafe {
-        let sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants[0], x[0]));
-        _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants[1], x[1]))
-    }
+    unsafe { _mm256_add_epi16(sum, _mm256_maddubs_epi16(quants, x)) }
 }
 
 /// A block's sum from 16 bits, see [`add_halves`].

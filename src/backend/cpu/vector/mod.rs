@@ -55,6 +55,8 @@ pub(super) trait Vector: Copy {
     const HALVES_ROWS: usize;
     /// Whether [`Self::dot_bytes`] takes a byte for the number that it is, 128 more than the quant it stands for.
     const BIASED: bool;
+    /// The largest quant of an input.
+    const LARGEST: i8 = 127;
 
     /// How often the kernels for so many rows, of weights that are quantised or not, read a panel.
     #[inline(always)]
@@ -155,7 +157,7 @@ pub(super) trait Vector: Copy {
 
     fn to_f32(ints: Self::Ints) -> Self;
     /// For each row, `start` and the dot products of its inputs and the bytes, quad by quad; the bytes biased or not (see
-    /// [`Self::BIASED`]), the inputs within `-127..=127`.
+    /// [`Self::BIASED`]), the inputs within [`Self::LARGEST`].
     fn dot_bytes<const R: usize>(
         start: [i32; R],
         weights: &[[u8; QUAD_BYTES]],
