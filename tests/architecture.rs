@@ -22,13 +22,14 @@ const FLOORS: [(&str, u32); 15] = [
 ];
 
 /// A crate and the only places that may name it.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("axum", &["server"]),
     ("tower_http", &["server"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
     ("tokio", &["server", "engine", "cli"]),
     ("candle_core", &["backend/reference", "artifact"]),
+    ("cudarc", &["backend/cuda"]),
     ("clap", &["cli"]),
     ("prometheus", &["server"]),
     ("indicatif", &["cli"]),

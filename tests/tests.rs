@@ -9,6 +9,9 @@ mod architecture;
 mod checkpoints;
 /// The program as a process: serving, stopping, exit codes; other people's clients.
 mod cli;
+/// Super-networks on a GPU or its emulator: against PyTorch + PEFT, and the whole server.
+#[cfg(feature = "cuda")]
+mod cuda;
 /// What a step must read and multiply, counted by hand.
 mod demand;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.

@@ -2,13 +2,15 @@
 //!
 //! A model family is written over [`Backend`] and does not know which one it runs on, nor whether it is being
 //! trained. [`mod@reference`] is differentiable, over candle: it trains, and it is the oracle of the others.
-//! [`cpu`] is our own buffers and kernels.
+//! [`cpu`] is our own buffers and kernels; `cuda`, with the feature of that name, the same for NVIDIA GPUs.
 //!
 //! One alphabet for shapes: `T` rows (tokens) of the packed batch, `H` hidden, `I` full MLP width, `R` full rank,
 //! `N`/`K` query/key-value heads, `D` head size, `V` vocabulary; `o`, `i`, `r` the active sizes of one segment.
 
 mod batch;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod reference;
 

@@ -1,11 +1,14 @@
 //! From arguments to loaded things: bases, model folders, tokenizers.
 
 use super::Failure;
+use super::device::{Chosen, DeviceArg};
 use crate::artifact::{
     ArtifactError, Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder,
     TokenizerSource, locate,
 };
 use crate::backend::cpu::{Cpu, Dtype, KvDtype};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda;
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, Selection};
 use crate::model::Executor;
@@ -14,7 +17,7 @@ use crate::supernet::{Catalog, CatalogEntry, Kind, ModelShape, SearchSpace};
 use crate::text::{ChatTemplate, Tokenizer, VocabularyParts};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where fetched bases are kept: `LONAS_CACHE`, else the user's cache folder.
 pub(super) fn cache() -> PathBuf {
@@ -191,9 +194,14 @@ pub(super) struct ComputeArgs {
     #[arg(long, env = "LONAS_THREADS", default_value_t = 0, value_name = "N")]
     threads: usize,
 
-    /// Where to compute.
-    #[arg(long, env = "LONAS_DEVICE", value_enum, default_value_t = DeviceArg::Cpu)]
+    /// Where to compute: `auto` (the first GPU if there is one that can be used, else the processor), `cpu`, `cuda` or
+    /// `cuda:N` (GPU number N), `reference` (slow, in f32, to compare with). On a GPU base weights are kept as bf16.
+    #[arg(long, env = "LONAS_DEVICE", default_value = "auto")]
     device: DeviceArg,
+
+    /// What that came to.
+    #[arg(skip)]
+    chosen: OnceLock<Chosen>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -212,14 +220,6 @@ enum KvDtypeArg {
     Bf16,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum DeviceArg {
-    /// Our own kernels.
-    Cpu,
-    /// The slow reference in f32, to compare with.
-    Reference,
-}
-
 /// Positions in one block of the key-value pool where sequences are served.
 pub(super) const BLOCK_SIZE: usize = 16;
 
@@ -232,10 +232,45 @@ impl ComputeArgs {
         block_size: usize,
     ) -> Result<Box<dyn Executor>, Failure> {
         let blocks = (kv_tokens.div_ceil(block_size).max(1), block_size);
-        match self.device {
-            DeviceArg::Cpu => Ok(Box::new(self.load(self.cpu(), opened, blocks)?)),
-            DeviceArg::Reference => Ok(Box::new(self.load(Reference::new(), opened, blocks)?)),
+        match self.chosen()? {
+            Chosen::Cpu => Ok(Box::new(self.load(self.cpu(), opened, blocks)?)),
+            Chosen::Reference => Ok(Box::new(self.load(Reference::new(), opened, blocks)?)),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(cuda) => {
+                let kv = match self.kv_dtype() {
+                    KvDtype::F32 => cuda::KvDtype::F32,
+                    KvDtype::Bf16 => cuda::KvDtype::Bf16,
+                };
+                Ok(Box::new(self.load(cuda.clone().with_kv(kv), opened, blocks)?))
+            }
         }
+    }
+
+    /// Where it is computed; opens a GPU the first time.
+    fn chosen(&self) -> Result<&Chosen, Failure> {
+        if let Some(chosen) = self.chosen.get() {
+            return Ok(chosen);
+        }
+        let for_gpu = match self.dtype {
+            DtypeArg::Auto | DtypeArg::Bf16 => Ok(()),
+            _ => Err(format!("base weights are kept as bf16 there, not as --dtype {}", self.dtype_said())),
+        };
+        let chosen = self.device.choose(for_gpu)?;
+        Ok(self.chosen.get_or_init(|| chosen))
+    }
+
+    /// Takes the processor, for what does not know GPUs.
+    ///
+    /// # Errors
+    /// A GPU was asked for.
+    pub(super) fn only_on_processors(&self, what: &str) -> Result<(), Failure> {
+        if let DeviceArg::Cuda(_) = self.device {
+            return Err(format!("--device cuda: {what} does not know GPUs yet").into());
+        }
+        if self.device == DeviceArg::Auto {
+            self.chosen.get_or_init(|| Chosen::Cpu);
+        }
+        Ok(())
     }
 
     fn load<B: Backend>(
@@ -267,8 +302,8 @@ impl ComputeArgs {
                 "--merge-adapter: one base can take in one super-adapter, so name one model folder".into()
             );
         };
-        if self.device == DeviceArg::Cpu && matches!(self.dtype, DtypeArg::Auto | DtypeArg::Q4) {
-            let dtype = self.dtype_name();
+        if matches!(self.chosen()?, Chosen::Cpu) && matches!(self.dtype, DtypeArg::Auto | DtypeArg::Q4) {
+            let dtype = self.dtype_said();
             return Err(format!(
                 "--merge-adapter --dtype {dtype}: the merged weights are other numbers than the base's file has; \
                  say how to keep them with --dtype f32, bf16 or int8"
@@ -312,41 +347,56 @@ impl ComputeArgs {
         }
     }
 
-    pub(super) fn dtype_name(&self) -> &'static str {
-        match (self.device, self.dtype) {
-            (DeviceArg::Reference, _) | (_, DtypeArg::F32) => "f32",
-            (_, DtypeArg::Auto) => "auto",
-            (_, DtypeArg::Bf16) => "bf16",
-            (_, DtypeArg::Int8) => "int8",
-            (_, DtypeArg::Q4) => "q4",
+    /// As the option says it.
+    fn dtype_said(&self) -> &'static str {
+        match self.dtype {
+            DtypeArg::Auto => "auto",
+            DtypeArg::F32 => "f32",
+            DtypeArg::Bf16 => "bf16",
+            DtypeArg::Int8 => "int8",
+            DtypeArg::Q4 => "q4",
         }
     }
 
-    pub(super) fn device_name(&self) -> String {
-        match self.device {
-            DeviceArg::Cpu => "cpu".into(),
-            DeviceArg::Reference => "reference".into(),
-        }
+    /// How base weights are kept.
+    pub(super) fn dtype_name(&self) -> Result<&'static str, Failure> {
+        Ok(match self.chosen()? {
+            Chosen::Cpu => self.dtype_said(),
+            Chosen::Reference => "f32",
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(_) => "bf16",
+        })
+    }
+
+    pub(super) fn device_name(&self) -> Result<&'static str, Failure> {
+        Ok(match self.chosen()? {
+            Chosen::Cpu => "cpu",
+            Chosen::Reference => "reference",
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(_) => "cuda",
+        })
     }
 
     /// For people: device, instructions, threads, number format.
-    pub(super) fn describe(&self) -> String {
-        match self.device {
-            DeviceArg::Cpu => {
+    pub(super) fn describe(&self) -> Result<String, Failure> {
+        let kv = match self.kv_dtype() {
+            KvDtype::F32 => "f32",
+            KvDtype::Bf16 => "bf16",
+        };
+        let merged = if self.merge_adapter { " with the adapter merged into it" } else { "" };
+        let numbers = format!("base as {}{merged}, keys and values as {kv}", self.dtype_name()?);
+        Ok(match self.chosen()? {
+            Chosen::Cpu => {
                 let cpu = self.cpu();
-                let (instructions, threads) = (cpu.instructions(), cpu.threads());
-                let kv = match self.kv_dtype() {
-                    KvDtype::F32 => "f32",
-                    KvDtype::Bf16 => "bf16",
-                };
-                let base = self.dtype_name();
-                let merged = if self.merge_adapter { " with the adapter merged into it" } else { "" };
-                format!(
-                    "cpu, {instructions}, {threads} threads, base as {base}{merged}, keys and values as {kv}"
-                )
+                format!("cpu, {}, {} threads, {numbers}", cpu.instructions(), cpu.threads())
             }
-            DeviceArg::Reference => "reference backend, f32".into(),
-        }
+            Chosen::Reference => "reference backend, f32".into(),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(cuda) => {
+                let (free, total) = cuda.memory()?;
+                format!("{}, {numbers}, {} of {} MiB left", cuda.name(), free >> 20, total >> 20)
+            }
+        })
     }
 }
 

@@ -85,7 +85,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };
 
     let models = served_models(args, &opened)?;
-    let info = RunInfo { dtype: args.compute.dtype_name().into(), device: args.compute.device_name() };
+    let info =
+        RunInfo { dtype: args.compute.dtype_name()?.into(), device: args.compute.device_name()?.into() };
     let metrics = Arc::new(Metrics::new(&models, &info)?);
     let (max_running, max_waiting) = (args.max_running.max(1), args.max_waiting.max(1));
     let options = EngineOptions { max_running, max_waiting, step_tokens: args.step_tokens.max(1) };
@@ -104,7 +105,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
         // An empty variable means no key, not an empty one.
         api_keys: args.api_key.iter().filter(|k| !k.is_empty()).cloned().collect(),
     });
-    tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe());
+    tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe()?);
     tracing::info!("sub-networks: {}", cards.join(", "));
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

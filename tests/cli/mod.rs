@@ -2,6 +2,6 @@
 
 mod bench;
 mod clients;
-mod process;
+pub(crate) mod process;
 mod serve;
 mod train;

@@ -103,6 +103,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         };
         return Err(format!("--merge-adapter does not go with {other}").into());
     }
+    args.compute.only_on_processors("lonas bench")?;
     let load = Load::begin();
     let mut opened = open::models(&args.models, &args.base)?;
     let selections = chosen(args, args.compute.selections(&opened)?)?;
@@ -117,10 +118,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let (limits, noise) = rounds(args, &plan, &mut driver, &mut cases, &meter)?;
     let facts = Facts {
         machine: open::machine(args.machine.as_ref()),
-        device: args.compute.device_name(),
-        dtype: args.compute.dtype_name(),
+        device: args.compute.device_name()?.into(),
+        dtype: args.compute.dtype_name()?,
         threads: cpu.threads(),
-        description: args.compute.describe(),
+        description: args.compute.describe()?,
         load,
         registering: facts::registering(&opened),
         noise,

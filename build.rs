@@ -1,0 +1,53 @@
+//! Compiles `kernels/*.cu` where the feature `cuda` is on: into one fatbin with machine code for sm_80 and sm_90a, and PTX
+//! that a driver can compile for every later architecture.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-env-changed=NVCC");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.fatbin");
+    if let Err(message) = compile(&out) {
+        println!("cargo:error={message}");
+        std::process::exit(1);
+    }
+}
+
+/// One translation unit of all kernels, so that there is one fatbin to embed.
+fn compile(out: &Path) -> Result<(), String> {
+    let nvcc = nvcc();
+    let source = out.with_extension("cu");
+    let folder = env::current_dir().map_err(|error| error.to_string())?.join("kernels");
+    let includes = ["rows.cu", "low_rank.cu", "attention.cu"].map(|name| format!("#include \"{name}\"\n"));
+    std::fs::write(&source, includes.concat()).map_err(|error| format!("{}: {error}", source.display()))?;
+    let status = Command::new(&nvcc)
+        .args(["-O3", "-std=c++17", "-fatbin", "-lineinfo"])
+        .args(["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"])
+        .arg("-gencode=arch=compute_80,code=compute_80")
+        .arg("-I")
+        .arg(folder)
+        .arg("-o")
+        .arg(out)
+        .arg(&source)
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{} failed: {status}", nvcc.display())),
+        Err(error) => Err(format!(
+            "the feature `cuda` needs nvcc ({}: {error}); kernels/toolkit.sh gets one, or set NVCC or CUDA_HOME",
+            nvcc.display()
+        )),
+    }
+}
+
+fn nvcc() -> PathBuf {
+    let home = || env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
+    env::var_os("NVCC").map(PathBuf::from).or_else(home).unwrap_or_else(|| "nvcc".into())
+}

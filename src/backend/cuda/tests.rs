@@ -1,0 +1,267 @@
+//! Every kernel against the reference backend over ugly sizes, on whatever GPU the driver knows: a real one, or the
+//! emulator of kernels/emulator.
+//!
+//! Weights are numbers that bf16 holds, so both multiply the same ones, and what is left is the order of f32 sums.
+
+use super::{Cuda, KvDtype};
+use crate::backend::reference::Reference;
+use crate::backend::{
+    Adapter, AttentionShape, Backend, CacheLayout, GatedMlp, Linear, Norm, Segment, Selection, SequenceSpan,
+};
+use crate::supernet::{ActiveLinear, ActiveShape};
+use crate::weights::{HostData, HostMatrix, HostVector};
+use half::bf16;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+
+/// Rows of a batch; more on a real GPU would be as quick, on the emulator they are not.
+const ROWS: [usize; 6] = [1, 2, 3, 7, 16, 64];
+const DISTRIBUTIONS: [&str; 3] = ["identical", "distinct", "skewed"];
+
+fn gpu() -> Cuda {
+    Cuda::open(0).unwrap()
+}
+
+/// Numbers that bf16 holds.
+fn random(seed: u64, count: usize) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| bf16::from_f32(random.random_range(-1.0..1.0)).to_f32()).collect()
+}
+
+fn host(seed: u64, rows: usize, columns: usize) -> HostMatrix {
+    HostMatrix { name: format!("m{seed}"), rows, columns, data: HostData::F32(random(seed, rows * columns)) }
+}
+
+fn vector(seed: u64, length: usize) -> HostVector {
+    HostVector { name: format!("v{seed}"), data: random(seed, length) }
+}
+
+/// `count` rows of `width` numbers on the backend's side.
+fn rows<B: Backend>(backend: &B, seed: u64, count: usize, width: usize) -> B::Rows {
+    let table = backend.table(host(seed, count, width)).unwrap();
+    backend.embed(&table, &(0..count as u32).collect::<Vec<_>>()).unwrap()
+}
+
+/// With two super-adapters, the second of which leaves a Linear without a bias alone.
+fn linear<B: Backend>(
+    backend: &B,
+    seed: u64,
+    (out, inp, rank): (usize, usize, usize),
+    bias: bool,
+) -> Linear<B> {
+    let weight = backend.matrix(host(seed, out, inp)).unwrap();
+    let adapter = |seed: u64, scale| {
+        let [a, b] = backend.adapter(host(seed, rank, inp), host(seed + 1, out, rank), &weight).unwrap();
+        Adapter { a, b, scale }
+    };
+    let adapters = vec![Some(adapter(seed + 50, 2.0)), bias.then(|| adapter(seed + 60, 0.5))];
+    let bias = bias.then(|| backend.vector(vector(seed + 9, out)).unwrap());
+    Linear { index: 0, weight: Arc::new(weight), bias, adapters }
+}
+
+/// Segments over all rows; sizes run through `actives`, super-adapters alternate.
+fn segments(rows: usize, distribution: &str, actives: &[Vec<ActiveLinear>]) -> Vec<Segment> {
+    let lengths = match distribution {
+        "identical" => vec![rows],
+        "distinct" => vec![1; rows],
+        _ => match rows.div_ceil(8) {
+            last if rows > last => vec![rows - last, last],
+            _ => vec![rows],
+        },
+    };
+    let mut start = 0;
+    let segment = |(i, length): (usize, usize)| {
+        let shape = Arc::new(ActiveShape { linears: actives[i % actives.len()].clone() });
+        start += length;
+        let selection = Selection { adapter: i % 2, subnetwork: i as u32, shape };
+        Segment { rows: start - length..start, selection }
+    };
+    lengths.into_iter().enumerate().map(segment).collect()
+}
+
+/// Compares in a way that a NaN fails.
+fn same(what: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let off = (got - expected).abs();
+        assert!(off <= 2e-5 * largest, "{what}: number {i} is {got}, not {expected} (of {largest})");
+    }
+}
+
+/// The same on both.
+fn both(what: &str, run: (impl FnOnce(&Cuda) -> Vec<f32>, impl FnOnce(&Reference) -> Vec<f32>)) {
+    same(what, &(run.0)(&gpu()), &(run.1)(&Reference::new()));
+}
+
+/// A generic function on both backends.
+macro_rules! on_both {
+    ($what:expr, $function:ident($($argument:expr),*)) => {
+        both(&$what, (|gpu| $function(gpu, $($argument),*), |reference| $function(reference, $($argument),*)))
+    };
+}
+
+fn product<B: Backend>(
+    backend: &B,
+    size: (usize, usize, usize),
+    count: usize,
+    onto: bool,
+    segments: &[Segment],
+) -> Vec<f32> {
+    let linear = linear(backend, 1, size, size.0 % 2 == 1);
+    let x = rows(backend, 7, count, size.1);
+    let y = if onto {
+        backend.linear_onto(rows(backend, 8, count, size.0), &x, &linear, segments)
+    } else {
+        backend.linear(&x, &linear, segments)
+    };
+    backend.host(y.unwrap()).unwrap()
+}
+
+#[test]
+fn the_low_rank_product_is_what_the_reference_computes() {
+    for (out, inp, rank) in [(1, 1, 1), (5, 17, 3), (33, 100, 8), (48, 64, 24), (23, 131, 33), (17, 1100, 3)]
+    {
+        let actives = [(1, 1), (3, 4), (2, 3), (1, 2)].map(|(n, d)| {
+            let part = |size: usize| (size * n / d).max(1);
+            vec![ActiveLinear { out: part(out), inp: part(inp), rank: part(rank) }]
+        });
+        for count in ROWS {
+            for distribution in DISTRIBUTIONS {
+                let segments = segments(count, distribution, &actives);
+                let what = format!("{out}x{inp} rank {rank}, {count} rows, {distribution}");
+                on_both!(what, product((out, inp, rank), count, count % 2 == 0, &segments));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_bit_for_bit_whatever_runs_beside_it() {
+    let (gpu, size) = (gpu(), (21, 70, 5));
+    let linear = linear(&gpu, 1, size, true);
+    let actives = [(21, 70, 5), (9, 33, 2), (1, 64, 5), (16, 1, 1)]
+        .map(|(out, inp, rank)| vec![ActiveLinear { out, inp, rank }]);
+    let all = segments(19, "distinct", &actives);
+    let x = rows(&gpu, 3, 19, 70);
+    let mixed = gpu.host(gpu.linear(&x, &linear, &all).unwrap()).unwrap();
+    for row in [0, 1, 7, 8, 18] {
+        let alone = gpu.select(&x, &[row as u32]).unwrap();
+        let segment = Segment { rows: 0..1, selection: all[row].selection.clone() };
+        let alone = gpu.host(gpu.linear(&alone, &linear, &[segment]).unwrap()).unwrap();
+        assert_eq!(alone, mixed[row * 21..(row + 1) * 21], "row {row}");
+    }
+}
+
+fn mlp<B: Backend>(backend: &B, count: usize, hidden: usize, width: usize, segments: &[Segment]) -> Vec<f32> {
+    let [gate, up] = [3, 4].map(|seed| linear(backend, seed, (width, hidden, 5), true));
+    let down = Linear { index: 1, ..linear(backend, 5, (hidden, width, 5), true) };
+    let weight = backend.vector(vector(6, hidden)).unwrap();
+    let norm = Norm { weight: &weight, eps: 1e-5 };
+    let x = rows(backend, 7, count, hidden);
+    backend.host(backend.gated_mlp_onto(x, norm, &GatedMlp { gate, up, down }, segments).unwrap()).unwrap()
+}
+
+#[test]
+fn the_elastic_mlp_is_what_the_reference_computes() {
+    let (hidden, width) = (24, 77);
+    let actives = [77, 50, 64, 33, 1].map(|kept| {
+        let up = ActiveLinear { out: kept, inp: hidden, rank: 1 + kept % 5 };
+        vec![up, ActiveLinear { out: hidden, inp: kept, rank: 5 }]
+    });
+    for count in [1, 3, 16] {
+        for distribution in DISTRIBUTIONS {
+            let segments = segments(count, distribution, &actives);
+            on_both!(format!("{count} rows, {distribution}"), mlp(count, hidden, width, &segments));
+        }
+    }
+}
+
+fn norms<B: Backend>(backend: &B, count: usize, width: usize) -> Vec<f32> {
+    let weight = backend.vector(vector(2, width)).unwrap();
+    let x = rows(backend, 1, count, width);
+    let normed = backend.rms_norm(&x, &weight, 1e-5).unwrap();
+    let sum = backend.add(normed, &x).unwrap();
+    let last = backend.select(&sum, &[count as u32 - 1, 0]).unwrap();
+    let head = backend.table(host(4, 19, width)).unwrap();
+    let mut all = backend.host(backend.logits(&last, &head).unwrap()).unwrap();
+    all.extend(backend.host(sum).unwrap());
+    all
+}
+
+#[test]
+fn norms_sums_choices_and_logits_are_what_the_reference_computes() {
+    for (count, width) in [(1, 1), (2, 7), (7, 64), (16, 133), (3, 700)] {
+        on_both!(format!("{count} rows of {width}"), norms(count, width));
+    }
+}
+
+/// Two sequences that share their first block, fed in chunks, with the angles of their positions; of layer 1.
+fn attended<B: Backend>(backend: &B, shape: AttentionShape, cached: bool, chunk: usize) -> Vec<f32> {
+    let AttentionShape { query_heads, kv_heads, head_size } = shape;
+    let layout = CacheLayout { layers: 2, kv_heads, head_size, blocks: 12, block_size: 4 };
+    let mut cache = backend.cache(layout).unwrap();
+    let (length, mut all) = (17, Vec::new());
+    let frequencies = (0..head_size / 2).map(|i| 0.7f32.powi(i as i32)).collect::<Vec<_>>();
+    let [q, k, v] = [(1, query_heads), (2, kv_heads), (3, kv_heads)]
+        .map(|(seed, heads)| rows(backend, seed, length, heads * head_size));
+    for start in (0..length).step_by(chunk) {
+        let end = (start + chunk).min(length);
+        let (ids, positions) = ((start as u32..end as u32).collect::<Vec<_>>(), start as u32..end as u32);
+        let angles = backend.angles(&positions.collect::<Vec<_>>(), &frequencies).unwrap();
+        let part = |x: &B::Rows| backend.select(x, &ids).unwrap();
+        let turned = |x: &B::Rows| backend.rotary(part(x), head_size, &angles).unwrap();
+        let blocks = if cached { vec![11, 3, 5, 0, 7] } else { Vec::new() };
+        let span = SequenceSpan { rows: 0..end - start, start, blocks };
+        let cache = cached.then_some((&mut cache, 1));
+        let y = backend.attention(&turned(&q), &turned(&k), &part(&v), &shape, &[span], cache).unwrap();
+        all.extend(backend.host(y).unwrap());
+    }
+    all
+}
+
+#[test]
+fn attention_is_what_the_reference_computes_however_the_prompt_was_cut() {
+    for (query_heads, kv_heads, head_size) in [(6, 2, 10), (1, 1, 2), (4, 4, 64), (3, 1, 130)] {
+        let shape = AttentionShape { query_heads, kv_heads, head_size };
+        let (gpu, reference) = (gpu().with_kv(KvDtype::F32), Reference::new());
+        let whole = attended(&gpu, shape, false, 17);
+        same(&format!("{shape:?}"), &whole, &attended(&reference, shape, false, 17));
+        for chunk in [17, 5, 1] {
+            assert_eq!(attended(&gpu, shape, true, chunk), whole, "{shape:?} in chunks of {chunk}");
+        }
+        // Keys and values in bf16 are off by their rounding.
+        let rounded = attended(&gpu.with_kv(KvDtype::Bf16), shape, true, 5);
+        let off = rounded.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off > 0.0 && off < 2e-2, "{shape:?}: off by {off}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_panics() {
+    let gpu = gpu();
+    let linear = linear(&gpu, 1, (8, 6, 2), true);
+    let x = rows(&gpu, 2, 1, 6);
+    for (out, inp, rank, rows) in [(9, 6, 2, 1), (8, 7, 2, 1), (8, 6, 3, 1), (8, 6, 2, 2)] {
+        let shape = Arc::new(ActiveShape { linears: vec![ActiveLinear { out, inp, rank }] });
+        let segment = Segment { rows: 0..rows, selection: Selection { adapter: 0, subnetwork: 0, shape } };
+        assert!(gpu.linear(&x, &linear, &[segment]).is_err(), "{out} {inp} {rank} {rows}");
+    }
+    assert!(gpu.embed(&linear.weight, &[8]).is_err());
+    assert!(gpu.select(&x, &[1]).is_err());
+    assert!(gpu.logits(&x, &gpu.matrix(host(1, 3, 5)).unwrap()).is_err());
+    let layout = CacheLayout { layers: 1, kv_heads: 2, head_size: 10, blocks: 2, block_size: 4 };
+    let huge = CacheLayout { layers: 1 << 10, blocks: 1 << 30, ..layout };
+    let refused = gpu.cache(huge).err().unwrap().to_string();
+    assert!(refused.contains("key-value pool") && refused.contains("MiB are free"), "{refused}");
+    assert!(gpu.cache(CacheLayout { blocks: usize::MAX, ..layout }).is_err());
+    let mut cache = gpu.cache(layout).unwrap();
+    let shape = AttentionShape { query_heads: 6, kv_heads: 2, head_size: 10 };
+    let (q, kv) = (rows(&gpu, 1, 1, 60), rows(&gpu, 2, 1, 20));
+    for (start, blocks, layer) in [(0, vec![2], 0), (4, vec![0], 0), (0, vec![0], 1)] {
+        let span = SequenceSpan { rows: 0..1, start, blocks };
+        assert!(gpu.attention(&q, &kv, &kv, &shape, &[span], Some((&mut cache, layer))).is_err());
+    }
+    assert!(Cuda::open(1000).unwrap_err().to_string().contains("no GPU 1000"));
+}
