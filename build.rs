@@ -25,7 +25,8 @@ fn compile(out: &Path) -> Result<(), String> {
     let nvcc = nvcc();
     let source = out.with_extension("cu");
     let folder = env::current_dir().map_err(|error| error.to_string())?.join("kernels");
-    let includes = ["rows.cu", "low_rank.cu", "attention.cu"].map(|name| format!("#include \"{name}\"\n"));
+    let includes =
+        ["rows.cu", "low_rank.cu", "attention.cu", "limits.cu"].map(|name| format!("#include \"{name}\"\n"));
     std::fs::write(&source, includes.concat()).map_err(|error| format!("{}: {error}", source.display()))?;
     let status = Command::new(&nvcc)
         .args(["-O3", "-std=c++17", "-fatbin", "-lineinfo"])

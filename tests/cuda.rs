@@ -52,6 +52,24 @@ fn the_server_answers_for_every_sub_network_as_on_the_processor() {
 }
 
 #[test]
+fn bench_sets_its_rates_beside_what_the_gpu_can_do() {
+    let tiny = Tiny::write();
+    let model = tiny.model(NAME);
+    let quick =
+        ["--rounds", "1", "--prompt", "20", "--output", "2", "--streams", "1", "--json", "--device", "cuda"];
+    let output = lonas(&["bench", model.to_str().unwrap()]).args(quick).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
+    assert!(lines.iter().all(|line| line["device"] == "cuda" && line["dtype"] == "bf16"), "{text}");
+    let of = |test: &str| lines.iter().filter(|line| line["test"] == test).collect::<Vec<_>>();
+    let limits = of("limits")[0];
+    assert!(limits["read_bytes_per_second"]["median"].as_f64() > Some(0.0), "{limits}");
+    assert!(limits["f32_flops"]["median"].as_f64() > Some(0.0) && limits["bf16_flops"].is_null(), "{limits}");
+    assert_eq!((of("prefill").len(), of("mixed").len()), (3, 1));
+}
+
+#[test]
 fn a_gpu_that_cannot_be_used_is_named_and_auto_takes_the_processor() {
     let tiny = Tiny::write();
     let model = tiny.model(NAME);

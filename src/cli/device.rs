@@ -1,8 +1,9 @@
 //! Where to compute: what `--device` says, and what this machine has.
 
 use super::Failure;
+use crate::backend::cpu::{Limits, LimitsMeter};
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::Cuda;
+use crate::backend::cuda::{self, Cuda};
 use std::str::FromStr;
 
 /// What `--device` says.
@@ -43,6 +44,26 @@ pub(super) enum Chosen {
     Reference,
     #[cfg(feature = "cuda")]
     Cuda(Cuda),
+}
+
+/// Measures what the processor, or a GPU, can do at most.
+pub(super) enum Meter<'a> {
+    Cpu(LimitsMeter<'a>),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::LimitsMeter<'a>),
+}
+
+impl Meter<'_> {
+    pub(super) fn measure(&self) -> Result<Limits, Failure> {
+        match self {
+            Self::Cpu(meter) => Ok(meter.measure()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(meter) => {
+                let cuda::Limits { read_bytes_per_second, f32_flops } = meter.measure()?;
+                Ok(Limits { read_bytes_per_second, f32_flops, bf16_flops: None, int8_ops: None })
+            }
+        }
+    }
 }
 
 impl DeviceArg {

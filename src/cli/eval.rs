@@ -1,7 +1,8 @@
 //! `lonas eval`
 
 use super::Failure;
-use super::open::{self, BaseArg, ComputeArgs};
+use super::compute::ComputeArgs;
+use super::open::{self, BaseArg};
 use super::progress::Progress;
 use crate::backend::Selection;
 use crate::data::{self, Choice};

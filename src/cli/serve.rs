@@ -1,7 +1,8 @@
 //! `lonas serve`
 
 use super::Failure;
-use super::open::{self, BaseArg, ComputeArgs};
+use super::compute::{BLOCK_SIZE, ComputeArgs};
+use super::open::{self, BaseArg};
 use crate::engine::{Engine, EngineOptions};
 use crate::server::{
     Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, serve as serve_http,
@@ -79,7 +80,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let opened = open::models(&args.models, &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
     let chat_template = open::chat_template(&opened.base, &tokenizer)?;
-    let executor = args.compute.executor(&opened, args.kv_tokens, open::BLOCK_SIZE)?;
+    let executor = args.compute.executor(&opened, args.kv_tokens, BLOCK_SIZE)?;
     let capacity = executor.blocks() * executor.block_size();
     let longest = opened.base.config.max_positions.min(capacity);
     let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };
@@ -171,5 +172,8 @@ fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels
         served.default.clone_from(&args.default_subnetwork);
         models.push(served);
     }
-    Ok(ServedModels::new(models, Some(open::machine(args.machine.as_ref())))?)
+    Ok(ServedModels::new(
+        models,
+        Some(open::machine(args.machine.as_ref().or(args.compute.gpu_name()?.as_ref()))),
+    )?)
 }

@@ -103,13 +103,11 @@ fn attend(
         rows.extend((0..span.rows.len()).map(position));
         tables.extend(&span.blocks);
     }
-    // One upload: rows, then tables.
-    let mut words: Vec<u32> = bytemuck::cast_slice(&rows).to_vec();
-    words.extend(&tables);
-    let uploaded = device.upload("a batch's sequences", &words)?;
-    let start = device.address(&uploaded);
-    let (rows_at, tables_at) =
-        (Argument::Address(start), Argument::Address(start + size_of_val(rows.as_slice()) as u64));
+    // One table: rows, then block tables. The layers of a step share it, if they keep their context in one pool.
+    let mut bytes = bytemuck::cast_slice::<_, u8>(&rows).to_vec();
+    bytes.extend_from_slice(bytemuck::cast_slice(&tables));
+    let table = device.keep(device.address(&cache.values), "a batch's sequences", bytes)?;
+    let [rows_at, tables_at] = [0, size_of_val(rows.as_slice())].map(|at| device.place(&table, at));
     let [keys, values] = cache.layer(device, layer);
     let AttentionShape { query_heads, kv_heads, head_size } = *step.shape;
     let int = |n: usize| Argument::Int(n as i32);

@@ -1,9 +1,9 @@
 //! What a step's rows need to know of their sub-networks, as the kernels read it.
 
-use super::device::{Argument, Device};
+use super::device::{Argument, Device, Kept};
 use super::{Cuda, Matrix};
 use crate::backend::{BackendError, Linear, Segment};
-use cudarc::driver::CudaSlice;
+use std::sync::Arc;
 
 /// `SegmentRow` of kernels/common.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -37,7 +37,7 @@ pub(super) fn height(rows: usize) -> usize {
 
 /// Every row's sizes in one Linear, on the device, with the super-adapters it has there.
 pub(super) struct LinearBatch {
-    buffer: CudaSlice<u8>,
+    table: Arc<Kept>,
     adapters: usize,
     sizes: usize,
     tiles: usize,
@@ -84,8 +84,9 @@ impl LinearBatch {
         let (adapters, sizes_at) = (add(bytemuck::cast_slice(&entries)), add(bytemuck::cast_slice(&sizes)));
         let tiles_at = add(bytemuck::cast_slice(&tiles));
         let rank = sizes.iter().map(|size| size.rank).max().unwrap_or(0);
+        let key = device.address(&linear.weight.values);
         Ok(Self {
-            buffer: device.upload("a batch's sub-networks", &bytes)?,
+            table: device.keep(key, "a batch's sub-networks", bytes)?,
             adapters,
             sizes: sizes_at,
             tiles: tiles_at,
@@ -96,15 +97,15 @@ impl LinearBatch {
     }
 
     pub(super) fn adapters(&self, device: &Device) -> Argument {
-        Argument::Address(device.address(&self.buffer) + self.adapters as u64)
+        device.place(&self.table, self.adapters)
     }
 
     pub(super) fn sizes(&self, device: &Device) -> Argument {
-        Argument::Address(device.address(&self.buffer) + self.sizes as u64)
+        device.place(&self.table, self.sizes)
     }
 
     pub(super) fn tiles(&self, device: &Device) -> Argument {
-        Argument::Address(device.address(&self.buffer) + self.tiles as u64)
+        device.place(&self.table, self.tiles)
     }
 }
 

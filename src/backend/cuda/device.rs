@@ -3,10 +3,12 @@
 
 use crate::backend::BackendError;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, result,
+    sys,
 };
 use cudarc::nvrtc::Ptx;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Machine code for sm_80 and sm_90a and PTX for the rest, see build.rs.
 static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -56,10 +58,12 @@ pub(super) enum Kernel {
     StoreBf16,
     AttendF32,
     AttendBf16,
+    ReadAll,
+    MultiplyAdd,
 }
 
 impl Kernel {
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 20] = [
         "embed",
         "select_rows",
         "rms_norm",
@@ -78,6 +82,8 @@ impl Kernel {
         "expand_2",
         "expand_4",
         "expand_8",
+        "read_all",
+        "multiply_add",
     ];
 
     fn index(self) -> usize {
@@ -94,6 +100,8 @@ impl Kernel {
             Self::AttendBf16 => 9,
             Self::Shrink(log) => 10 + log,
             Self::Expand(log) => 14 + log,
+            Self::ReadAll => 18,
+            Self::MultiplyAdd => 19,
         }
     }
 
@@ -142,7 +150,17 @@ pub(super) struct Device {
     functions: Vec<CudaFunction>,
     name: String,
     _module: Arc<CudaModule>,
+    kept: Mutex<HashMap<u64, Arc<Kept>>>,
 }
+
+/// Bytes on the device, and what they are.
+pub(super) struct Kept {
+    bytes: Vec<u8>,
+    buffer: CudaSlice<u8>,
+}
+
+/// More tables than any model has Linears; beyond it, those of models that are gone make room.
+const MOST_KEPT: usize = 1 << 14;
 
 impl Device {
     pub(super) fn open(ordinal: usize) -> Result<Self, DeviceError> {
@@ -165,6 +183,7 @@ impl Device {
         }
         // SAFETY: everything runs on one stream, so its order is the order of the calls.
         unsafe { context.disable_event_tracking() };
+        keep_freed_memory(&context)?;
         let stream = context.default_stream();
         let module = context
             .load_module(Ptx::from_binary(FATBIN.to_vec()))
@@ -172,11 +191,21 @@ impl Device {
         let function = |name: &&str| module.load_function(name);
         let functions = Kernel::NAMES.iter().map(function).collect::<Result<_, _>>();
         let functions = functions.map_err(DeviceError::driver("cuModuleGetFunction"))?;
-        Ok(Self { context, stream, functions, name, _module: module })
+        Ok(Self { context, stream, functions, name, _module: module, kept: Mutex::default() })
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn multiprocessors(&self) -> usize {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        self.context.attribute(attribute).ok().and_then(|count| count.try_into().ok()).unwrap_or(1)
+    }
+
+    /// Until all that was started is done.
+    pub(super) fn wait(&self) -> Result<(), BackendError> {
+        self.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", 0, error))
     }
 
     /// Bytes that are free and that there are.
@@ -208,6 +237,22 @@ impl Device {
         Ok(room)
     }
 
+    /// Uploads a table, unless the last one of this `key` was the same: the layers of a step share one, and so do steps
+    /// that decode for the same sub-networks.
+    pub(super) fn keep(&self, key: u64, what: &str, bytes: Vec<u8>) -> Result<Arc<Kept>, BackendError> {
+        // A panic in here cannot leave a table half-changed.
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = all.get(&key).filter(|kept| kept.bytes == bytes) {
+            return Ok(Arc::clone(kept));
+        }
+        if all.len() >= MOST_KEPT {
+            all.clear();
+        }
+        let kept = Arc::new(Kept { buffer: self.upload(what, &bytes)?, bytes });
+        all.insert(key, Arc::clone(&kept));
+        Ok(kept)
+    }
+
     /// The first values of a buffer.
     pub(super) fn download<T: DeviceRepr + Clone + Default>(
         &self,
@@ -225,6 +270,11 @@ impl Device {
     /// Where a buffer begins, for a kernel that finishes before the buffer is dropped: drops are ordered with the stream.
     pub(super) fn address<T>(&self, buffer: &CudaSlice<T>) -> u64 {
         buffer.device_ptr(&self.stream).0
+    }
+
+    /// Where a place in a table lies.
+    pub(super) fn place(&self, kept: &Kept, at: usize) -> Argument {
+        Argument::Address(self.address(&kept.buffer) + at as u64)
     }
 
     /// Starts a kernel.
@@ -274,6 +324,21 @@ impl Device {
         );
         BackendError::Memory { what: format!("{what}{of}"), bytes }
     }
+}
+
+/// Memory that operations give back stays with the driver's pool for the next ones, instead of with the system.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DeviceError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let release = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let mut most = u64::MAX;
+    // SAFETY: the device is the context's, the pool is its own, and this attribute is 64 bits.
+    let set = unsafe {
+        result::device::get_default_mem_pool(context.cu_device())
+            .and_then(|pool| result::mem_pool::set_attribute(pool, release, (&raw mut most).cast()))
+    };
+    set.map_err(DeviceError::driver("cuMemPoolSetAttribute"))
 }
 
 fn failed(operation: &'static str, bytes: usize, error: DriverError) -> BackendError {

@@ -6,12 +6,14 @@
 mod attention;
 mod batch;
 mod device;
+mod limits;
 #[cfg(test)]
 mod tests;
 mod weights;
 
 pub use attention::Cache;
 pub use device::DeviceError;
+pub use limits::{Limits, LimitsMeter};
 pub use weights::{Matrix, Vector};
 
 use super::{

@@ -8,9 +8,11 @@ mod save;
 mod table;
 
 use super::Failure;
-use super::open::{self, BaseArg, ComputeArgs, Named, Opened};
+use super::compute::{BLOCK_SIZE, ComputeArgs};
+use super::device::Meter;
+use super::open::{self, BaseArg, Named, Opened};
 use super::progress::Progress;
-use crate::backend::cpu::{Limits, LimitsMeter};
+use crate::backend::cpu::Limits;
 use case::{Case, Driver, Mix, Test};
 use clap::Args;
 use facts::{Facts, Load};
@@ -103,24 +105,25 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         };
         return Err(format!("--merge-adapter does not go with {other}").into());
     }
-    args.compute.only_on_processors("lonas bench")?;
     let load = Load::begin();
     let mut opened = open::models(&args.models, &args.base)?;
     let selections = chosen(args, args.compute.selections(&opened)?)?;
     let plan = Plan::new(args, opened.base.config.max_positions, selections.len())?;
-    let mut executor = args.compute.executor(&opened, plan.pool_tokens(), open::BLOCK_SIZE)?;
+    let mut executor = args.compute.executor(&opened, plan.pool_tokens(), BLOCK_SIZE)?;
     let load = load.end(executor.weight_bytes());
 
     let mut driver = Driver::new(&mut *executor, plan.stream_tokens(), args.step_tokens);
     let mut cases = plan.cases(args, &driver, &selections);
     let cpu = args.compute.cpu();
-    let meter = LimitsMeter::new(&cpu)?;
+    let meter = args.compute.meter(&cpu)?;
+    let gpu = args.compute.gpu_name()?;
     let (limits, noise) = rounds(args, &plan, &mut driver, &mut cases, &meter)?;
     let facts = Facts {
-        machine: open::machine(args.machine.as_ref()),
+        machine: open::machine(args.machine.as_ref().or(gpu.as_ref())),
         device: args.compute.device_name()?.into(),
         dtype: args.compute.dtype_name()?,
-        threads: cpu.threads(),
+        // One thread of the processor starts what a GPU does.
+        threads: if gpu.is_some() { 1 } else { cpu.threads() },
         description: args.compute.describe()?,
         load,
         registering: facts::registering(&opened),
@@ -202,7 +205,7 @@ impl Plan {
     }
 
     fn pool_tokens(&self) -> usize {
-        self.stream_tokens().next_multiple_of(open::BLOCK_SIZE).saturating_mul(self.most_streams())
+        self.stream_tokens().next_multiple_of(BLOCK_SIZE).saturating_mul(self.most_streams())
     }
 
     /// Everything that is measured in a round; cases of the same test stand together.
@@ -241,7 +244,7 @@ fn rounds(
     plan: &Plan,
     driver: &mut Driver<'_>,
     cases: &mut [Case],
-    meter: &LimitsMeter<'_>,
+    meter: &Meter<'_>,
 ) -> Result<(Vec<Limits>, facts::Noise), Failure> {
     let filler = cases.iter().min_by_key(|c| c.multiply_adds.total()).map(|c| c.selections[0].clone());
     if let Some(filler) = filler {
@@ -260,7 +263,7 @@ fn rounds(
     let mut progress = Progress::new("measurement", (args.rounds * cases.len()) as u64, 0);
     let mut done = 0;
     for round in 0..args.rounds {
-        limits.push(meter.measure());
+        limits.push(meter.measure()?);
         for together in cases.chunk_by_mut(|a, b| a.test == b.test) {
             // Another one begins each round, so that none is always measured after the same one.
             let first = round % together.len();

@@ -1,0 +1,28 @@
+// What a GPU can do at most: loops of nothing but loads, or of multiply-adds on registers.
+#include "common.cuh"
+
+// Reads `count` times 16 bytes. The result is only written where it is a number that it never is, so that the loads stay.
+extern "C" __global__ void read_all(const uint4* __restrict__ from, size_t count, unsigned* to) {
+    unsigned all = 0;
+    for (size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < count;
+         at += static_cast<size_t>(gridDim.x) * blockDim.x) {
+        const uint4 four = from[at];
+        all |= (four.x ^ four.y ^ four.z ^ four.w) & 1;
+    }
+    if (all == 2) *to = all;
+}
+
+// Eight sums that do not wait for each other, `turns` times. Two operations each.
+extern "C" __global__ void multiply_add(int turns, float factor, float* to) {
+    float sums[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) sums[i] = static_cast<float>(threadIdx.x + i);
+    for (int turn = 0; turn < turns; turn++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) sums[i] = sums[i] * factor + factor;
+    }
+    float all = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) all += sums[i];
+    if (all == -1.0f) *to = all;
+}
