@@ -2,6 +2,7 @@
 //!
 //! Weights and adapters are bf16 in device memory, every sum is f32, and so are the activations between kernels. A row's
 //! result does not depend on the rows beside it: each lane of a warp takes the same inputs in the same order always.
+#![allow(unsafe_code)]
 
 mod attention;
 mod batch;
@@ -100,6 +101,9 @@ impl Cuda {
     ) -> Result<Rows, BackendError> {
         let device = &*self.device;
         let weight = &*linear.weight;
+        if let Some(bias) = linear.bias.as_ref().filter(|bias| bias.len() != weight.rows) {
+            return Err(unfit("linear", format!("a bias of {}", weight.rows), bias.len().to_string()));
+        }
         let batch = LinearBatch::new(device, linear, x.length, x.width, segments)?;
         let shrunk = self.room(x.length, batch.rank)?;
         let (sizes, adapters) = (batch.sizes(device), batch.adapters(device));
@@ -117,7 +121,6 @@ impl Cuda {
             ];
             let grid = Grid { shared, ..Grid::new(blocks, PRODUCT_THREADS) };
             // SAFETY: the arguments of `shrink`; tiles and sizes lie within the rows and matrices, as `LinearBatch` has checked.
-            #[allow(unsafe_code)]
             unsafe {
                 device.launch(Kernel::Shrink(batch.height), grid, &arguments)?;
             }
@@ -146,21 +149,10 @@ impl Cuda {
         let blocks = (weight.rows.div_ceil(BLOCK_OUTPUTS), x.length.div_ceil(rows));
         let grid = Grid { shared, ..Grid::new(blocks, PRODUCT_THREADS) };
         // SAFETY: as above, of `expand`; `y` has room for every row's outputs.
-        #[allow(unsafe_code)]
         unsafe {
             device.launch(Kernel::Expand(batch.height), grid, &arguments)?;
         }
         Ok(y)
-    }
-
-    /// Starts a kernel that takes rows.
-    ///
-    /// # Safety
-    /// As [`Device::launch`].
-    #[allow(unsafe_code)]
-    unsafe fn run(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<(), BackendError> {
-        // SAFETY: by contract.
-        unsafe { self.device.launch(kernel, grid, arguments) }
     }
 }
 
@@ -200,7 +192,6 @@ pub struct Angles {
     values: CudaSlice<f32>,
 }
 
-#[allow(unsafe_code)]
 impl Backend for Cuda {
     type Rows = Rows;
     type Matrix = Matrix;
@@ -242,7 +233,7 @@ impl Backend for Cuda {
         let at = Argument::Address(device.address(&tokens));
         let arguments = [table.argument(device), int(table.stride), at, y.argument(device), int(y.width)];
         // SAFETY: the arguments of `embed`; tokens lie within the table, as checked.
-        unsafe { self.run(Kernel::Embed, Grid::by_row(y.length, y.width), &arguments)? };
+        unsafe { device.launch(Kernel::Embed, Grid::by_row(y.length, y.width), &arguments)? };
         Ok(y)
     }
 
@@ -260,7 +251,7 @@ impl Backend for Cuda {
             Argument::Float(eps),
         ];
         // SAFETY: the arguments of `rms_norm`, of one size.
-        unsafe { self.run(Kernel::RmsNorm, Grid::by_row(x.length, x.width), &arguments)? };
+        unsafe { device.launch(Kernel::RmsNorm, Grid::by_row(x.length, x.width), &arguments)? };
         Ok(y)
     }
 
@@ -292,7 +283,7 @@ impl Backend for Cuda {
         let device = &*self.device;
         let arguments = [gate.argument(device), up.argument(device), Argument::Size(count)];
         // SAFETY: the arguments of `silu_multiply`, of one size.
-        unsafe { self.run(Kernel::SiluMultiply, Grid::each(count), &arguments)? };
+        unsafe { device.launch(Kernel::SiluMultiply, Grid::each(count), &arguments)? };
         self.linear(&gate, &mlp.down, segments)
     }
 
@@ -322,7 +313,7 @@ impl Backend for Cuda {
         let by = Argument::Address(device.address(&angles.values));
         let arguments = [x.argument(device), by, int(x.width), int(angles.half)];
         // SAFETY: the arguments of `rotary`, of sizes that fit, as checked.
-        unsafe { self.run(Kernel::Rotary, Grid::by_row(x.length, x.width / 2), &arguments)? };
+        unsafe { device.launch(Kernel::Rotary, Grid::by_row(x.length, x.width / 2), &arguments)? };
         Ok(x)
     }
 
@@ -347,7 +338,7 @@ impl Backend for Cuda {
         let device = &*self.device;
         let arguments = [x.argument(device), y.argument(device), Argument::Size(count)];
         // SAFETY: the arguments of `add_rows`, of one size.
-        unsafe { self.run(Kernel::AddRows, Grid::each(count), &arguments)? };
+        unsafe { device.launch(Kernel::AddRows, Grid::each(count), &arguments)? };
         Ok(x)
     }
 
@@ -361,7 +352,7 @@ impl Backend for Cuda {
         let at = Argument::Address(device.address(&rows));
         let arguments = [x.argument(device), at, y.argument(device), int(x.width)];
         // SAFETY: the arguments of `select_rows`; the rows are there, as checked.
-        unsafe { self.run(Kernel::SelectRows, Grid::by_row(y.length, y.width), &arguments)? };
+        unsafe { device.launch(Kernel::SelectRows, Grid::by_row(y.length, y.width), &arguments)? };
         Ok(y)
     }
 
@@ -391,7 +382,7 @@ impl Backend for Cuda {
         let blocks = (head.rows.div_ceil(BLOCK_OUTPUTS), x.length.div_ceil(1 << height));
         let grid = Grid { shared: STAGE_BYTES << height, ..Grid::new(blocks, PRODUCT_THREADS) };
         // SAFETY: the arguments of `expand`, of sizes that fit, as checked; without sizes it reads no adapter.
-        unsafe { self.run(Kernel::Expand(height), grid, &arguments)? };
+        unsafe { device.launch(Kernel::Expand(height), grid, &arguments)? };
         Ok(y)
     }
 
