@@ -19,7 +19,7 @@ struct SegmentRow {
     int out, inp, rank, adapter;
 };
 
-// One super-adapter's part in a Linear; `AdapterEntry` in src/backend/cuda/weights.rs. `a (R, inp)` and `b (out, R)` are
+// One super-adapter's part in a Linear; `AdapterEntry` in src/backend/cuda/batch.rs. `a (R, inp)` and `b (out, R)` are
 // row-major, their rows `a_stride` and `b_stride` numbers apart; null where the super-adapter leaves the Linear alone.
 struct AdapterEntry {
     const __nv_bfloat16* a;
