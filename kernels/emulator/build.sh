@@ -118,7 +118,7 @@ for source in "${sources[@]}"; do
   start build_kernels "$source" "$stem"
   link+=("$objects/$stem.kernels.o")
 done
-for part in scheduler races memory launch stream driver; do
+for part in scheduler races tensor memory launch stream driver; do
   start compile "$objects/$part.o" "$here/$part.cpp" - "${common[@]}"
   link+=("$objects/$part.o")
 done

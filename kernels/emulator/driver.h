@@ -71,6 +71,15 @@ extern uint32_t barrier_epoch;
 extern uint32_t warp_epochs[1024 / kWarpSize];
 void watch_shared(const unsigned char* dynamic_begin, const unsigned char* dynamic_end, const unsigned char* static_begin,
                   const unsigned char* static_end);
+bool in_shared(const void* address, size_t size);
+void note_shared(const void* address, size_t size, bool write, const void* code);
+// From now on nobody may touch these bytes, because a cp.async of the instruction `code` writes them; null ends that.
+void mark_copying(const void* address, size_t size, const void* code);
+
+// What the lanes of a warp brought to a mma or ldmatrix, computed for all of them; `values` are their operands.
+void run_on_warp(Call call, Fiber* lanes, const uint64_t* values);
+// Drops the copies that the last block's threads did not wait for.
+void forget_copies(int threads);
 
 // Runs `work` now, or adds it to the graph that the stream is being captured into.
 CUresult submit(CUstream stream, std::function<CUresult()> work);

@@ -1,5 +1,5 @@
 // What a kernel sees of CUDA when it is compiled for the CPU: the built-in variables, barriers, warp collectives,
-// atomics and fast maths. Included through common.cuh in place of the CUDA runtime, when LONAS_EMULATED is defined.
+// atomics and fast maths; tensor cores and asynchronous copies are in tensor.h. Included through common.cuh in place of the CUDA runtime, when LONAS_EMULATED is defined.
 //
 // Every CUDA thread of a block is a fiber, the block runs on one operating system thread, and a fiber gives way only
 // at a barrier or a collective; so atomics need no locks here. How fibers are ordered is in scheduler.cpp; this file
@@ -47,7 +47,22 @@ constexpr int kWarpSize = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
 // What a fiber waits for: the call, where it stands in the source, and the lanes that must take part.
-enum class Call : uint8_t { None, SyncThreads, SyncWarp, Shuffle, ShuffleXor, ShuffleDown, ShuffleUp, Vote };
+enum class Call : uint8_t {
+    None,
+    SyncThreads,
+    SyncWarp,
+    Shuffle,
+    ShuffleXor,
+    ShuffleDown,
+    ShuffleUp,
+    Vote,
+    // From here on those whose lanes give the address of their operands: run_on_warp computes them.
+    Multiply,
+    LoadMatrix4,
+    LoadMatrix2,
+    LoadMatrix4Trans,
+    LoadMatrix2Trans
+};
 struct Place {
     const char* file;
     int line;
@@ -297,3 +312,5 @@ inline size_t min(size_t x, size_t y) { return y < x ? y : x; }
 inline size_t max(size_t x, size_t y) { return x < y ? y : x; }
 inline float min(float x, float y) { return fminf(x, y); }
 inline float max(float x, float y) { return fmaxf(x, y); }
+
+#include "tensor.h"

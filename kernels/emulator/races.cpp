@@ -28,6 +28,7 @@ struct Access {
 };
 struct Cell {
     Access write, read;
+    const void* copying = nullptr;  // the cp.async that is yet to write it
 };
 
 struct Region {
@@ -52,20 +53,25 @@ bool unordered(const Access& before, unsigned thread, uint8_t bytes) {
     return before.thread != thread || before.other_lanes;
 }
 
+std::string place_of(uint64_t address) {
+    const bool dynamic = address - dynamic_region.begin < dynamic_region.size;
+    return dynamic ? "dynamic shared memory, byte " + std::to_string(address - reinterpret_cast<uint64_t>(dynamic_shared))
+                   : "static shared memory";
+}
+
 [[noreturn]] void report(const char* now, const char* then, const Access& before, uint64_t address, const void* code) {
     const unsigned x = before.thread % block_size.x, y = before.thread / block_size.x % block_size.y,
                    z = before.thread / block_size.x / block_size.y;
-    const bool dynamic = address - dynamic_region.begin < dynamic_region.size;
-    const std::string place =
-        dynamic ? "dynamic shared memory, byte " + std::to_string(address - reinterpret_cast<uint64_t>(dynamic_shared))
-                : "static shared memory";
-    fail("a race in " + place + ": a " + now + source_line(code) + " and a " + then + source_line(before.code) +
+    fail("a race in " + place_of(address) + ": a " + now + source_line(code) + " and a " + then + source_line(before.code) +
          " by thread (" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) +
          ") are not ordered by a barrier");
 }
 
 void note(Cell& cell, const Access& access, bool write, uint64_t address) {
     const unsigned thread = access.thread;
+    if (cell.copying)
+        fail("a race in " + place_of(address) + ": a " + (write ? "write" : "read") + source_line(access.code) +
+             " of what a cp.async" + source_line(cell.copying) + " still writes: nobody has waited for it");
     const bool read_by_all = cell.read.epoch == barrier_epoch && cell.read.other_warps && !(access.bytes & ~cell.read.bytes);
     // The common case by far: a place that nobody writes in this interval, and of whose readers there is no more to know.
     if (!write && read_by_all && cell.write.epoch != barrier_epoch) return;
@@ -121,6 +127,22 @@ void watch_shared(const unsigned char* dynamic_begin, const unsigned char* dynam
                   const unsigned char* static_end) {
     dynamic_region.cover(dynamic_begin, dynamic_end);
     static_region.cover(static_begin, static_end);
+}
+bool in_shared(const void* address, size_t size) {
+    const auto inside = [&](const Region& region) {
+        const uint64_t offset = reinterpret_cast<uint64_t>(address) - region.begin;
+        return offset < region.size && size <= region.size - offset;
+    };
+    return inside(dynamic_region) || inside(static_region);
+}
+void note_shared(const void* address, size_t size, bool write, const void* code) { access(address, size, write, false, code); }
+void mark_copying(const void* address, size_t size, const void* code) {
+    for (Region* region : {&dynamic_region, &static_region}) {
+        const uint64_t offset = reinterpret_cast<uint64_t>(address) - region->begin;
+        if (offset >= region->size) continue;
+        for (size_t at = offset / kPlace; at < (offset + size) / kPlace; ++at) region->cells[at].copying = code;
+        return;
+    }
 }
 void note_atomic(const void* address, size_t size, const void* code) { access(address, size, true, true, code); }
 

@@ -67,6 +67,11 @@ const char* call_name(Call call) {
         case Call::ShuffleDown: return "__shfl_down_sync";
         case Call::ShuffleUp: return "__shfl_up_sync";
         case Call::Vote: return "__ballot_sync, __any_sync or __all_sync";
+        case Call::Multiply: return "mma";
+        case Call::LoadMatrix4: return "ldmatrix.x4";
+        case Call::LoadMatrix2: return "ldmatrix.x2";
+        case Call::LoadMatrix4Trans: return "ldmatrix.x4.trans";
+        case Call::LoadMatrix2Trans: return "ldmatrix.x2.trans";
         case Call::None: break;
     }
     return "nothing";
@@ -165,9 +170,13 @@ bool release_collectives(int warp) {
         for (int other = 0; other < kWarpSize; ++other) {
             if (!(leader.mask >> other & 1)) continue;
             const bool present = other < lanes && fibers[first + other].state == State::AtCollective;
+            if (!present && leader.call >= Call::Multiply)
+                fail_at(leader, where(leader) + ", which needs all 32 lanes of a warp: " +
+                                    (other < lanes ? where(fibers[first + other]) : "the block is too small"));
             values[warp][other] = present ? fibers[first + other].given : ~uint64_t{0};
             if (present) fibers[first + other].state = State::Runnable;
         }
+        if (leader.call >= Call::Multiply) run_on_warp(leader.call, fibers + first, values[warp]);
         released = true;
     }
     return released;
@@ -215,6 +224,7 @@ void run_block(size_t shared_bytes) {
         }
         if (!progress && alive) release_barrier();
     }
+    forget_copies(threads);
 }
 
 }  // namespace
@@ -311,7 +321,7 @@ std::string source_line(const void* code) {
     std::string found;
     while (fgets(line, sizeof(line), output)) {
         line[strcspn(line, " \n")] = 0;
-        const bool ours = strstr(line, ".kernels.cpp:") || strstr(line, "emulator.h:") || line[0] == '?';
+        const bool ours = strstr(line, ".kernels.cpp:") || strstr(line, "emulator.h:") || strstr(line, "tensor.h:") || line[0] == '?';
         if (found.empty() && !ours) found = std::string(" at ") + line;
     }
     pclose(output);
