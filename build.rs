@@ -25,9 +25,12 @@ fn compile(out: &Path) -> Result<(), String> {
     let nvcc = nvcc();
     let source = out.with_extension("cu");
     let folder = env::current_dir().map_err(|error| error.to_string())?.join("kernels");
-    let includes =
-        ["rows.cu", "low_rank.cu", "attention.cu", "limits.cu"].map(|name| format!("#include \"{name}\"\n"));
-    std::fs::write(&source, includes.concat()).map_err(|error| format!("{}: {error}", source.display()))?;
+    // Each source in a namespace of its own, as it is a file of its own for the emulator: what they share comes before.
+    let include = |name: &str| format!("#include \"{name}\"\n");
+    let part = |stem: &str| format!("namespace {stem} {{\n{}}}\n", include(&format!("{stem}.cu")));
+    let parts = ["rows", "few_rows", "many_rows", "attention", "limits"].map(part);
+    let text = format!("{}{}", include("mma.cuh"), parts.concat());
+    std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
     let status = Command::new(&nvcc)
         .args(["-O3", "-std=c++17", "-fatbin", "-lineinfo"])
         .args(["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"])

@@ -20,17 +20,22 @@ struct SegmentRow {
 };
 
 // One super-adapter's part in a Linear; `AdapterEntry` in src/backend/cuda/batch.rs. `a (R, inp)` and `b (out, R)` are
-// row-major, their rows `a_stride` and `b_stride` numbers apart; null where the super-adapter leaves the Linear alone.
+// row-major, their rows `a_stride` and `b_stride` numbers apart, `rank` is `R`; null where the super-adapter leaves the Linear alone.
 struct AdapterEntry {
     const __nv_bfloat16* a;
     const __nv_bfloat16* b;
     int a_stride, b_stride;
     float scale;
-    int padding;
+    int rank;
 };
 
 __device__ __forceinline__ float warp_sum(float x) {
     for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+    return x;
+}
+
+__device__ __forceinline__ int warp_max(int x) {
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, lanes));
     return x;
 }
 
@@ -42,6 +47,40 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     if (lane == 0) scratch[warp] = x;
     __syncthreads();
     return warp_sum(lane < warps ? scratch[lane] : 0.0f);
+}
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// Two numbers of a head, half a head apart, turned by an angle.
+__device__ __forceinline__ float2 rotate(float2 pair, float cosine, float sine) {
+    return {pair.x * cosine - pair.y * sine, pair.y * cosine + pair.x * sine};
+}
+
+// What is read once leaves no trace in the first cache.
+__device__ __forceinline__ uint4 load_once(const __nv_bfloat16* from) {
+    const uint4* at = reinterpret_cast<const uint4*>(from);
+#ifdef LONAS_EMULATED
+    return *at;
+#else
+    uint4 bits;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(at));
+    return bits;
+#endif
+}
+
+// Waits until other blocks have counted so far, and sees what they wrote before they did. They must have begun: the
+// emulator, which runs one block after the other, stops where they have not.
+__device__ __forceinline__ void wait_for(const unsigned* counter, unsigned count) {
+#ifdef LONAS_EMULATED
+    if (*counter < count) __builtin_trap();
+#else
+    unsigned seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    } while (seen < count);
+#endif
 }
 
 // Eight consecutive bf16 numbers from a 16-byte boundary, as f32.

@@ -1,5 +1,5 @@
 // The elastic low-rank product of many rows, with tensor cores: y = W[:o,:i] x + b[:o] + B[:o,:r] s, s = scale A[:r,:i] x,
-// each row with its own o, i, r and super-adapter. x, s, W, A and B are bf16, sums and y f32. For few rows: low_rank.cu.
+// each row with its own o, i, r and super-adapter. x, s, W, A and B are bf16, sums and y f32. For few rows: few_rows.cu.
 //
 // Every sum runs over K upwards in steps of 16, W's part first and the adapter's after it, in one accumulator. What a step
 // has from beyond a row's sizes, or for another row's super-adapter, is an exact zero. So a row's result is the same bit for
@@ -49,11 +49,6 @@ struct Rows {
     int pass_count[S::FACTORS];
     int most_out, most_inp, most_rank;
 };
-
-__device__ __forceinline__ int warp_max(int x) {
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, lanes));
-    return x;
-}
 
 // Reads the sizes of the rows from `first` on, one row a thread, and lists each factor's super-adapters once.
 template <class S>

@@ -2,25 +2,61 @@
 
 use crate::cli::process::{Server, lonas};
 use crate::dtypes;
-use crate::golden::{self, Supernet};
-use crate::logits::{Cases, NETS, run};
+use crate::golden::{Supernet, push};
+use crate::logits::NETS;
 use crate::tiny::{NAME, OTHER, Tiny};
-use lonas::backend::cuda::{Cuda, KvDtype};
+use lonas::backend::cuda::{Counts, Cuda, KvDtype};
+use lonas::model::llama::LlamaExecutor;
+use lonas::model::{Batch, Executor};
+use lonas::supernet::SubNetwork;
 use serde_json::{Value, json};
 
+/// Weights, and what products take, are rounded. However prompts are cut: steps of many rows have other kernels than those
+/// of few.
 #[test]
-fn logits_are_those_of_pytorch_to_the_rounding_of_weights() {
-    dtypes::check("bf16 on a GPU", || Cuda::open(0).unwrap().with_kv(KvDtype::F32), dtypes::BF16_ERROR);
+fn logits_are_those_of_pytorch_to_the_rounding_of_bf16() {
+    let gpu = || Cuda::open(0).unwrap().with_kv(KvDtype::F32);
+    for chunk in [100, 6, 1] {
+        dtypes::check_in_chunks("bf16 on a GPU", gpu, dtypes::BF16_ERROR, chunk);
+    }
+}
+
+/// One step that decodes the next token of each of `sequences` at `position`, each with another sub-network.
+fn decode(executor: &mut dyn Executor, net: &Supernet, subnetworks: &[SubNetwork], position: usize) {
+    let mut batch = Batch::default();
+    for (i, sub_network) in subnetworks.iter().enumerate() {
+        let blocks = (0..8).map(|block| (8 * i + block) as u32).collect::<Vec<_>>();
+        push(&mut batch, net.selection(i as u32, sub_network), &[3 + i as u32], position, &blocks);
+    }
+    let logits = executor.forward(&batch).unwrap();
+    assert!(logits.values.iter().all(|logit| logit.is_finite()));
 }
 
 #[test]
-fn logits_are_the_same_bit_for_bit_however_a_prompt_was_cut() {
-    for (base, name) in NETS {
-        let net = Supernet::open(base, name);
-        let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
-        let on_gpu = |chunk| run(&net, Cuda::open(0).unwrap(), &tokens, &cases, chunk);
-        assert!(on_gpu(5) == on_gpu(100), "{name}: chunks of 5 differ");
+fn a_step_that_decodes_is_one_upload_and_one_graph_whoever_is_in_it() {
+    let (base, name) = NETS[0];
+    let net = Supernet::open(base, name);
+    let gpu = Cuda::open(0).unwrap();
+    let mut executor = LlamaExecutor::new(net.load(&gpu), gpu.clone(), 200, 4).unwrap();
+    let all = [net.space.maximal(), net.space.heuristic(), net.space.minimal()];
+    for position in 0..3 {
+        decode(&mut executor, &net, &all, position);
     }
+    let before = gpu.counts();
+    assert!(before.graphs == 1 && before.launches > 0, "{before:?}");
+    let others = [&all[2], &all[2], &all[0]].map(Clone::clone);
+    for position in 3..8 {
+        decode(&mut executor, &net, if position % 2 == 0 { &others } else { &all }, position);
+    }
+    let after = Counts { uploads: before.uploads + 5, graph_launches: before.graph_launches + 5, ..before };
+    assert_eq!(gpu.counts(), after);
+    // Another number of rows is another graph, made when it comes again.
+    for _ in 0..3 {
+        decode(&mut executor, &net, &all[..2], 8);
+    }
+    let counts = gpu.counts();
+    assert!(counts.graphs == 2 && counts.graph_launches == after.graph_launches + 2, "{counts:?}");
+    assert_eq!(counts.allocations, after.allocations);
 }
 
 /// The log-probabilities of the likeliest first tokens of an answer.
@@ -42,10 +78,11 @@ fn the_server_answers_for_every_sub_network_as_on_the_processor() {
     let (gpu, processor) = (start("cuda"), start("cpu"));
     for model in ["tiny-tied:maximal", "tiny-tied:minimal", "tiny-other:heuristic"] {
         let [ours, theirs] = [&gpu, &processor].map(|server| first_tokens(server, model));
+        // This processor may not round what products take; the tiny network's random weights amplify that.
         let common =
             ours.iter().filter_map(|(token, value)| Some((value.as_f64()?, theirs.get(token)?.as_f64()?)));
         let offs = common.map(|(a, b)| (a - b).abs()).collect::<Vec<_>>();
-        assert!(offs.len() >= 4 && offs.iter().all(|off| *off < 0.05), "{model}: {ours:?}, not {theirs:?}");
+        assert!(offs.len() >= 4 && offs.iter().all(|off| *off < 0.2), "{model}: {ours:?}, not {theirs:?}");
     }
     let (_, metrics) = gpu.get("/metrics");
     assert!(metrics.contains("device=\"cuda\",dtype=\"bf16\""), "{metrics}");

@@ -14,14 +14,19 @@ const AMPLIFIED: f32 = 8.0;
 
 /// A backend against PyTorch, as the Euclidean distance over the golden norm. `error` is the root mean square of what
 /// rounding does to a product's factors, over the factors' own.
-pub(crate) fn check<B: Backend>(what: &str, backend: impl Fn() -> B, error: f32) {
+fn check<B: Backend>(what: &str, backend: impl Fn() -> B, error: f32) {
+    check_in_chunks(what, backend, error, 6);
+}
+
+/// The same, with steps that feed every sequence its next `chunk` tokens.
+pub(crate) fn check_in_chunks<B: Backend>(what: &str, backend: impl Fn() -> B, error: f32, chunk: usize) {
     let cost = AMPLIFIED * 21f32.sqrt() * error;
     for (base, name) in NETS {
         let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
         let golden = golden_logits(name, &cases, tokens.len()).concat().concat();
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
         let net = Supernet::open(base, name);
-        let ours = run(&net, backend(), &tokens, &cases, 6).concat().concat();
+        let ours = run(&net, backend(), &tokens, &cases, chunk).concat().concat();
         let off = norm(&mut ours.iter().zip(&golden).map(|(a, b)| a - b));
         let off = off / norm(&mut golden.iter().copied());
         assert!(off <= cost, "{name}: rounding to {what} moves the logits by {off} of their norm");

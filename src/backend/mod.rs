@@ -150,6 +150,19 @@ pub trait Backend: Send + Sync + 'static {
         cache: Option<(&mut Self::Cache, usize)>,
     ) -> Result<Self::Rows, BackendError>;
 
+    /// [`Self::attention`] of queries and keys that are still to be rotated.
+    fn rotary_attention(
+        &self,
+        [q, k, v]: [Self::Rows; 3],
+        angles: &Self::Angles,
+        shape: &AttentionShape,
+        spans: &[SequenceSpan],
+        cache: Option<(&mut Self::Cache, usize)>,
+    ) -> Result<Self::Rows, BackendError> {
+        let rotate = |rows| self.rotary(rows, shape.head_size, angles);
+        self.attention(&rotate(q)?, &rotate(k)?, &v, shape, spans, cache)
+    }
+
     /// `x + y`, the residual.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows, BackendError>;
 
@@ -161,6 +174,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The rows as row-major f32 in host memory.
     fn host(&self, x: Self::Rows) -> Result<Vec<f32>, BackendError>;
+
+    /// Ends a step of which nobody reads a result, only its keys and values: backends that put work off do it now.
+    fn finish(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Bytes that a product with the prefix `[:out, :inp]` has to read; a size beyond the matrix's own means its own.
     fn bytes(&self, matrix: &Self::Matrix, out: usize, inp: usize) -> usize;

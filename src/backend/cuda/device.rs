@@ -1,20 +1,27 @@
 //! One GPU: its context, its stream, and the kernels of `kernels/*.cu`.
 #![allow(unsafe_code)]
 
+use super::arena::Place;
+use super::kernel::{Argument, Grid, Kernel, Tape};
+use super::step::{Counts, Step};
 use crate::backend::BackendError;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, result,
-    sys,
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    DriverError, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Machine code for sm_80 and sm_90a and PTX for the rest, see build.rs.
 static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
 /// The oldest compute capability that the kernels are compiled for.
 const OLDEST: (i32, i32) = (8, 0);
+
+/// Numbers of `Counters` in kernels/few_rows.cu.
+const COUNTERS: usize = 3;
 
 /// Why a GPU cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,107 +49,6 @@ fn message(error: DriverError) -> String {
     format!("{:?} {text}", error.0)
 }
 
-/// What [`Device::launch`] starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kernel {
-    Embed,
-    SelectRows,
-    RmsNorm,
-    AddRows,
-    SiluMultiply,
-    Rotary,
-    /// Of tiles of 1, 2, 4 or 8 rows, by the logarithm; so `Expand`.
-    Shrink(usize),
-    Expand(usize),
-    StoreF32,
-    StoreBf16,
-    AttendF32,
-    AttendBf16,
-    ReadAll,
-    MultiplyAdd,
-}
-
-impl Kernel {
-    const NAMES: [&str; 20] = [
-        "embed",
-        "select_rows",
-        "rms_norm",
-        "add_rows",
-        "silu_multiply",
-        "rotary",
-        "store_f32",
-        "store_bf16",
-        "attend_f32",
-        "attend_bf16",
-        "shrink_1",
-        "shrink_2",
-        "shrink_4",
-        "shrink_8",
-        "expand_1",
-        "expand_2",
-        "expand_4",
-        "expand_8",
-        "read_all",
-        "multiply_add",
-    ];
-
-    fn index(self) -> usize {
-        match self {
-            Self::Embed => 0,
-            Self::SelectRows => 1,
-            Self::RmsNorm => 2,
-            Self::AddRows => 3,
-            Self::SiluMultiply => 4,
-            Self::Rotary => 5,
-            Self::StoreF32 => 6,
-            Self::StoreBf16 => 7,
-            Self::AttendF32 => 8,
-            Self::AttendBf16 => 9,
-            Self::Shrink(log) => 10 + log,
-            Self::Expand(log) => 14 + log,
-            Self::ReadAll => 18,
-            Self::MultiplyAdd => 19,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        Self::NAMES[self.index()]
-    }
-}
-
-/// How many blocks, threads of each, and bytes of shared memory that the launch gives.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Grid {
-    pub(super) blocks: (usize, usize),
-    pub(super) threads: usize,
-    pub(super) shared: usize,
-}
-
-impl Grid {
-    pub(super) fn new(blocks: (usize, usize), threads: usize) -> Self {
-        Self { blocks, threads, shared: 0 }
-    }
-
-    /// A thread for each of `count` numbers.
-    pub(super) fn each(count: usize) -> Self {
-        Self::new((count.div_ceil(256), 1), 256)
-    }
-
-    /// A block for each of `rows` rows of `width` numbers.
-    pub(super) fn by_row(rows: usize, width: usize) -> Self {
-        Self::new((rows, 1), width.next_multiple_of(32).clamp(32, 256))
-    }
-}
-
-/// A kernel's argument: a number or an address.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Argument {
-    Int(i32),
-    Float(f32),
-    Size(usize),
-    Address(u64),
-}
-
 /// A GPU. One stream: what is started on it runs in that order.
 pub(super) struct Device {
     context: Arc<CudaContext>,
@@ -150,20 +56,67 @@ pub(super) struct Device {
     functions: Vec<CudaFunction>,
     name: String,
     _module: Arc<CudaModule>,
-    kept: Mutex<HashMap<u64, Arc<Kept>>>,
+    step: Mutex<Step>,
+    /// Tables that stay from step to step, and what is in them.
+    kept: Mutex<HashMap<u64, (Vec<u8>, CudaSlice<u8>)>>,
+    /// `Counters` of kernels/few_rows.cu: zero before and after every launch.
+    counters: CudaSlice<u32>,
+    /// Whether activations have memory of their own each, which the emulator watches the bounds of.
+    apart: bool,
 }
 
-/// Bytes on the device, and what they are.
-pub(super) struct Kept {
-    bytes: Vec<u8>,
-    buffer: CudaSlice<u8>,
+/// Recorded kernels.
+pub(super) struct Graph(CudaGraph);
+
+// SAFETY: a graph may be used from any thread, by one at a time; the step that has it is behind a lock.
+unsafe impl Send for Graph {}
+
+/// Device memory that outlives the kernels on the tape that read it.
+pub(super) struct Buffer {
+    memory: Option<CudaSlice<u8>>,
+    pub(super) address: u64,
+    pub(super) bytes: usize,
+    device: Arc<Device>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.device.step().retire(memory);
+        }
+    }
+}
+
+/// Memory for a step's activations: in the arena, or of its own.
+pub(super) enum Room {
+    Place(Place, Arc<Device>),
+    Apart(Buffer),
+}
+
+impl Room {
+    pub(super) fn address(&self) -> u64 {
+        match self {
+            Self::Place(place, _) => place.address,
+            Self::Apart(buffer) => buffer.address,
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Self::Place(place, device) = self {
+            // Kernels run in the order of the tape: whoever takes the place next comes after those that use it now.
+            device.step().arena.give_back(*place);
+        }
+    }
 }
 
 /// More tables than any model has Linears; beyond it, those of models that are gone make room.
 const MOST_KEPT: usize = 1 << 14;
 
 impl Device {
-    pub(super) fn open(ordinal: usize) -> Result<Self, DeviceError> {
+    /// `apart`: activations have memory of their own each.
+    pub(super) fn open(ordinal: usize, apart: bool) -> Result<Self, DeviceError> {
         // SAFETY: only looks whether the library can be opened; cudarc panics where it cannot and was not asked.
         if !unsafe { sys::is_culib_present() } {
             return Err(DeviceError::NoDriver);
@@ -184,14 +137,17 @@ impl Device {
         // SAFETY: everything runs on one stream, so its order is the order of the calls.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context)?;
-        let stream = context.default_stream();
+        // The default stream cannot be recorded.
+        let stream = context.new_stream().map_err(DeviceError::driver("cuStreamCreate"))?;
         let module = context
             .load_module(Ptx::from_binary(FATBIN.to_vec()))
             .map_err(DeviceError::driver("cuModuleLoadData"))?;
         let function = |name: &&str| module.load_function(name);
         let functions = Kernel::NAMES.iter().map(function).collect::<Result<_, _>>();
         let functions = functions.map_err(DeviceError::driver("cuModuleGetFunction"))?;
-        Ok(Self { context, stream, functions, name, _module: module, kept: Mutex::default() })
+        let counters = stream.alloc_zeros(COUNTERS).map_err(DeviceError::driver("cuMemAlloc"))?;
+        let (step, kept) = (Mutex::default(), Mutex::default());
+        Ok(Self { context, stream, functions, name, _module: module, step, kept, counters, apart })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -203,17 +159,67 @@ impl Device {
         self.context.attribute(attribute).ok().and_then(|count| count.try_into().ok()).unwrap_or(1)
     }
 
-    /// Until all that was started is done.
-    pub(super) fn wait(&self) -> Result<(), BackendError> {
-        self.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", 0, error))
-    }
-
     /// Bytes that are free and that there are.
     pub(super) fn memory(&self) -> Result<(usize, usize), DeviceError> {
         self.context.mem_get_info().map_err(DeviceError::driver("cuMemGetInfo"))
     }
 
-    /// Room for `length` values, whatever they are.
+    pub(super) fn counts(&self) -> Counts {
+        self.step().counts
+    }
+
+    fn step(&self) -> MutexGuard<'_, Step> {
+        // A panic within is a bug, and leaves at worst a tape that fails as a whole.
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a kernel onto the tape.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel in `kernels/*.cu`, in number, order and type, and their buffers are as large
+    /// as it says.
+    pub(super) unsafe fn push(&self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
+        self.step().push(kernel, grid, arguments);
+    }
+
+    /// Puts bytes into the step's table; where they will be when the tape runs.
+    pub(super) fn stage<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<u64, BackendError> {
+        self.step().stage(self, bytemuck::cast_slice(values))
+    }
+
+    /// The same, once in a step for the same owner, whose values stay the same.
+    pub(super) fn stage_once<T: bytemuck::NoUninit>(
+        &self,
+        owner: u64,
+        values: &[T],
+    ) -> Result<u64, BackendError> {
+        self.step().stage_once(self, owner, bytemuck::cast_slice(values))
+    }
+
+    /// The same, unless the owner's last values of this step were the same.
+    pub(super) fn stage_changed<T: bytemuck::NoUninit>(
+        &self,
+        owner: u64,
+        values: &[T],
+    ) -> Result<u64, BackendError> {
+        self.step().stage_changed(self, owner, bytemuck::cast_slice(values))
+    }
+
+    /// Starts all that is on the tape.
+    pub(super) fn run(&self) -> Result<(), BackendError> {
+        self.step().run(self)
+    }
+
+    /// Until all that was started is done.
+    pub(super) fn wait(&self) -> Result<(), BackendError> {
+        self.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", 0, error))
+    }
+
+    pub(super) fn counters(&self) -> Argument<'static> {
+        Argument::Address(self.address(&self.counters))
+    }
+
+    /// Driver memory for `length` values, whatever they are.
     pub(super) fn room<T: DeviceRepr>(
         &self,
         what: &str,
@@ -224,94 +230,98 @@ impl Device {
         room.map_err(|error| self.no_room(error, what, length * size_of::<T>()))
     }
 
-    pub(super) fn upload<T: DeviceRepr>(
-        &self,
-        what: &str,
-        values: &[T],
-    ) -> Result<CudaSlice<T>, BackendError> {
-        let mut room = self.room(what, values.len())?;
-        if !values.is_empty() {
-            let copied = self.stream.memcpy_htod(values, &mut room);
-            copied.map_err(|error| failed("cuMemcpyHtoD", size_of_val(values), error))?;
-        }
-        Ok(room)
-    }
-
-    /// Uploads a table, unless the last one of this `key` was the same: the layers of a step share one, and so do steps
-    /// that decode for the same sub-networks.
-    pub(super) fn keep(&self, key: u64, what: &str, bytes: Vec<u8>) -> Result<Arc<Kept>, BackendError> {
-        // A panic in here cannot leave a table half-changed.
-        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = all.get(&key).filter(|kept| kept.bytes == bytes) {
-            return Ok(Arc::clone(kept));
-        }
-        if all.len() >= MOST_KEPT {
-            all.clear();
-        }
-        let kept = Arc::new(Kept { buffer: self.upload(what, &bytes)?, bytes });
-        all.insert(key, Arc::clone(&kept));
-        Ok(kept)
-    }
-
-    /// The first values of a buffer.
-    pub(super) fn download<T: DeviceRepr + Clone + Default>(
-        &self,
-        from: &CudaSlice<T>,
-        length: usize,
-    ) -> Result<Vec<T>, BackendError> {
-        let mut to = vec![T::default(); length];
-        let bytes = size_of_val(to.as_slice());
-        let copied = self.stream.memcpy_dtoh(&from.slice(0..length), &mut to);
-        copied.map_err(|error| failed("cuMemcpyDtoH", bytes, error))?;
-        self.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", bytes, error))?;
-        Ok(to)
-    }
-
-    /// Where a buffer begins, for a kernel that finishes before the buffer is dropped: drops are ordered with the stream.
+    /// Where memory begins.
     pub(super) fn address<T>(&self, buffer: &CudaSlice<T>) -> u64 {
         buffer.device_ptr(&self.stream).0
     }
 
-    /// Where a place in a table lies.
-    pub(super) fn place(&self, kept: &Kept, at: usize) -> Argument {
-        Argument::Address(self.address(&kept.buffer) + at as u64)
+    pub(super) fn upload_to(&self, address: u64, bytes: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: whoever calls has so much room there; the host's bytes are copied before the call returns.
+        let copied = unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream()) };
+        copied.map_err(|error| failed("cuMemcpyHtoD", bytes.len(), error))
     }
 
-    /// Starts a kernel.
-    ///
-    /// # Safety
-    /// The arguments are those of the kernel in `kernels/*.cu`, in number, order and type, and their buffers are as large
-    /// as it says.
-    pub(super) unsafe fn launch(
+    /// Uploads a table, unless the last one of this `key` was the same; where it is.
+    pub(super) fn keep(&self, key: u64, what: &str, bytes: &[u8]) -> Result<u64, BackendError> {
+        // A panic in here cannot leave a table half-changed.
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, memory)) = all.get(&key).filter(|(kept, _)| kept == bytes) {
+            return Ok(self.address(memory));
+        }
+        if all.len() >= MOST_KEPT {
+            let mut step = self.step();
+            all.drain().for_each(|(_, (_, memory))| step.retire(memory));
+        }
+        let memory = self.room(what, bytes.len())?;
+        let address = self.address(&memory);
+        self.upload_to(address, bytes)?;
+        if let Some((_, old)) = all.insert(key, (bytes.to_vec(), memory)) {
+            self.step().retire(old);
+        }
+        Ok(address)
+    }
+
+    /// Runs the tape, and reads values.
+    pub(super) fn download<T: bytemuck::Pod>(
         &self,
-        kernel: Kernel,
-        grid: Grid,
-        arguments: &[Argument],
-    ) -> Result<(), BackendError> {
-        if grid.blocks.0 == 0 || grid.blocks.1 == 0 {
-            return Ok(());
-        }
-        let mut launch = self.stream.launch_builder(&self.functions[kernel.index()]);
-        for argument in arguments {
-            use cudarc::driver::PushKernelArg;
-            match argument {
-                Argument::Int(value) => launch.arg(value),
-                Argument::Float(value) => launch.arg(value),
-                Argument::Size(value) => launch.arg(value),
-                Argument::Address(value) => launch.arg(value),
+        address: u64,
+        length: usize,
+    ) -> Result<Vec<T>, BackendError> {
+        self.run()?;
+        let mut to = vec![T::zeroed(); length];
+        let bytes = size_of_val(to.as_slice());
+        // SAFETY: whoever calls has so much there; `to` stays until the stream has been waited for.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut to, address, self.stream.cu_stream()) };
+        let waited = self.wait();
+        copied.map_err(|error| failed("cuMemcpyDtoH", bytes, error))?;
+        waited.map(|()| to)
+    }
+
+    /// Starts each kernel.
+    pub(super) fn start(&self, tape: &Tape) -> Result<(), BackendError> {
+        for launch in tape.iter() {
+            let ([x, y, z], grid) = (launch.grid.blocks.map(|n| n as u32), launch.grid);
+            let mut arguments = launch
+                .arguments
+                .iter()
+                .map(|&word| std::ptr::from_ref(word).cast_mut().cast::<c_void>())
+                .collect::<Vec<_>>();
+            // SAFETY: who wrote it onto the tape has promised that the arguments are the kernel's; the driver reads them only.
+            let started = unsafe {
+                result::launch_kernel(
+                    self.functions[launch.kernel].cu_function(),
+                    (x, y, z),
+                    (grid.threads as u32, 1, 1),
+                    grid.shared as u32,
+                    self.stream.cu_stream(),
+                    &mut arguments,
+                )
             };
+            started.map_err(|error| BackendError::Library {
+                operation: "cuLaunchKernel",
+                message: format!("{} with {grid:?}: {}", Kernel::NAMES[launch.kernel], message(error)),
+            })?;
         }
-        let config = cudarc::driver::LaunchConfig {
-            grid_dim: (grid.blocks.0 as u32, grid.blocks.1 as u32, 1),
-            block_dim: (grid.threads as u32, 1, 1),
-            shared_mem_bytes: grid.shared as u32,
-        };
-        // SAFETY: by contract.
-        let launched = unsafe { launch.launch(config) };
-        launched.map(|_| ()).map_err(|error| BackendError::Library {
-            operation: "cuLaunchKernel",
-            message: format!("{} with {grid:?}: {}", kernel.name(), message(error)),
+        Ok(())
+    }
+
+    /// Records the tape's kernels.
+    pub(super) fn graph(&self, tape: &Tape) -> Result<Graph, BackendError> {
+        let failed = |call| move |error| failed(call, 0, error);
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
+        let started = self.start(tape);
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        started?;
+        let graph = graph.map_err(failed("cuStreamEndCapture"))?;
+        graph.map(Graph).ok_or_else(|| BackendError::Library {
+            operation: "cuStreamEndCapture",
+            message: format!("no graph of {} kernels", tape.launches()),
         })
+    }
+
+    pub(super) fn start_graph(&self, graph: &Graph) -> Result<(), BackendError> {
+        graph.0.launch().map_err(|error| failed("cuGraphLaunch", 0, error))
     }
 
     fn no_room(&self, error: DriverError, what: &str, bytes: usize) -> BackendError {
@@ -323,6 +333,41 @@ impl Device {
             |(free, total)| format!(" on {} ({} of {} MiB are free)", self.name, free >> 20, total >> 20),
         );
         BackendError::Memory { what: format!("{what}{of}"), bytes }
+    }
+}
+
+/// What holds on to the device.
+pub(super) trait Shared {
+    /// Memory that stays until the kernels that are on the tape when it is dropped have run.
+    fn buffer(&self, what: &str, bytes: usize) -> Result<Buffer, BackendError>;
+
+    /// The same with these values in it.
+    fn upload<T: bytemuck::NoUninit>(&self, what: &str, values: &[T]) -> Result<Buffer, BackendError>;
+
+    /// Memory for a step's activations.
+    fn activations(&self, bytes: usize) -> Result<Room, BackendError>;
+}
+
+impl Shared for Arc<Device> {
+    fn buffer(&self, what: &str, bytes: usize) -> Result<Buffer, BackendError> {
+        let memory = self.room(what, bytes)?;
+        Ok(Buffer { address: self.address(&memory), memory: Some(memory), bytes, device: Self::clone(self) })
+    }
+
+    fn upload<T: bytemuck::NoUninit>(&self, what: &str, values: &[T]) -> Result<Buffer, BackendError> {
+        let buffer = self.buffer(what, size_of_val(values))?;
+        if !values.is_empty() {
+            self.upload_to(buffer.address, bytemuck::cast_slice(values))?;
+        }
+        Ok(buffer)
+    }
+
+    fn activations(&self, bytes: usize) -> Result<Room, BackendError> {
+        if self.apart {
+            return self.buffer("activations", bytes).map(Room::Apart);
+        }
+        let place = self.step().take(self, bytes)?;
+        Ok(Room::Place(place, Self::clone(self)))
     }
 }
 

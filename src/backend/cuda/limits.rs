@@ -2,8 +2,8 @@
 //! took beside it. The best of several short runs counts.
 #![allow(unsafe_code)]
 
-use super::device::{Argument, Grid, Kernel};
-use super::{Cuda, int};
+use super::Cuda;
+use super::kernel::{Argument, Grid, Kernel, int};
 use crate::backend::BackendError;
 use cudarc::driver::CudaSlice;
 use std::time::Instant;
@@ -65,16 +65,18 @@ impl<'a> LimitsMeter<'a> {
     }
 
     /// Seconds of one start.
-    fn best(&self, kernel: Kernel, arguments: &[Argument]) -> Result<f64, BackendError> {
+    fn best(&self, kernel: Kernel, arguments: &[Argument<'_>]) -> Result<f64, BackendError> {
         let device = &self.cuda.device;
         let mut best = f64::INFINITY;
         for _ in 0..RUNS {
+            device.run()?;
             device.wait()?;
             let began = Instant::now();
             for _ in 0..STARTS {
                 // SAFETY: the arguments of both kernels, and the buffer is as large as they say.
-                unsafe { device.launch(kernel, Grid::new((self.blocks, 1), THREADS), arguments)? };
+                unsafe { device.push(kernel, Grid::new([self.blocks, 1, 1], THREADS), arguments) };
             }
+            device.run()?;
             device.wait()?;
             best = best.min(began.elapsed().as_secs_f64() / STARTS as f64);
         }

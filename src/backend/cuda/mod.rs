@@ -1,13 +1,20 @@
 //! The backend for NVIDIA GPUs: our own kernels (`kernels/*.cu`), started through the driver.
 //!
-//! Weights and adapters are bf16 in device memory, every sum is f32, and so are the activations between kernels. A row's
+//! Weights, adapters and what products take are bf16, every sum is f32, and so is what is added to: the residual. A row's
 //! result does not depend on the rows beside it: each lane of a warp takes the same inputs in the same order always.
+//!
+//! Operations only write down what is to be done (`step`); it is done when somebody wants a result.
 #![allow(unsafe_code)]
 
+mod arena;
 mod attention;
 mod batch;
 mod device;
+mod kernel;
 mod limits;
+mod product;
+mod rows;
+mod step;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -15,22 +22,19 @@ mod weights;
 pub use attention::Cache;
 pub use device::DeviceError;
 pub use limits::{Limits, LimitsMeter};
+pub use rows::{Angles, Rows};
+pub use step::Counts;
 pub use weights::{Matrix, Vector};
 
 use super::{
-    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment, SequenceSpan,
+    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm, Segment,
+    SequenceSpan,
 };
 use crate::weights::{HostMatrix, HostVector};
-use batch::{LinearBatch, height};
-use cudarc::driver::CudaSlice;
-use device::{Argument, Device, Grid, Kernel};
+use device::Device;
+use kernel::{Argument, Grid, Kernel, int};
+use rows::Form;
 use std::sync::Arc;
-
-/// Threads, and outputs, of a block of kernels/low_rank.cu.
-const PRODUCT_THREADS: usize = 256;
-const BLOCK_OUTPUTS: usize = 16;
-/// Bytes of shared memory for one row's inputs there.
-const STAGE_BYTES: usize = 512 * size_of::<f32>();
 
 /// How keys and values are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,7 +53,7 @@ impl KvDtype {
     }
 }
 
-/// One GPU.
+/// One GPU. Its clones share the stream, and what is written down for it.
 #[derive(Clone)]
 pub struct Cuda {
     device: Arc<Device>,
@@ -66,7 +70,13 @@ impl Cuda {
     /// # Errors
     /// No driver, no such GPU, or one that is too old.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self { device: Arc::new(Device::open(ordinal)?), kv: KvDtype::default() })
+        Ok(Self { device: Arc::new(Device::open(ordinal, false)?), kv: KvDtype::default() })
+    }
+
+    /// With memory of their own for all activations: slow, and the emulator sees whatever goes beyond it.
+    #[cfg(test)]
+    fn apart(ordinal: usize) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::new(Device::open(ordinal, true)?), kv: KvDtype::default() })
     }
 
     #[must_use]
@@ -87,109 +97,34 @@ impl Cuda {
         self.device.memory()
     }
 
-    fn room(&self, length: usize, width: usize) -> Result<Rows, BackendError> {
-        Ok(Rows { length, width, values: self.device.room("activations", length * width)? })
-    }
-
-    /// Adds to `onto`, or makes new rows.
-    fn product(
-        &self,
-        x: &Rows,
-        linear: &Linear<Self>,
-        segments: &[Segment],
-        onto: Option<Rows>,
-    ) -> Result<Rows, BackendError> {
-        let device = &*self.device;
-        let weight = &*linear.weight;
-        if let Some(bias) = linear.bias.as_ref().filter(|bias| bias.len() != weight.rows) {
-            return Err(unfit("linear", format!("a bias of {}", weight.rows), bias.len().to_string()));
-        }
-        let batch = LinearBatch::new(device, linear, x.length, x.width, segments)?;
-        let shrunk = self.room(x.length, batch.rank)?;
-        let (sizes, adapters) = (batch.sizes(device), batch.adapters(device));
-        let (rows, shared) = (1 << batch.height, STAGE_BYTES << batch.height);
-        if batch.rank > 0 {
-            let blocks = (batch.rank.div_ceil(BLOCK_OUTPUTS), batch.tile_count);
-            let arguments = [
-                x.argument(device),
-                int(x.width),
-                batch.tiles(device),
-                sizes,
-                adapters,
-                shrunk.argument(device),
-                int(batch.rank),
-            ];
-            let grid = Grid { shared, ..Grid::new(blocks, PRODUCT_THREADS) };
-            // SAFETY: the arguments of `shrink`; tiles and sizes lie within the rows and matrices, as `LinearBatch` has checked.
-            unsafe {
-                device.launch(Kernel::Shrink(batch.height), grid, &arguments)?;
-            }
-        }
-        let (y, adds) = match onto {
-            Some(rows) => (rows, 1),
-            None => (self.room(x.length, weight.rows)?, 0),
-        };
-        let bias = linear.bias.as_ref().map_or(Argument::Address(0), |bias| bias.argument(device));
-        let arguments = [
-            x.argument(device),
-            int(x.width),
-            weight.argument(device),
-            int(weight.stride),
-            bias,
-            int(weight.rows),
-            int(weight.columns),
-            int(x.length),
-            sizes,
-            adapters,
-            shrunk.argument(device),
-            int(batch.rank),
-            y.argument(device),
-            Argument::Int(adds),
-        ];
-        let blocks = (weight.rows.div_ceil(BLOCK_OUTPUTS), x.length.div_ceil(rows));
-        let grid = Grid { shared, ..Grid::new(blocks, PRODUCT_THREADS) };
-        // SAFETY: as above, of `expand`; `y` has room for every row's outputs.
-        unsafe {
-            device.launch(Kernel::Expand(batch.height), grid, &arguments)?;
-        }
-        Ok(y)
+    /// What has been asked of the driver so far.
+    pub fn counts(&self) -> Counts {
+        self.device.counts()
     }
 }
 
-fn int(n: usize) -> Argument {
-    Argument::Int(n as i32)
+fn unfit(operation: &'static str, expected: &str, got: String) -> BackendError {
+    BackendError::Shape { operation, expected: expected.into(), got }
 }
 
-fn unfit(operation: &'static str, expected: String, got: String) -> BackendError {
-    BackendError::Shape { operation, expected, got }
-}
-
-/// Activations `(T, n)` in f32, in device memory.
-pub struct Rows {
-    length: usize,
-    width: usize,
-    values: CudaSlice<f32>,
-}
-
-impl Rows {
-    fn len(&self) -> usize {
-        self.length
+fn check_norm(x: &Rows, weight: &Vector) -> Result<(), BackendError> {
+    if weight.len() == x.width {
+        return Ok(());
     }
-
-    fn width(&self) -> usize {
-        self.width
-    }
-
-    fn argument(&self, device: &Device) -> Argument {
-        Argument::Address(device.address(&self.values))
-    }
+    Err(unfit("rms_norm", &format!("a weight of {}", x.width), weight.len().to_string()))
 }
 
-/// Cosines, then sines, of each row's angles: `(T, D)`.
-pub struct Angles {
-    rows: usize,
-    half: usize,
-    values: CudaSlice<f32>,
+/// In the form that products take.
+fn rms_norm(cuda: &Cuda, x: &Rows, norm: Norm<'_, Cuda>) -> Result<Rows, BackendError> {
+    check_norm(x, norm.weight)?;
+    let x = x.read_as(&cuda.device, Form::F32)?;
+    let y = Rows::new(&cuda.device, x.length, x.width, Form::Bf16)?;
+    let weight = Argument::Address(norm.weight.address());
+    let arguments =
+        [x.argument(), weight, y.argument(), int(x.stride), int(x.width), Argument::Float(norm.eps)];
+    // SAFETY: the arguments of `rms_norm`, of one size.
+    unsafe { cuda.device.push(Kernel::RmsNorm, Grid::by_row(x.length, x.width), &arguments) };
+    Ok(y)
 }
 
 impl Backend for Cuda {
@@ -208,7 +143,7 @@ impl Backend for Cuda {
             let got = format!("A ({}, {}) and B ({}, {})", a.rows, a.columns, b.rows, b.columns);
             return Err(unfit(
                 "adapter",
-                format!("A (R, {}) and B ({}, R)", beside.columns, beside.rows),
+                &format!("A (R, {}) and B ({}, R)", beside.columns, beside.rows),
                 got,
             ));
         }
@@ -216,7 +151,7 @@ impl Backend for Cuda {
     }
 
     fn vector(&self, host: HostVector) -> Result<Vector, BackendError> {
-        Vector::upload(&self.device, &host)
+        Vector::upload(&self.device, host)
     }
 
     fn cache(&self, layout: CacheLayout) -> Result<Cache, BackendError> {
@@ -225,38 +160,33 @@ impl Backend for Cuda {
 
     fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Rows, BackendError> {
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= table.rows) {
-            return Err(unfit("embed", format!("a token of {}", table.rows), token.to_string()));
+            return Err(unfit("embed", &format!("a token of {}", table.rows), token.to_string()));
         }
-        let y = self.room(tokens.len(), table.columns)?;
-        let tokens = self.device.upload("tokens", tokens)?;
-        let device = &*self.device;
-        let at = Argument::Address(device.address(&tokens));
-        let arguments = [table.argument(device), int(table.stride), at, y.argument(device), int(y.width)];
+        let y = Rows::new(&self.device, tokens.len(), table.columns, Form::F32)?;
+        let at = Argument::Address(self.device.stage(tokens)?);
+        let arguments = [table.argument(), int(table.stride), at, y.argument(), int(y.stride), int(y.width)];
         // SAFETY: the arguments of `embed`; tokens lie within the table, as checked.
-        unsafe { device.launch(Kernel::Embed, Grid::by_row(y.length, y.width), &arguments)? };
+        unsafe { self.device.push(Kernel::Embed, Grid::by_row(y.length, y.width), &arguments) };
         Ok(y)
     }
 
     fn rms_norm(&self, x: &Rows, weight: &Vector, eps: f32) -> Result<Rows, BackendError> {
-        if weight.len() != x.width {
-            return Err(unfit("rms_norm", format!("a weight of {}", x.width), weight.len().to_string()));
-        }
-        let y = self.room(x.length, x.width)?;
-        let device = &*self.device;
-        let arguments = [
-            x.argument(device),
-            weight.argument(device),
-            y.argument(device),
-            int(x.width),
-            Argument::Float(eps),
-        ];
-        // SAFETY: the arguments of `rms_norm`, of one size.
-        unsafe { device.launch(Kernel::RmsNorm, Grid::by_row(x.length, x.width), &arguments)? };
-        Ok(y)
+        rms_norm(self, x, Norm { weight, eps })
     }
 
     fn linear(&self, x: &Rows, linear: &Linear<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
-        self.product(x, linear, segments, None)
+        let [y] = product::linears(self, x, None, [linear], segments)?;
+        Ok(y)
+    }
+
+    fn linears<const N: usize>(
+        &self,
+        x: &Rows,
+        norm: Option<Norm<'_, Self>>,
+        linears: [&Linear<Self>; N],
+        segments: &[Segment],
+    ) -> Result<[Rows; N], BackendError> {
+        product::linears(self, x, norm, linears, segments)
     }
 
     fn linear_onto(
@@ -266,54 +196,35 @@ impl Backend for Cuda {
         linear: &Linear<Self>,
         segments: &[Segment],
     ) -> Result<Rows, BackendError> {
-        if (onto.length, onto.width) != (x.length, linear.weight.rows) {
-            let got = format!("({}, {})", onto.length, onto.width);
-            return Err(unfit("linear", format!("({}, {})", x.length, linear.weight.rows), got));
-        }
-        self.product(x, linear, segments, Some(onto))
+        product::linear_onto(self, onto, x, linear, segments)
     }
 
     fn gated_mlp(&self, x: &Rows, mlp: &GatedMlp<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
-        let gate = self.linear(x, &mlp.gate, segments)?;
-        let up = self.linear(x, &mlp.up, segments)?;
-        if up.width != gate.width {
-            return Err(unfit("gated mlp", format!("an up of {}", gate.width), up.width.to_string()));
-        }
-        let count = gate.length * gate.width;
-        let device = &*self.device;
-        let arguments = [gate.argument(device), up.argument(device), Argument::Size(count)];
-        // SAFETY: the arguments of `silu_multiply`, of one size.
-        unsafe { device.launch(Kernel::SiluMultiply, Grid::each(count), &arguments)? };
-        self.linear(&gate, &mlp.down, segments)
+        self.linear(&product::gate_up(self, x, None, mlp, segments)?, &mlp.down, segments)
+    }
+
+    fn gated_mlp_onto(
+        &self,
+        x: Rows,
+        norm: Norm<'_, Self>,
+        mlp: &GatedMlp<Self>,
+        segments: &[Segment],
+    ) -> Result<Rows, BackendError> {
+        let gated = product::gate_up(self, &x, Some(norm), mlp, segments)?;
+        product::linear_onto(self, x, &gated, &mlp.down, segments)
     }
 
     fn angles(&self, positions: &[u32], inverse_frequencies: &[f32]) -> Result<Angles, BackendError> {
-        let (rows, half) = (positions.len(), inverse_frequencies.len());
-        let mut angles = Vec::with_capacity(rows * 2 * half);
-        for &position in positions {
-            let angle = |frequency: &f32| position as f32 * frequency;
-            angles.extend(inverse_frequencies.iter().map(|frequency| angle(frequency).cos()));
-            angles.extend(inverse_frequencies.iter().map(|frequency| angle(frequency).sin()));
-        }
-        let values = self.device.upload("angles", &angles)?;
-        Ok(Angles { rows, half, values })
+        Ok(Angles::new(positions, inverse_frequencies))
     }
 
     fn rotary(&self, x: Rows, head_size: usize, angles: &Angles) -> Result<Rows, BackendError> {
-        let fits = head_size == 2 * angles.half && x.length == angles.rows;
-        if !fits || head_size == 0 || !x.width.is_multiple_of(head_size) {
-            let got = format!("({}, {}) in heads of {head_size}", x.length, x.width);
-            return Err(unfit(
-                "rotary",
-                format!("{} rows in heads of {}", angles.rows, 2 * angles.half),
-                got,
-            ));
-        }
-        let device = &*self.device;
-        let by = Argument::Address(device.address(&angles.values));
-        let arguments = [x.argument(device), by, int(x.width), int(angles.half)];
+        check_rotary(&x, head_size, angles)?;
+        let x = x.into_form(&self.device, Form::F32)?;
+        let arguments =
+            [x.argument(), int(x.stride), angles.staged(&self.device)?, int(x.width), int(angles.half)];
         // SAFETY: the arguments of `rotary`, of sizes that fit, as checked.
-        unsafe { device.launch(Kernel::Rotary, Grid::by_row(x.length, x.width / 2), &arguments)? };
+        unsafe { self.device.push(Kernel::Rotary, Grid::by_row(x.length, x.width / 2), &arguments) };
         Ok(x)
     }
 
@@ -326,68 +237,71 @@ impl Backend for Cuda {
         spans: &[SequenceSpan],
         cache: Option<(&mut Cache, usize)>,
     ) -> Result<Rows, BackendError> {
-        attention::attention(self, &attention::Step { q, k, v, shape, spans }, cache)
+        let of = |rows: &'_ Rows| rows.form == Form::F32;
+        if of(q) && of(k) && of(v) {
+            return attention::attention(
+                self,
+                &attention::Step { q, k, v, angles: None, shape, spans },
+                cache,
+            );
+        }
+        let read = |rows| Rows::read_as(rows, &self.device, Form::F32);
+        let (q, k, v) = (&*read(q)?, &*read(k)?, &*read(v)?);
+        attention::attention(self, &attention::Step { q, k, v, angles: None, shape, spans }, cache)
+    }
+
+    fn rotary_attention(
+        &self,
+        [q, k, v]: [Rows; 3],
+        angles: &Angles,
+        shape: &AttentionShape,
+        spans: &[SequenceSpan],
+        cache: Option<(&mut Cache, usize)>,
+    ) -> Result<Rows, BackendError> {
+        let [q, k, v] = [q, k, v].map(|rows| rows.into_form(&self.device, Form::F32));
+        let (q, k, v) = (q?, k?, v?);
+        check_rotary(&q, shape.head_size, angles)?;
+        check_rotary(&k, shape.head_size, angles)?;
+        let step = attention::Step { q: &q, k: &k, v: &v, angles: Some(angles), shape, spans };
+        attention::attention(self, &step, cache)
     }
 
     fn add(&self, x: Rows, y: &Rows) -> Result<Rows, BackendError> {
         if (x.length, x.width) != (y.length, y.width) {
             let got = format!("({}, {})", y.length, y.width);
-            return Err(unfit("add", format!("({}, {})", x.length, x.width), got));
+            return Err(unfit("add", &format!("({}, {})", x.length, x.width), got));
         }
-        let count = x.length * x.width;
-        let device = &*self.device;
-        let arguments = [x.argument(device), y.argument(device), Argument::Size(count)];
+        let (x, y) = (x.into_form(&self.device, Form::F32)?, y.read_as(&self.device, Form::F32)?);
+        let count = x.numbers();
+        let arguments = [x.argument(), y.argument(), Argument::Size(count)];
         // SAFETY: the arguments of `add_rows`, of one size.
-        unsafe { device.launch(Kernel::AddRows, Grid::each(count), &arguments)? };
+        unsafe { self.device.push(Kernel::AddRows, Grid::each(count), &arguments) };
         Ok(x)
     }
 
     fn select(&self, x: &Rows, rows: &[u32]) -> Result<Rows, BackendError> {
         if let Some(row) = rows.iter().find(|&&row| row as usize >= x.length) {
-            return Err(unfit("select", format!("a row of {}", x.length), row.to_string()));
+            return Err(unfit("select", &format!("a row of {}", x.length), row.to_string()));
         }
-        let y = self.room(rows.len(), x.width)?;
-        let rows = self.device.upload("rows", rows)?;
-        let device = &*self.device;
-        let at = Argument::Address(device.address(&rows));
-        let arguments = [x.argument(device), at, y.argument(device), int(x.width)];
+        let y = Rows::new(&self.device, rows.len(), x.width, x.form)?;
+        let words = x.stride * x.form.bytes() / size_of::<u32>();
+        let at = Argument::Address(self.device.stage(rows)?);
+        let arguments = [x.argument(), at, y.argument(), int(words)];
         // SAFETY: the arguments of `select_rows`; the rows are there, as checked.
-        unsafe { device.launch(Kernel::SelectRows, Grid::by_row(y.length, y.width), &arguments)? };
+        unsafe { self.device.push(Kernel::SelectRows, Grid::by_row(y.length, words), &arguments) };
         Ok(y)
     }
 
     fn logits(&self, x: &Rows, head: &Matrix) -> Result<Rows, BackendError> {
-        if head.columns != x.width {
-            return Err(unfit("logits", format!("a head of {} columns", x.width), head.columns.to_string()));
-        }
-        let y = self.room(x.length, head.rows)?;
-        let (height, none) = (height(x.length), Argument::Address(0));
-        let device = &*self.device;
-        let arguments = [
-            x.argument(device),
-            int(x.width),
-            head.argument(device),
-            int(head.stride),
-            none,
-            int(head.rows),
-            int(head.columns),
-            int(x.length),
-            none,
-            none,
-            none,
-            Argument::Int(0),
-            y.argument(device),
-            Argument::Int(0),
-        ];
-        let blocks = (head.rows.div_ceil(BLOCK_OUTPUTS), x.length.div_ceil(1 << height));
-        let grid = Grid { shared: STAGE_BYTES << height, ..Grid::new(blocks, PRODUCT_THREADS) };
-        // SAFETY: the arguments of `expand`, of sizes that fit, as checked; without sizes it reads no adapter.
-        unsafe { device.launch(Kernel::Expand(height), grid, &arguments)? };
-        Ok(y)
+        product::logits(self, x, head)
     }
 
     fn host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
-        self.device.download(&x.values, x.length * x.width)
+        x.fetch(&self.device)
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        self.device.run()
     }
 
     fn bytes(&self, matrix: &Matrix, out: usize, inp: usize) -> usize {
@@ -395,10 +309,20 @@ impl Backend for Cuda {
     }
 
     fn arithmetic(&self, _matrix: &Matrix) -> Arithmetic {
-        Arithmetic::F32
+        Arithmetic::Bf16
     }
 
     fn cache_bytes(&self, cache: &Cache) -> usize {
         cache.bytes()
     }
+}
+
+/// Rows that the angles turn.
+fn check_rotary(x: &Rows, head_size: usize, angles: &Angles) -> Result<(), BackendError> {
+    let fits = head_size == 2 * angles.half && x.length == angles.rows;
+    if fits && head_size > 0 && x.width.is_multiple_of(head_size) {
+        return Ok(());
+    }
+    let got = format!("({}, {}) in heads of {head_size}", x.length, x.width);
+    Err(unfit("rotary", &format!("{} rows in heads of {}", angles.rows, 2 * angles.half), got))
 }

@@ -1,13 +1,14 @@
 //! Weights in device memory.
 
-use super::device::{Argument, Device};
+use super::device::{Buffer, Device, Shared};
+use super::kernel::Argument;
 use crate::backend::BackendError;
 use crate::weights::{HostData, HostMatrix, HostVector};
-use cudarc::driver::CudaSlice;
 use half::bf16;
+use std::sync::Arc;
 
-/// Numbers that a lane loads at once, in 16 bytes: rows begin at a multiple of them.
-const LOAD: usize = 8;
+/// Numbers that a lane loads at once: rows begin at a multiple of them.
+pub(super) const LOAD: usize = 8;
 
 /// A weight `(rows, columns)` in bf16, row-major: a prefix of either axis is read where it stands.
 pub struct Matrix {
@@ -15,11 +16,11 @@ pub struct Matrix {
     pub(super) columns: usize,
     /// From one row to the next; what lies between a row's end and the next one is zero.
     pub(super) stride: usize,
-    pub(super) values: CudaSlice<bf16>,
+    values: Buffer,
 }
 
 impl Matrix {
-    pub(super) fn upload(device: &Device, host: HostMatrix) -> Result<Self, BackendError> {
+    pub(super) fn upload(device: &Arc<Device>, host: HostMatrix) -> Result<Self, BackendError> {
         let (rows, columns, stride) = (host.rows, host.columns, host.columns.next_multiple_of(LOAD));
         let name = host.name.clone();
         let values = match host.data {
@@ -38,8 +39,12 @@ impl Matrix {
         Ok(Self { rows, columns, stride, values: device.upload(&format!("`{name}`"), &padded)? })
     }
 
-    pub(super) fn argument(&self, device: &Device) -> Argument {
-        Argument::Address(device.address(&self.values))
+    pub(super) fn address(&self) -> u64 {
+        self.values.address
+    }
+
+    pub(super) fn argument(&self) -> Argument<'static> {
+        Argument::Address(self.values.address)
     }
 
     pub(super) fn prefix_bytes(&self, out: usize, inp: usize) -> usize {
@@ -47,21 +52,24 @@ impl Matrix {
     }
 }
 
-/// A norm's weight or a bias, in f32.
+/// A norm's weight or a bias, in f32; zeros up to the next multiple of [`LOAD`].
 pub struct Vector {
-    values: CudaSlice<f32>,
+    length: usize,
+    values: Buffer,
 }
 
 impl Vector {
-    pub(super) fn upload(device: &Device, host: &HostVector) -> Result<Self, BackendError> {
-        Ok(Self { values: device.upload(&format!("`{}`", host.name), &host.data)? })
+    pub(super) fn upload(device: &Arc<Device>, mut host: HostVector) -> Result<Self, BackendError> {
+        let length = host.data.len();
+        host.data.resize(length.next_multiple_of(LOAD), 0.0);
+        Ok(Self { length, values: device.upload(&format!("`{}`", host.name), &host.data)? })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.values.len()
+        self.length
     }
 
-    pub(super) fn argument(&self, device: &Device) -> Argument {
-        Argument::Address(device.address(&self.values))
+    pub(super) fn address(&self) -> u64 {
+        self.values.address
     }
 }

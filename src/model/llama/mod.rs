@@ -69,12 +69,9 @@ impl<B: Backend> Llama<B> {
     ) -> Result<B::Rows, BackendError> {
         let Batch { segments, spans, .. } = batch;
         let eps = self.eps;
-        let rotate = |rows| backend.rotary(rows, self.attention.head_size, angles);
         let qkv = [&layer.q, &layer.k, &layer.v];
-        let [q, k, v] =
-            backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
-        let (q, k) = (rotate(q)?, rotate(k)?);
-        let attended = backend.attention(&q, &k, &v, &self.attention, spans, cache)?;
+        let qkv = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
+        let attended = backend.rotary_attention(qkv, angles, &self.attention, spans, cache)?;
         let x = backend.linear_onto(x, &attended, &layer.o, segments)?;
         backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
     }
@@ -139,6 +136,7 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
             // Nobody reads this step's logits, but its keys and values are wanted: one row stands in.
             let batch = Batch { outputs: vec![0], ..batch.clone() };
             self.model.forward(&self.backend, &batch, Some(&mut self.cache))?;
+            self.backend.finish()?;
             return Ok(Logits { values: Vec::new(), vocabulary });
         }
         let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;

@@ -1,0 +1,172 @@
+//! The kernels of `kernels/*.cu`, and how they are started.
+
+/// Names each kernel once: in Rust, and as its source does.
+macro_rules! kernels {
+    ($($kernel:ident = $name:literal,)*) => {
+        /// A kernel of `kernels/*.cu`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub(super) enum Kernel { $($kernel,)* }
+
+        impl Kernel {
+            /// By number.
+            pub(super) const NAMES: &[&str] = &[$($name,)*];
+        }
+    };
+}
+
+kernels! {
+    Embed = "embed",
+    SelectRows = "select_rows",
+    RmsNorm = "rms_norm",
+    ToBf16 = "to_bf16",
+    ToF32 = "to_f32",
+    AddRows = "add_rows",
+    SiluMultiply = "silu_multiply",
+    Rotary = "rotary",
+    LinearFew8 = "linear_few_8",
+    LinearFew16 = "linear_few_16",
+    LinearFew32 = "linear_few_32",
+    GateUpFew8 = "gate_up_few_8",
+    GateUpFew16 = "gate_up_few_16",
+    GateUpFew32 = "gate_up_few_32",
+    NormedLinearFew = "normed_linear_few",
+    NormedGateUpFew = "normed_gate_up_few",
+    StoreF32 = "store_f32",
+    StoreBf16 = "store_bf16",
+    AttendF32 = "attend_f32",
+    AttendBf16 = "attend_bf16",
+    AttendF32Wide = "attend_f32_wide",
+    AttendBf16Wide = "attend_bf16_wide",
+    ReadAll = "read_all",
+    MultiplyAdd = "multiply_add",
+}
+
+/// How many blocks, threads of each, and bytes of shared memory that the launch gives.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    pub(super) threads: usize,
+    pub(super) shared: usize,
+}
+
+impl Grid {
+    pub(super) fn new(blocks: [usize; 3], threads: usize) -> Self {
+        Self { blocks, threads, shared: 0 }
+    }
+
+    /// A thread for each of `count` numbers.
+    pub(super) fn each(count: usize) -> Self {
+        Self::new([count.div_ceil(256), 1, 1], 256)
+    }
+
+    /// A block for each of `rows` rows of `width` numbers.
+    pub(super) fn by_row(rows: usize, width: usize) -> Self {
+        Self::new([rows, 1, 1], width.next_multiple_of(32).clamp(32, 256))
+    }
+}
+
+/// A kernel's argument: a number, an address, or a struct of either.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Argument<'a> {
+    Int(i32),
+    Float(f32),
+    Size(usize),
+    Address(u64),
+    /// A struct as it lies in memory, a multiple of eight bytes.
+    Struct(&'a [u64]),
+}
+
+/// A count or a size as kernels take it.
+pub(super) fn int(n: usize) -> Argument<'static> {
+    Argument::Int(n as i32)
+}
+
+/// Two ints that stand side by side in a struct.
+pub(super) fn pair(first: usize, second: usize) -> u64 {
+    u64::from(first as u32) | u64::from(second as u32) << 32
+}
+
+/// Kernels in the order in which they start, with all that they are given: numbers in one row, so that two tapes are
+/// compared at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tape {
+    words: Vec<u64>,
+    launches: usize,
+}
+
+/// One launch of a [`Tape`].
+pub(super) struct Launch<'a> {
+    pub(super) kernel: usize,
+    pub(super) grid: Grid,
+    /// Where each argument lies.
+    pub(super) arguments: Vec<&'a u64>,
+}
+
+/// Words before a launch's arguments.
+const HEAD: usize = 4;
+
+impl Tape {
+    pub(super) fn push(&mut self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
+        let Grid { blocks: [x, y, z], threads, shared } = grid;
+        let head = [kernel as u64, pair(x, y), pair(z, threads), pair(shared, arguments.len())];
+        self.words.extend(head);
+        for argument in arguments {
+            match argument {
+                Argument::Int(value) => self.words.extend([1, u64::from(*value as u32)]),
+                Argument::Float(value) => self.words.extend([1, u64::from(value.to_bits())]),
+                Argument::Size(value) => self.words.extend([1, *value as u64]),
+                Argument::Address(value) => self.words.extend([1, *value]),
+                Argument::Struct(words) => {
+                    self.words.push(words.len() as u64);
+                    self.words.extend_from_slice(words);
+                }
+            }
+        }
+        self.launches += 1;
+    }
+
+    pub(super) fn launches(&self) -> usize {
+        self.launches
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Launch<'_>> {
+        let (mut rest, halves) = (&self.words[..], |word: u64| (word as u32 as usize, (word >> 32) as usize));
+        std::iter::from_fn(move || {
+            let (head, mut after) = rest.split_at_checked(HEAD)?;
+            let ((x, y), (z, threads), (shared, count)) = (halves(head[1]), halves(head[2]), halves(head[3]));
+            let mut arguments = Vec::with_capacity(count);
+            for _ in 0..count {
+                let (length, words) = after.split_first()?;
+                arguments.push(words.first()?);
+                after = words.get(*length as usize..)?;
+            }
+            rest = after;
+            let grid = Grid { blocks: [x, y, z], threads, shared };
+            Some(Launch { kernel: head[0] as usize, grid, arguments })
+        })
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_tape_gives_back_what_it_was_given() {
+        let mut tape = Tape::default();
+        let grid = Grid { blocks: [3, 2, 1], threads: 64, shared: 128 };
+        tape.push(Kernel::Rotary, grid, &[int(7), Argument::Struct(&[1, 2, 3]), Argument::Address(1 << 40)]);
+        tape.push(Kernel::Embed, Grid::each(1000), &[]);
+        let launches = tape.iter().collect::<Vec<_>>();
+        let numbers = |launch: &Launch<'_>| launch.arguments.iter().map(|&&word| word).collect::<Vec<_>>();
+        assert_eq!((launches.len(), tape.launches()), (2, 2));
+        assert_eq!(numbers(&launches[0]), [7, 1, 1 << 40]);
+        assert_eq!(
+            (launches[0].grid.blocks, launches[0].grid.threads, launches[0].grid.shared),
+            ([3, 2, 1], 64, 128)
+        );
+        assert_eq!(Kernel::NAMES[launches[1].kernel], "embed");
+        assert_eq!((launches[1].grid.blocks, launches[1].arguments.len()), ([4, 1, 1], 0));
+    }
+}
