@@ -310,6 +310,8 @@ inline long long min(long long x, long long y) { return y < x ? y : x; }
 inline long long max(long long x, long long y) { return x < y ? y : x; }
 inline size_t min(size_t x, size_t y) { return y < x ? y : x; }
 inline size_t max(size_t x, size_t y) { return x < y ? y : x; }
+inline unsigned long long min(unsigned long long x, unsigned long long y) { return y < x ? y : x; }
+inline unsigned long long max(unsigned long long x, unsigned long long y) { return x < y ? y : x; }
 inline float min(float x, float y) { return fminf(x, y); }
 inline float max(float x, float y) { return fmaxf(x, y); }
 

@@ -11,10 +11,12 @@ mod batch;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod draw;
 mod error;
 pub mod reference;
 
 pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan};
+pub use draw::{Draw, Edit, SamplingError};
 pub use error::BackendError;
 
 use crate::weights::{HostMatrix, HostVector};
@@ -172,6 +174,15 @@ pub trait Backend: Send + Sync + 'static {
     /// `x head^T`: `(T, V)` from `head (V, H)`.
     fn logits(&self, x: &Self::Rows, head: &Self::Matrix) -> Result<Self::Rows, BackendError>;
 
+    /// Chooses a token from each of the rows `(T, V)` that are named, none twice.
+    fn choose(&self, logits: &Self::Rows, draws: &[(u32, Draw)]) -> Result<Vec<Choice>, BackendError> {
+        let rows = draws.iter().map(|(row, _)| *row).collect::<Vec<_>>();
+        let values = self.host(self.select(logits, &rows)?)?;
+        let vocabulary = values.len() / draws.len().max(1);
+        let rows = values.chunks_exact(vocabulary.max(1));
+        Ok(draws.iter().zip(rows).map(|((_, draw), row)| draw.choose(row.to_vec())).collect())
+    }
+
     /// The rows as row-major f32 in host memory.
     fn host(&self, x: Self::Rows) -> Result<Vec<f32>, BackendError>;
 
@@ -189,6 +200,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes of the whole key-value pool.
     fn cache_bytes(&self, cache: &Self::Cache) -> usize;
 }
+
+/// The token that was chosen, if one was possible.
+pub type Choice = Result<u32, SamplingError>;
 
 /// The numbers that a product multiplies; what it adds up in is wider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

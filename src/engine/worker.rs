@@ -3,8 +3,9 @@
 use super::handle::{EngineOptions, Shared};
 use super::observer::{Load, Observer, Step};
 use super::{Event, Finish, Planned, Request, Scheduler, StepPlan, TokenLogprob};
+use crate::backend::Draw;
 use crate::generation::{Sampler, token_logprob};
-use crate::model::{Executor, Logits};
+use crate::model::{Executor, Outputs};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -75,14 +76,15 @@ impl Worker {
         let Some(plan) = self.scheduler.plan() else { return };
         self.announce(&plan);
         let began = Instant::now();
-        let computed = catch_unwind(AssertUnwindSafe(|| self.executor.forward(&plan.batch)));
-        let logits = match computed {
-            Ok(Ok(logits)) => logits,
+        let draws = self.draws(&plan);
+        let computed = catch_unwind(AssertUnwindSafe(|| self.executor.sample(&plan.batch, &draws)));
+        let outputs = match computed {
+            Ok(Ok(outputs)) => outputs,
             Ok(Err(error)) => return self.fail(&plan, &error.to_string()),
             Err(_) => return self.fail(&plan, "the computation panicked"),
         };
         for planned in &plan.sequences {
-            self.deliver(planned, &logits);
+            self.deliver(planned, &outputs);
         }
         self.report(&plan, began);
     }
@@ -146,17 +148,28 @@ impl Worker {
         }
     }
 
+    /// What is to be drawn from the step's outputs: the next tokens of those who only want tokens.
+    fn draws(&mut self, plan: &StepPlan) -> Vec<(u32, Draw)> {
+        let next = plan.sequences.iter().filter(|planned| planned.last);
+        let draw = |planned: &Planned| {
+            let task = self.tasks.get_mut(&planned.id)?;
+            let wanted = task.request.max_tokens > 0 && task.request.logprobs.is_none();
+            wanted.then(|| (planned.last_output() as u32, task.draw()))
+        };
+        next.filter_map(draw).collect()
+    }
+
     /// Everything that one sequence gets out of a step.
-    fn deliver(&mut self, planned: &Planned, logits: &Logits) {
+    fn deliver(&mut self, planned: &Planned, outputs: &Outputs) {
         let Some(task) = self.tasks.get_mut(&planned.id) else { return };
-        task.note_prompt(planned, logits);
+        task.note_prompt(planned, outputs);
         if !planned.last {
             return;
         }
         if task.request.max_tokens == 0 {
             return self.finish(planned.id, Event::Finished(Finish::Length));
         }
-        let finished = match task.next_token(logits.row(planned.last_output())) {
+        let finished = match task.next_token(outputs, planned.last_output()) {
             Ok((token, event)) => {
                 // A closed receiver is noticed before the next step; a full channel cannot be.
                 let _ = task.events.try_send(event);
@@ -223,14 +236,16 @@ impl Worker {
 
 impl Task {
     /// Keeps the log probabilities of prompt tokens that this step makes known; sends them when all are.
-    fn note_prompt(&mut self, planned: &Planned, logits: &Logits) {
+    fn note_prompt(&mut self, planned: &Planned, outputs: &Outputs) {
         let (Some(top), false) = (self.request.prompt_logprobs, self.prompt_sent) else { return };
         for i in 0..planned.wanted {
             let predicted = planned.positions.start + i + 1;
             // After a preemption the same positions are computed again.
-            if predicted > self.prompt_logprobs.len() {
+            let logits =
+                outputs.logits(planned.first_output + i).filter(|_| predicted > self.prompt_logprobs.len());
+            if let Some(logits) = logits {
                 let token = self.request.prompt[predicted];
-                let (logprob, top) = token_logprob(logits.row(planned.first_output + i), token, top);
+                let (logprob, top) = token_logprob(logits, token, top);
                 self.prompt_logprobs.push(TokenLogprob { token, logprob, top });
             }
         }
@@ -240,15 +255,22 @@ impl Task {
         }
     }
 
-    /// Samples the next token from these logits; the event has its log probability if it was asked for.
-    fn next_token(&mut self, logits: &[f32]) -> Result<(u32, Event), String> {
+    /// How to choose the next token.
+    fn draw(&mut self) -> Draw {
         let early = self.generated < self.request.min_tokens;
-        let forbidden: &[u32] = if early { &self.request.stop_tokens } else { &[] };
-        let token = self.sampler.sample(&mut logits.to_vec(), forbidden).map_err(|e| e.to_string())?;
+        self.sampler.draw(if early { &self.request.stop_tokens } else { &[] })
+    }
+
+    /// The next token: as it was drawn, or drawn now from logits of which the event's log probability is wanted too.
+    fn next_token(&mut self, outputs: &Outputs, output: usize) -> Result<(u32, Event), String> {
+        let logits = outputs.logits(output).unwrap_or_default();
+        let choice = outputs.token(output).unwrap_or_else(|| self.draw().choose(logits.to_vec()));
+        let token = choice.map_err(|e| e.to_string())?;
         let logprob = self.request.logprobs.map(|top| {
             let (logprob, top) = token_logprob(logits, token, top);
             TokenLogprob { token, logprob, top }
         });
+        self.sampler.note(token);
         self.generated += 1;
         Ok((token, Event::Token { token, logprob, at: Instant::now() }))
     }

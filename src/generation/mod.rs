@@ -1,13 +1,14 @@
 //! From logits to the next token: penalties, temperature, truncation, a seeded draw; and log probabilities.
 //!
 //! The order of operations is vLLM's: repetition, frequency and presence penalties and the logit bias change the
-//! logits; temperature divides them; top-k, top-p and min-p then drop the unlikely; what is left is drawn from.
+//! logits; temperature divides them; top-k, top-p and min-p then drop the unlikely; what is left is drawn from. Here it is
+//! decided how; a backend does it ([`Draw`](crate::backend::Draw)), where the logits are.
 
 mod logprobs;
 mod sampler;
 
 pub use logprobs::token_logprob;
-pub use sampler::{Sampler, SamplingError};
+pub use sampler::Sampler;
 
 /// How to choose the next token. The server has checked every range.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,7 @@
 
 pub mod llama;
 
-use crate::backend::{Arithmetic, BackendError, Segment, SequenceSpan};
+use crate::backend::{Arithmetic, BackendError, Choice, Draw, Segment, SequenceSpan};
 
 /// One step: packed rows of several sequences, each in its own sub-network.
 #[derive(Debug, Clone, Default)]
@@ -37,6 +37,57 @@ impl Logits {
     }
 }
 
+/// What became of the rows that a [`Batch`] asked for: logits, or the token that was chosen from them.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs {
+    /// Of the rows from which nothing was drawn.
+    pub logits: Logits,
+    /// By wanted row: the token, or which of the logits.
+    pub rows: Vec<Output>,
+}
+
+/// What became of one row.
+#[derive(Debug, Clone, Copy)]
+pub enum Output {
+    Logits(usize),
+    Token(Choice),
+}
+
+impl Outputs {
+    /// The token that was drawn from the `i`-th wanted row; `None` where its logits were left.
+    pub fn token(&self, i: usize) -> Option<Choice> {
+        match self.rows[i] {
+            Output::Token(choice) => Some(choice),
+            Output::Logits(_) => None,
+        }
+    }
+
+    /// The logits `(V)` of the `i`-th wanted row; `None` where a token was drawn from them.
+    pub fn logits(&self, i: usize) -> Option<&[f32]> {
+        match self.rows[i] {
+            Output::Logits(row) => Some(self.logits.row(row)),
+            Output::Token(_) => None,
+        }
+    }
+
+    /// `count` wanted rows, of which some were drawn from; where the others' logits are.
+    pub fn arranged(count: usize, drawn: impl Iterator<Item = (usize, Choice)>, logits: Logits) -> Self {
+        let mut tokens = vec![None; count];
+        drawn.for_each(|(row, choice)| tokens[row] = Some(choice));
+        let mut next = 0;
+        let output = |choice: Option<Choice>| {
+            choice.map_or_else(
+                || {
+                    next += 1;
+                    Output::Logits(next - 1)
+                },
+                Output::Token,
+            )
+        };
+        Self { rows: tokens.into_iter().map(output).collect(), logits }
+    }
+}
+
 /// A loaded model with its key-value pool, its backend's type erased.
 pub trait Executor: Send {
     /// Computes one step and writes its keys and values into the pool.
@@ -45,6 +96,21 @@ pub trait Executor: Send {
     /// A token outside the vocabulary, spans that leave the pool, or a failure below. The pool's other blocks are
     /// untouched, so other sequences can go on.
     fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError>;
+
+    /// [`Self::forward`], and draws from some of the wanted rows (by their place in `batch.outputs`, ascending), whose logits
+    /// then need not leave the machine that has them.
+    ///
+    /// # Errors
+    /// Those of `forward`.
+    fn sample(&mut self, batch: &Batch, draws: &[(u32, Draw)]) -> Result<Outputs, BackendError> {
+        let all = self.forward(batch)?;
+        let count = batch.outputs.len();
+        let drawn = |i: usize| draws.iter().any(|(row, _)| *row as usize == i);
+        let left = (0..count).filter(|&i| !drawn(i)).flat_map(|i| all.row(i)).copied().collect();
+        let tokens =
+            draws.iter().map(|(row, draw)| (*row as usize, draw.choose(all.row(*row as usize).to_vec())));
+        Ok(Outputs::arranged(count, tokens, Logits { values: left, vocabulary: all.vocabulary }))
+    }
 
     /// `V`
     fn vocabulary(&self) -> usize;

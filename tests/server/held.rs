@@ -1,7 +1,7 @@
 //! An executor whose steps a test can hold back, or make fail.
 
-use lonas::backend::BackendError;
-use lonas::model::{Batch, Executor, Logits};
+use lonas::backend::{BackendError, Draw};
+use lonas::model::{Batch, Executor, Logits, Outputs};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// What lets steps through; open at first.
@@ -70,13 +70,17 @@ pub(crate) struct Held {
 
 impl Executor for Held {
     fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError> {
+        self.executor.forward(batch)
+    }
+
+    fn sample(&mut self, batch: &Batch, draws: &[(u32, Draw)]) -> Result<Outputs, BackendError> {
         match self.gate.pass() {
-            None | Some(Then::Wait) => self.executor.forward(batch),
+            None | Some(Then::Wait) => self.executor.sample(batch, draws),
             Some(Then::Fail) => {
                 Err(BackendError::Library { operation: "step", message: "secret of the backend".into() })
             }
             Some(Then::Panic) => panic!("asked to panic"),
-            Some(Then::Nothing) => Ok(Logits { values: Vec::new(), vocabulary: self.vocabulary() }),
+            Some(Then::Nothing) => Ok(Outputs::default()),
         }
     }
 

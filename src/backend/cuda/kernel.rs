@@ -38,6 +38,7 @@ kernels! {
     AttendBf16 = "attend_bf16",
     AttendF32Wide = "attend_f32_wide",
     AttendBf16Wide = "attend_bf16_wide",
+    Sample = "sample",
     ReadAll = "read_all",
     MultiplyAdd = "multiply_add",
 }

@@ -14,6 +14,7 @@ mod kernel;
 mod limits;
 mod product;
 mod rows;
+mod sample;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -27,8 +28,8 @@ pub use step::Counts;
 pub use weights::{Matrix, Vector};
 
 use super::{
-    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm, Segment,
-    SequenceSpan,
+    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, Choice, Draw, GatedMlp, Linear, Norm,
+    Segment, SequenceSpan,
 };
 use crate::weights::{HostMatrix, HostVector};
 use device::Device;
@@ -294,6 +295,10 @@ impl Backend for Cuda {
 
     fn logits(&self, x: &Rows, head: &Matrix) -> Result<Rows, BackendError> {
         product::logits(self, x, head)
+    }
+
+    fn choose(&self, logits: &Rows, draws: &[(u32, Draw)]) -> Result<Vec<Choice>, BackendError> {
+        sample::choose(self, logits, draws)
     }
 
     fn host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {

@@ -7,8 +7,8 @@ mod shape;
 pub use load::{LoadError, SuperAdapter, load, load_merged};
 pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
 
-use super::{Batch, Executor, Logits, MultiplyAdds};
-use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm};
+use super::{Batch, Executor, Logits, MultiplyAdds, Outputs};
+use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, Draw, GatedMlp, Linear, Norm};
 use std::sync::Arc;
 
 /// A LLaMA with every super-adapter that shares its base.
@@ -141,6 +141,24 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
         }
         let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
         Ok(Logits { values: self.backend.host(logits)?, vocabulary })
+    }
+
+    fn sample(&mut self, batch: &Batch, draws: &[(u32, Draw)]) -> Result<Outputs, BackendError> {
+        let (vocabulary, count) = (self.model.vocabulary, batch.outputs.len());
+        if draws.is_empty() {
+            return Ok(Outputs::arranged(count, std::iter::empty(), self.forward(batch)?));
+        }
+        self.model.check(batch)?;
+        let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
+        let choices = self.backend.choose(&logits, draws)?;
+        let drawn = |row: &u32| draws.binary_search_by_key(row, |(row, _)| *row).is_ok();
+        let left = (0..count as u32).filter(|row| !drawn(row)).collect::<Vec<_>>();
+        let values = match left.as_slice() {
+            [] => Vec::new(),
+            left => self.backend.host(self.backend.select(&logits, left)?)?,
+        };
+        let choices = draws.iter().zip(choices).map(|((row, _), choice)| (*row as usize, choice));
+        Ok(Outputs::arranged(count, choices, Logits { values, vocabulary }))
     }
 
     fn vocabulary(&self) -> usize {
