@@ -4,6 +4,8 @@
 
 #include "common.cuh"
 
+using bf16 = __nv_bfloat16;
+
 #ifndef LONAS_EMULATED
 
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
@@ -43,7 +45,9 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned (&to)[2], const void*
 // Copies `bytes` (0 to 16) from device memory to shared memory and fills up to 16 with zeros, while the thread goes on. Past
 // the first-level cache: other blocks, not this one, need the same bytes again.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from), "r"(bytes));
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(shared)), "l"(from), "r"(bytes));
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the newest groups of this thread's copies are done. The other threads' take a barrier after it.
@@ -54,8 +58,8 @@ __device__ __forceinline__ void cp_async_wait() {
 
 #endif
 
-// Where a 16-byte chunk of a row stands in a shared tile whose rows are K numbers, counted in numbers. Chunks are permuted by
-// row, so that the eight rows of a matrix that ldmatrix reads at one chunk lie in different banks, without padding.
+// Where a 16-byte chunk of a row stands in a shared tile whose rows are K numbers, counted in numbers. Chunks are permuted
+// by row, so that the eight rows of a matrix that ldmatrix reads at one chunk lie in different banks, without padding.
 template <int K>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     constexpr int CHUNKS = K / 8, ROWS_IN_BANKS = 8 / CHUNKS;
@@ -63,12 +67,16 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
     return row * K + (chunk ^ row / ROWS_IN_BANKS % CHUNKS) * 8;
 }
 
+// Bytes to copy of the 16 at number `k` of a row that has `end` numbers: the rest is to be zero.
+__device__ __forceinline__ int chunk_bytes(int k, int end) { return min(16, max(0, 2 * (end - k))); }
+
 // A warp's part of a product of two shared tiles, K numbers deep: 16 M rows from `row` of `x`, 16 N rows of `w`, of which
 // each group of GROUP stands `gap` rows after the one before it. sums[m][n] is that of 16 rows and 8 columns. Steps over K
-// go upwards always: every sum is added up in the same order wherever its row and column stand in a tile.
-template <int K, int M, int N, int GROUP = N>
-__device__ __forceinline__ void multiply_tiles(const __nv_bfloat16* x, int row, const __nv_bfloat16* w, int column, int gap,
-                                               float (&sums)[M][2 * N][4]) {
+// go upwards always: every sum is added up in the same order wherever its row and column stand in a tile. `meanwhile` is
+// called once, while the first operands are on their way.
+template <int K, int M, int N, int GROUP = N, class Meanwhile>
+__device__ __forceinline__ void multiply_tiles(const bf16* x, int row, const bf16* w, int column, int gap,
+                                               float (&sums)[M][2 * N][4], Meanwhile meanwhile) {
     const int lane = threadIdx.x % WARP;
     const int x_row = row + lane % 16, x_chunk = lane / 16;
     const int w_row = column + lane / 16 * 8 + lane % 8, w_chunk = lane / 8 % 2;
@@ -82,6 +90,7 @@ __device__ __forceinline__ void multiply_tiles(const __nv_bfloat16* x, int row, 
             const int at = w_row + n / GROUP * gap + n % GROUP * 16;
             ldmatrix_x4(b[n], w + swizzled<K>(at, w_chunk + 2 * step));
         }
+        if (step == 0) meanwhile();
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
