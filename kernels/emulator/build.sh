@@ -22,10 +22,13 @@ flock 9
 
 # Device code casts between pointer types as CUDA allows, hence no strict aliasing. A misaligned vector access faults
 # on a GPU and not on a CPU: the sanitizer makes it an illegal instruction, which the driver's fault handler explains.
-# The thread sanitizer calls races.cpp; its runtime is not linked. Without sibling calls, return addresses tell the line.
+# g++ guards a static array of bf16 as if it had a constructor to run once; without locks the guard is a byte of the shared
+# section, which the poison marks as done. The thread sanitizer calls races.cpp; its runtime is not linked. Without sibling
+# calls, return addresses tell the line.
 common=(-std=c++17 -O2 -g -fPIC -fvisibility=hidden -DLONAS_EMULATED -I"$here" -isystem "$cuda/include"
   -Wall -Wextra -Wno-unknown-pragmas)
-kernel_flags=(-Wno-unused-function -fno-strict-aliasing -fsanitize=alignment,thread -fsanitize-undefined-trap-on-error
+kernel_flags=(-Wno-unused-function -fno-strict-aliasing -fno-threadsafe-statics
+  -fsanitize=alignment,thread -fsanitize-undefined-trap-on-error
   -fno-optimize-sibling-calls --param=tsan-instrument-func-entry-exit=0 -I"$kernels")
 
 # compile OBJECT SOURCE SECTION FLAGS...: unless the object is newer than all it depends on and was made by the same

@@ -1,5 +1,6 @@
 // What a kernel sees of CUDA when it is compiled for the CPU: the built-in variables, barriers, warp collectives,
-// atomics and fast maths; tensor cores and asynchronous copies are in tensor.h. Included through common.cuh in place of the CUDA runtime, when LONAS_EMULATED is defined.
+// atomics and fast maths; tensor cores and asynchronous copies are in tensor.h. Included through common.cuh in place of
+// the CUDA runtime, when LONAS_EMULATED is defined.
 //
 // Every CUDA thread of a block is a fiber, the block runs on one operating system thread, and a fiber gives way only
 // at a barrier or a collective; so atomics need no locks here. How fibers are ordered is in scheduler.cpp; this file

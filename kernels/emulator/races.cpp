@@ -135,7 +135,9 @@ bool in_shared(const void* address, size_t size) {
     };
     return inside(dynamic_region) || inside(static_region);
 }
-void note_shared(const void* address, size_t size, bool write, const void* code) { access(address, size, write, false, code); }
+void note_shared(const void* address, size_t size, bool write, const void* code) {
+    access(address, size, write, false, code);
+}
 void mark_copying(const void* address, size_t size, const void* code) {
     for (Region* region : {&dynamic_region, &static_region}) {
         const uint64_t offset = reinterpret_cast<uint64_t>(address) - region->begin;

@@ -321,7 +321,7 @@ std::string source_line(const void* code) {
     std::string found;
     while (fgets(line, sizeof(line), output)) {
         line[strcspn(line, " \n")] = 0;
-        const bool ours = strstr(line, ".kernels.cpp:") || strstr(line, "emulator.h:") || strstr(line, "tensor.h:") || line[0] == '?';
+        const bool ours = strstr(line, ".kernels.cpp:") || strstr(line, "emulator.h:") || line[0] == '?';
         if (found.empty() && !ours) found = std::string(" at ") + line;
     }
     pclose(output);

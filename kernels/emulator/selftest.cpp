@@ -121,7 +121,12 @@ int run_wrong(const std::string& name) {
         launch("barrier_after_return", {&out.pointer, &half});
     else if (name == "misaligned")
         launch("misaligned", {&in.pointer, &out.pointer});
-    else if (name == "missing_syncwarp")
+    else if (name == "tensor_cores" || name == "missing_wait" || name == "weak_wait" ||
+             name == "missing_barrier_after_wait" || name == "missing_barrier_before_copy" || name == "misaligned_copy" ||
+             name == "copy_past_end") {
+        Buffer ones{std::vector<float>(name == "tensor_cores" ? 128 : kThreads, 1.0f)};
+        launch(name.c_str(), {&ones.pointer, &out.pointer}, 0, 1, name == "tensor_cores" ? 32 : kThreads);
+    } else if (name == "missing_syncwarp")
         launch("missing_syncwarp", {&out.pointer}, 0, 1, 32);
     else if (name == "use_after_free") {
         CHECK(cuMemFree(out.pointer));
@@ -135,7 +140,7 @@ int run_wrong(const std::string& name) {
         launch("write_one", {&out.pointer});
     } else
         launch(name.c_str(), {&out.pointer}, kThreads * sizeof(float), name == "uninitialised_in_template" ? 3 : 1);
-    const int written = name == "missing_syncwarp" ? 32 : kThreads;
+    const int written = name == "missing_syncwarp" || name == "tensor_cores" ? 32 : kThreads;
     for (float number : read(out.pointer, written))
         if (!(number == 1.0f)) return verdict(false);  // NaN is not equal either
     return verdict(true);

@@ -113,3 +113,110 @@ extern "C" __global__ void misaligned(const float* in, float* out) {
 }
 extern "C" __global__ void write_one(float* out) { out[threadIdx.x] = 1.0f; }
 extern "C" __global__ void write_through_table(float* const* table) { table[0][threadIdx.x] = 1.0f; }
+
+// Right: a product by tensor cores, of operands that came by cp.async. The numbers are small integers, so sums are exact.
+__device__ float left(int row, int k) { return static_cast<float>((row * 5 + k * 3) % 7 - 3); }
+__device__ float right(int k, int column) { return static_cast<float>((k * 2 + column * 11) % 5 - 2); }
+extern "C" __global__ void tensor_cores(__nv_bfloat16* numbers, float* out) {
+    __shared__ __align__(16) __nv_bfloat16 a[16][16], b[8][16], turned[16][8], cut[8];
+    const int lane = threadIdx.x % 32;
+    for (int i = lane; i < 256; i += 32) numbers[i] = __float2bfloat16(left(i / 16, i % 16));
+    for (int i = lane; i < 128; i += 32) turned[i / 8][i % 8] = __float2bfloat16(right(i / 8, i % 8));
+    for (int i = lane; i < 128; i += 32) b[i / 16][i % 16] = __float2bfloat16(right(i % 16, i / 16));
+    __syncwarp();
+    cp_async_16(&a[lane / 2][lane % 2 * 8], numbers + lane * 8, 16);
+    cp_async_commit();
+    if (lane == 0) cp_async_16(cut, numbers, 6);  // and five zeros
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncwarp();
+    unsigned rows[4], columns[2], same[2], quarters[4];
+    ldmatrix_x4(rows, &a[lane % 16][lane / 16 * 8]);
+    ldmatrix_x2(columns, &b[lane % 8][lane / 8 % 2 * 8]);
+    ldmatrix_x2_trans(same, &turned[lane % 16][0]);
+    ldmatrix_x4_trans(quarters, &a[lane % 16][lane / 16 * 8]);
+    float sums[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+    mma_m16n8k16(sums, rows, columns[0], columns[1]);
+    bool correct = columns[0] == same[0] && columns[1] == same[1];
+    for (int i = 0; i < 4; i++) {
+        float sum = 1.0f;
+        for (int k = 0; k < 16; k++) sum += left(lane / 4 + i / 2 * 8, k) * right(k, lane % 4 * 2 + i % 2);
+        correct = correct && sums[i] == sum;
+        const __nv_bfloat16 transposed = a[lane % 4 * 2 + i % 2 * 8][lane / 4 + i / 2 * 8];
+        correct = correct && (quarters[i] & 0xffffu) == __bfloat16_as_ushort(transposed);
+    }
+    for (int i = 0; i < 8; i++) correct = correct && __bfloat162float(cut[i]) == (i < 3 ? left(0, i) : 0.0f);
+    out[threadIdx.x] = correct ? 1.0f : 0.0f;
+}
+
+// Each thread copies 16 bytes; then reads, in one way or another, what its neighbours have copied.
+__device__ void copy_ones(float* shared, const float* in) {
+    cp_async_16(shared + threadIdx.x % 64 * 4, in, 16);
+    cp_async_commit();
+}
+extern "C" __global__ void missing_wait(const float* in, float* out) {
+    __shared__ __align__(16) float numbers[256];
+    copy_ones(numbers, in);
+    __syncthreads();
+    out[threadIdx.x] = numbers[threadIdx.x];  // not there yet
+}
+extern "C" __global__ void weak_wait(const float* in, float* out) {
+    __shared__ __align__(16) float first[256], second[256];
+    copy_ones(first, in);
+    copy_ones(second, in);
+    cp_async_wait<1>();
+    __syncthreads();
+    out[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x] - 1.0f;  // the second is not
+}
+extern "C" __global__ void missing_barrier_after_wait(const float* in, float* out) {
+    __shared__ __align__(16) float numbers[256];
+    copy_ones(numbers, in);
+    cp_async_wait<0>();
+    unsigned four[4];
+    ldmatrix_x4(four, numbers + (threadIdx.x + 32) % 64 * 4);  // the other warp's
+    out[threadIdx.x] = __uint_as_float(four[0]);
+}
+extern "C" __global__ void missing_barrier_before_copy(const float* in, float* out) {
+    __shared__ __align__(16) float numbers[256];
+    copy_ones(numbers, in);
+    cp_async_wait<0>();
+    __syncthreads();
+    unsigned four[4];
+    ldmatrix_x4(four, numbers + threadIdx.x * 4);
+    cp_async_16(numbers + (threadIdx.x + 32) % 64 * 4, in, 16);  // the other warp may not have read it
+    out[threadIdx.x] = __uint_as_float(four[0]);
+}
+extern "C" __global__ void misaligned_ldmatrix(float* out) {
+    __shared__ __align__(16) float numbers[256];
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) numbers[i] = 1.0f;
+    __syncthreads();
+    unsigned four[4];
+    ldmatrix_x4(four, numbers + threadIdx.x % 32 * 4 + 2);  // 8 bytes too far
+    out[threadIdx.x] = __uint_as_float(four[0]);
+}
+extern "C" __global__ void ldmatrix_of_device_memory(float* out) {
+    unsigned two[2];
+    ldmatrix_x2(two, out);  // never to shared memory
+    out[threadIdx.x] = __uint_as_float(two[0]);
+}
+extern "C" __global__ void divergent_mma(float* out) {
+    float sums[4] = {};
+    const unsigned a[4] = {};
+    if (threadIdx.x % 32 < 16) mma_m16n8k16(sums, a, 0, 0);
+    __syncthreads();
+    out[threadIdx.x] = sums[0] + 1.0f;
+}
+extern "C" __global__ void misaligned_copy(const float* in, float* out) {
+    __shared__ __align__(16) float numbers[256];
+    copy_ones(numbers, in + 1);
+    cp_async_wait<0>();
+    __syncthreads();
+    out[threadIdx.x] = numbers[threadIdx.x];
+}
+extern "C" __global__ void copy_past_end(const float* in, float* out) {
+    __shared__ __align__(16) float numbers[256];
+    cp_async_16(numbers + threadIdx.x * 4, in + threadIdx.x * 4, 16);  // 1024 bytes of 256
+    cp_async_commit();
+    cp_async_wait<0>();
+    out[threadIdx.x] = numbers[threadIdx.x * 4];
+}

@@ -57,5 +57,17 @@ expect misaligned "misaligned access $at.*in kernel misaligned"
 expect use_after_free 'argument 0 .*is not device memory: .*a freed allocation of 256 bytes'
 expect use_after_free_in_table "illegal write $at of .*a freed allocation of 256 bytes.*in kernel write_through_table, block"
 expect host_pointer 'is not device memory'
+expect tensor_cores '^passed'
+race='a race in static shared memory:'
+late='of what a cp.async at selftest.cu:[0-9]+ still writes: nobody has waited for it'
+expect missing_wait "$race a read at selftest.cu:$(line '// not there yet') $late"
+expect weak_wait "$race a read at selftest.cu:$(line '// the second is not') $late"
+expect missing_barrier_after_wait "$race .*at selftest.cu:$(line "// the other warp's").* are not ordered by a barrier"
+expect missing_barrier_before_copy "$race .*at selftest.cu:$(line '// the other warp may').* are not ordered by a barrier"
+expect misaligned_ldmatrix "a misaligned ldmatrix at selftest.cu:$(line '// 8 bytes too far')"
+expect ldmatrix_of_device_memory "ldmatrix at selftest.cu:$(line '// never to shared memory') reads what is not .* shared"
+expect divergent_mma "divergent warp collective: .* waits in mma $at, but of its mask .*__syncthreads $at"
+expect misaligned_copy "a misaligned cp.async $at"
+expect copy_past_end "an illegal cp.async at selftest.cu:$(line '// 1024 bytes of 256') of 16 bytes.*$buffer.*past its end"
 
 ((failures == 0)) || { echo "$failures of the emulator's own tests failed" >&2; exit 1; }

@@ -82,7 +82,8 @@ void load(Fiber* lanes, const uint64_t* values) {
         if (!in_shared(given.row, kChunk))
             fail("ldmatrix" + source_line(given.code) + " reads what is not the block's shared memory: " +
                  describe_address(address));
-        if (address % kChunk) fail("a misaligned ldmatrix" + source_line(given.code) + ": a row begins at a multiple of 16 bytes");
+        if (address % kChunk)
+            fail("a misaligned ldmatrix" + source_line(given.code) + ": a row begins at a multiple of 16 bytes");
         note_shared(given.row, kChunk, false, given.code);
         memcpy(rows[lane / 8][lane % 8], given.row, kChunk);
     }
@@ -97,7 +98,6 @@ void load(Fiber* lanes, const uint64_t* values) {
     }
 }
 
-// Not inlined, so that every ldmatrix below is told by its own return address.
 template <int MATRICES>
 void collect(unsigned (&to)[MATRICES], const void* row, bool transposed, Place place, const void* code) {
     const Load given{to, row, MATRICES, transposed, code};
@@ -160,13 +160,15 @@ void ldmatrix_x2_trans(unsigned (&to)[2], const void* row, const char* file, int
 void cp_async_16(void* shared, const void* from, int bytes) {
     const void* code = __builtin_return_address(0);
     const auto source = reinterpret_cast<uint64_t>(from), target = reinterpret_cast<uint64_t>(shared);
-    if (bytes < 0 || bytes > kChunk) fail("a cp.async" + source_line(code) + " of " + std::to_string(bytes) + " of 16 bytes");
+    if (bytes < 0 || bytes > kChunk)
+        fail("a cp.async" + source_line(code) + " of " + std::to_string(bytes) + " of 16 bytes");
     if (!in_shared(shared, kChunk))
         fail("a cp.async" + source_line(code) + " to what is not the block's shared memory: " + describe_address(target));
     if (source % kChunk || target % kChunk)
         fail("a misaligned cp.async" + source_line(code) + ": both addresses are multiples of 16");
     if (bytes > 0 && !is_device_range(source, bytes))
-        fail("an illegal cp.async" + source_line(code) + " of " + std::to_string(bytes) + " bytes, " + describe_address(source));
+        fail("an illegal cp.async" + source_line(code) + " of " + std::to_string(bytes) + " bytes, " +
+             describe_address(source));
     // The write may happen from now on, so whoever uses the place must have been ordered before.
     note_shared(shared, kChunk, true, code);
     mark_copying(shared, kChunk, code);
