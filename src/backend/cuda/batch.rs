@@ -14,6 +14,34 @@ pub(super) struct SegmentRow {
     adapter: i32,
 }
 
+/// Where a Linear's bias lies; 0 for none.
+///
+/// # Errors
+/// One of another length than there are outputs.
+pub(super) fn bias(linear: &Linear<Cuda>) -> Result<u64, BackendError> {
+    let rows = linear.weight.rows;
+    match &linear.bias {
+        Some(bias) if bias.len() != rows => {
+            Err(unfit("linear", &format!("a bias of {rows}"), bias.len().to_string()))
+        }
+        bias => Ok(bias.as_ref().map_or(0, super::Vector::address)),
+    }
+}
+
+/// A first row and a count, at most `most`, of rows that share a super-adapter; over all rows.
+pub(super) fn tiles(sizes: &[SegmentRow], most: usize) -> Vec<[i32; 2]> {
+    let mut tiles: Vec<[i32; 2]> = Vec::new();
+    for (row, size) in sizes.iter().enumerate() {
+        match tiles.last_mut() {
+            Some([_, count]) if sizes[row - 1].adapter == size.adapter && (*count as usize) < most => {
+                *count += 1
+            }
+            _ => tiles.push([row as i32, 1]),
+        }
+    }
+    tiles
+}
+
 /// `AdapterEntry` of kernels/common.cuh.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]

@@ -55,6 +55,9 @@ pub(super) struct Device {
     stream: Arc<CudaStream>,
     functions: Vec<CudaFunction>,
     name: String,
+    /// Bytes that a block may have.
+    most_shared: usize,
+    multiprocessors: usize,
     _module: Arc<CudaModule>,
     step: Mutex<Step>,
     /// Tables that stay from step to step, and what is in them.
@@ -144,10 +147,29 @@ impl Device {
             .map_err(DeviceError::driver("cuModuleLoadData"))?;
         let function = |name: &&str| module.load_function(name);
         let functions = Kernel::NAMES.iter().map(function).collect::<Result<_, _>>();
-        let functions = functions.map_err(DeviceError::driver("cuModuleGetFunction"))?;
+        let functions: Vec<CudaFunction> = functions.map_err(DeviceError::driver("cuModuleGetFunction"))?;
+        let most_shared = attribute(
+            &context,
+            sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?;
+        let multiprocessors =
+            attribute(&context, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        allow_shared_memory(&functions, most_shared)?;
         let counters = stream.alloc_zeros(COUNTERS).map_err(DeviceError::driver("cuMemAlloc"))?;
         let (step, kept) = (Mutex::default(), Mutex::default());
-        Ok(Self { context, stream, functions, name, _module: module, step, kept, counters, apart })
+        Ok(Self {
+            context,
+            stream,
+            functions,
+            name,
+            most_shared,
+            multiprocessors,
+            _module: module,
+            step,
+            kept,
+            counters,
+            apart,
+        })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -155,8 +177,12 @@ impl Device {
     }
 
     pub(super) fn multiprocessors(&self) -> usize {
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        self.context.attribute(attribute).ok().and_then(|count| count.try_into().ok()).unwrap_or(1)
+        self.multiprocessors
+    }
+
+    /// Whether a block may have as much shared memory as this kernel takes.
+    pub(super) fn has_room_for(&self, kernel: Kernel) -> bool {
+        kernel.shared_bytes() <= self.most_shared
     }
 
     /// Bytes that are free and that there are.
@@ -369,6 +395,24 @@ impl Shared for Arc<Device> {
         let place = self.step().take(self, bytes)?;
         Ok(Room::Place(place, Self::clone(self)))
     }
+}
+
+fn attribute(context: &CudaContext, attribute: sys::CUdevice_attribute) -> Result<usize, DeviceError> {
+    let value = context.attribute(attribute).map_err(DeviceError::driver("cuDeviceGetAttribute"))?;
+    Ok(usize::try_from(value).unwrap_or(0))
+}
+
+/// More than 48 KiB have to be asked for.
+fn allow_shared_memory(functions: &[CudaFunction], most: usize) -> Result<(), DeviceError> {
+    let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    for (kernel, function) in Kernel::ALL.iter().zip(functions) {
+        let bytes = kernel.shared_bytes();
+        if bytes > 0 && bytes <= most {
+            let set = function.set_attribute(attribute, bytes as i32);
+            set.map_err(DeviceError::driver("cuFuncSetAttribute"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Memory that operations give back stays with the driver's pool for the next ones, instead of with the system.

@@ -11,6 +11,7 @@ macro_rules! kernels {
         impl Kernel {
             /// By number.
             pub(super) const NAMES: &[&str] = &[$($name,)*];
+            pub(super) const ALL: &[Kernel] = &[$(Self::$kernel,)*];
         }
     };
 }
@@ -32,6 +33,15 @@ kernels! {
     GateUpFew32 = "gate_up_few_32",
     NormedLinearFew = "normed_linear_few",
     NormedGateUpFew = "normed_gate_up_few",
+    ShrinkMany16 = "shrink_many_16",
+    ShrinkMany32 = "shrink_many_32",
+    ExpandMany32 = "expand_many_32",
+    ExpandMany64 = "expand_many_64",
+    ExpandMany128 = "expand_many_128",
+    ExpandManyWide = "expand_many_wide",
+    GateUpMany64 = "gate_up_many_64",
+    GateUpMany128 = "gate_up_many_128",
+    GateUpManyWide = "gate_up_many_wide",
     StoreF32 = "store_f32",
     StoreBf16 = "store_bf16",
     AttendF32 = "attend_f32",
@@ -41,6 +51,20 @@ kernels! {
     Sample = "sample",
     ReadAll = "read_all",
     MultiplyAdd = "multiply_add",
+}
+
+impl Kernel {
+    /// Bytes of shared memory that a launch gives, as the sources say.
+    pub(super) fn shared_bytes(self) -> usize {
+        match self {
+            Self::ExpandMany32 => 48 << 10,
+            Self::ShrinkMany16 | Self::ExpandMany64 | Self::ExpandMany128 => 64 << 10,
+            Self::GateUpMany64 | Self::GateUpMany128 => 64 << 10,
+            Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
+            Self::ShrinkMany32 => 128 << 10,
+            _ => 0,
+        }
+    }
 }
 
 /// How many blocks, threads of each, and bytes of shared memory that the launch gives.

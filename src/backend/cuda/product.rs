@@ -1,68 +1,23 @@
-//! Products with weights: elastic low-rank ones, and the vocabulary's.
+//! Products with weights: elastic low-rank ones, and the vocabulary's. Few rows and many have kernels of their own.
 #![allow(unsafe_code)]
 
 use super::batch::{self, SegmentRow};
-use super::device::Device;
-use super::kernel::{Argument, Grid, Kernel, int, pair};
+use super::few::{self, Few, MOST_PARTS};
+use super::kernel::{Argument, Grid, Kernel};
+use super::many::{self, Many};
 use super::rows::{Form, Read, Rows};
 use super::{Cuda, Matrix, unfit};
 use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
-use std::sync::Arc;
 
-/// Threads of a block of kernels/few_rows.cu; outputs of a warp, rows of a tile, Linears of a launch.
-const FEW_THREADS: usize = 256;
-const OUTPUTS: usize = 16;
-const ROWS: usize = 8;
-const MOST_PARTS: usize = 3;
-/// What ranks are padded to there.
-const RANKS: usize = 32;
+/// Rows up to which a step is one of few rows: it reads weights faster than it multiplies.
+const FEW: usize = 32;
 /// Rows up to which each block norms its inputs itself: it reads them in f32, and every block reads all.
 const OWN_NORM: usize = 4;
 
-/// One Linear of a launch: `Part` of kernels/few_rows.cu.
-struct Part {
-    words: [u64; PART_WORDS],
-    out: usize,
-    adapters: usize,
-    rank: usize,
-    /// What the shrinks leave for the expands.
-    _shrunk: Option<Rows>,
-}
-
-const PART_WORDS: usize = 9;
-
-/// A kernel for few rows with what it takes at a time.
-struct Few {
-    kernel: Kernel,
-    /// Tiles of rows, and of outputs.
-    tiles: usize,
-    groups: usize,
-}
-
-impl Few {
-    fn linear(rows: usize, normed: bool) -> Self {
-        match rows {
-            _ if normed => Self { kernel: Kernel::NormedLinearFew, tiles: 1, groups: 1 },
-            0..=8 => Self { kernel: Kernel::LinearFew8, tiles: 1, groups: 1 },
-            9..=16 => Self { kernel: Kernel::LinearFew16, tiles: 2, groups: 2 },
-            _ => Self { kernel: Kernel::LinearFew32, tiles: 4, groups: 4 },
-        }
-    }
-
-    fn gate_up(rows: usize, normed: bool) -> Self {
-        match rows {
-            _ if normed => Self { kernel: Kernel::NormedGateUpFew, tiles: 1, groups: 1 },
-            0..=8 => Self { kernel: Kernel::GateUpFew8, tiles: 1, groups: 1 },
-            9..=16 => Self { kernel: Kernel::GateUpFew16, tiles: 2, groups: 2 },
-            _ => Self { kernel: Kernel::GateUpFew32, tiles: 4, groups: 2 },
-        }
-    }
-}
-
 /// Rows that are to be multiplied, and what they are to be normed with on the way.
-struct Inputs<'a> {
-    rows: Read<'a>,
-    norm: Option<Norm<'a, Cuda>>,
+pub(super) struct Inputs<'a> {
+    pub(super) rows: Read<'a>,
+    pub(super) norm: Option<Norm<'a, Cuda>>,
 }
 
 /// Several Linears of the same rows; one of them may be added to rows that are there.
@@ -74,17 +29,32 @@ pub(super) fn linears<const N: usize>(
     segments: &[Segment],
 ) -> Result<[Rows; N], BackendError> {
     let inputs = inputs(cuda, x, norm)?;
-    let few = Few::linear(x.length, inputs.norm.is_some());
     let mut results = Vec::with_capacity(N);
+    if is_many(x.length, &linears) {
+        for linear in linears {
+            let sizes = batch::sizes(linear, x.length, x.width, segments)?;
+            let y = Rows::new(&cuda.device, x.length, linear.weight.rows, Form::F32)?;
+            many::linear(
+                &cuda.device,
+                &inputs.rows,
+                &Many::of(&cuda.device, linear, &inputs.rows, &sizes)?,
+                &y,
+                false,
+            );
+            results.push(y);
+        }
+        return results.try_into().map_err(|_| unfit("linear", "as many rows as Linears", String::new()));
+    }
+    let few = Few::linear(x.length, inputs.norm.is_some());
     for some in linears.chunks(MOST_PARTS) {
         let mut parts = Vec::with_capacity(some.len());
         for &linear in some {
             let sizes = batch::sizes(linear, x.length, x.width, segments)?;
             let y = Rows::new(&cuda.device, x.length, linear.weight.rows, Form::F32)?;
-            parts.push(part(&cuda.device, linear, &sizes, &y)?);
+            parts.push(few::part(&cuda.device, linear, &sizes, &y)?);
             results.push(y);
         }
-        launch(&cuda.device, &few, &inputs, &parts, false);
+        few::launch(&cuda.device, &few, &inputs, &parts, false);
     }
     results.try_into().map_err(|_| unfit("linear", "as many rows as Linears", String::new()))
 }
@@ -103,8 +73,13 @@ pub(super) fn linear_onto(
     }
     let (inputs, onto) = (inputs(cuda, x, None)?, onto.into_form(&cuda.device, Form::F32)?);
     let sizes = batch::sizes(linear, x.length, x.width, segments)?;
-    let part = part(&cuda.device, linear, &sizes, &onto)?;
-    launch(&cuda.device, &Few::linear(x.length, false), &inputs, &[part], true);
+    if is_many(x.length, &[linear]) {
+        let product = Many::of(&cuda.device, linear, &inputs.rows, &sizes)?;
+        many::linear(&cuda.device, &inputs.rows, &product, &onto, true);
+    } else {
+        let part = few::part(&cuda.device, linear, &sizes, &onto)?;
+        few::launch(&cuda.device, &Few::linear(x.length, false), &inputs, &[part], true);
+    }
     Ok(onto)
 }
 
@@ -128,8 +103,13 @@ pub(super) fn gate_up(
     let y = Rows::new(device, x.length, width, Form::Bf16)?;
     if of_gate.iter().zip(&of_up).all(same) {
         let inputs = inputs(cuda, x, norm)?;
-        let parts = [part(device, gate, &of_gate, &y)?, part(device, up, &of_up, &y)?];
-        launch(device, &Few::gate_up(x.length, inputs.norm.is_some()), &inputs, &parts, false);
+        if is_many(x.length, &[gate, up]) {
+            let of = |linear, sizes: &[SegmentRow]| Many::of(device, linear, &inputs.rows, sizes);
+            many::gate_up(device, &inputs.rows, [&of(gate, &of_gate)?, &of(up, &of_up)?], &y);
+        } else {
+            let parts = [few::part(device, gate, &of_gate, &y)?, few::part(device, up, &of_up, &y)?];
+            few::launch(device, &Few::gate_up(x.length, inputs.norm.is_some()), &inputs, &parts, false);
+        }
     } else {
         let [gate, up] = linears(cuda, x, norm, [gate, up], segments)?;
         let count = gate.numbers();
@@ -147,7 +127,11 @@ pub(super) fn logits(cuda: &Cuda, x: &Rows, head: &Matrix) -> Result<Rows, Backe
     }
     let inputs = inputs(cuda, x, None)?;
     let y = Rows::new(&cuda.device, x.length, head.rows, Form::F32)?;
-    launch(&cuda.device, &Few::linear(x.length, false), &inputs, &[whole(head, &y)], false);
+    if x.length > FEW {
+        many::linear(&cuda.device, &inputs.rows, &Many::whole(head), &y, false);
+    } else {
+        few::launch(&cuda.device, &Few::linear(x.length, false), &inputs, &[few::whole(head, &y)], false);
+    }
     Ok(y)
 }
 
@@ -163,76 +147,7 @@ fn inputs<'a>(cuda: &Cuda, x: &'a Rows, norm: Option<Norm<'a, Cuda>>) -> Result<
     Ok(Inputs { rows: Read::Converted(super::rms_norm(cuda, x, norm)?), norm: None })
 }
 
-/// All rows take the whole of a weight.
-fn whole(weight: &Matrix, y: &Rows) -> Part {
-    let words = [
-        weight.address(),
-        0,
-        0,
-        0,
-        0,
-        y.address(),
-        pair(weight.stride, weight.rows),
-        pair(weight.columns, y.stride),
-        pair(0, 0),
-    ];
-    Part { words, out: weight.rows, adapters: 0, rank: 0, _shrunk: None }
-}
-
-fn part(
-    device: &Arc<Device>,
-    linear: &Linear<Cuda>,
-    sizes: &[SegmentRow],
-    y: &Rows,
-) -> Result<Part, BackendError> {
-    let weight = &*linear.weight;
-    if let Some(bias) = linear.bias.as_ref().filter(|bias| bias.len() != weight.rows) {
-        return Err(unfit("linear", &format!("a bias of {}", weight.rows), bias.len().to_string()));
-    }
-    let mut part = whole(weight, y);
-    part.words[1] = linear.bias.as_ref().map_or(0, super::Vector::address);
-    part.words[2] = device.stage(sizes)?;
-    part.rank = batch::most_rank(linear).next_multiple_of(RANKS);
-    if part.rank > 0 {
-        part.adapters = linear.adapters.len();
-        part.words[3] = batch::adapters(device, linear)?;
-        let shrunk = Rows::new(device, sizes.len(), part.rank, Form::Bf16)?;
-        part.words[4] = shrunk.address();
-        part.words[8] = pair(part.adapters, part.rank);
-        part._shrunk = Some(shrunk);
-    }
-    Ok(part)
-}
-
-fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[Part], onto: bool) {
-    let (x, outputs) = (&inputs.rows, few.groups * OUTPUTS);
-    let (norm, eps) = inputs.norm.map_or((0, 0.0), |norm| (norm.weight.address(), norm.eps));
-    let of_inputs = [
-        x.address(),
-        norm,
-        pair(x.stride, x.width),
-        u64::from(x.length as u32) | u64::from(f32::to_bits(eps)) << 32,
-    ];
-    let mut of_parts = [0; MOST_PARTS * PART_WORDS];
-    for (to, part) in of_parts.chunks_exact_mut(PART_WORDS).zip(parts) {
-        to.copy_from_slice(&part.words);
-    }
-    let shrinks = parts.iter().map(|part| part.adapters * part.rank.div_ceil(outputs)).sum::<usize>();
-    let paired = matches!(
-        few.kernel,
-        Kernel::GateUpFew8 | Kernel::GateUpFew16 | Kernel::GateUpFew32 | Kernel::NormedGateUpFew
-    );
-    let expanded = &parts[..if paired { 1 } else { parts.len() }];
-    let expands = expanded.iter().map(|part| part.out.div_ceil(outputs)).sum::<usize>();
-    let blocks = x.length.div_ceil(few.tiles * ROWS) * (shrinks + expands);
-    let arguments = [
-        Argument::Struct(&of_inputs),
-        Argument::Struct(&of_parts),
-        int(parts.len()),
-        device.counters(),
-        Argument::Int(i32::from(onto)),
-    ];
-    // SAFETY: the arguments of the kernels for few rows. Sizes lie within the weights and adapters, as `batch::sizes` has checked;
-    // results and what is shrunk have room for every row.
-    unsafe { device.push(few.kernel, Grid::new([blocks, 1, 1], FEW_THREADS), &arguments) };
+/// Whether so many rows take the kernels for many, which have a limit of rank.
+fn is_many(rows: usize, linears: &[&Linear<Cuda>]) -> bool {
+    rows > FEW && linears.iter().all(|linear| batch::most_rank(linear) <= many::MOST_RANK)
 }
