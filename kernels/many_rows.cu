@@ -244,12 +244,18 @@ __device__ __forceinline__ float2 bias_of(const float* bias, int column, int out
     return {__ldg(bias + column), column + 1 < out ? __ldg(bias + column + 1) : 0.0f};
 }
 
-// Writes or adds a block's sums. PAIRS: `out` and the rows of y allow two numbers in one store. All that a row adds to is
-// loaded before its stores, or each load would wait for the store before it.
-template <class S, bool PAIRS>
+// The same number, but the compiler does not know it: it would write all the code below for every value of a flag.
+__device__ __forceinline__ bool unknown(int flag) {
+    asm volatile("" : "+r"(flag));
+    return flag != 0;
+}
+
+// Writes or adds a block's sums. `pairs`: the rows of y allow two numbers in one store. All that a row adds to is loaded
+// before its stores, or each load would wait for the store before it.
+template <class S>
 __device__ __forceinline__ void write_sums(const float (&sums)[S::M][2 * S::N][4], const Rows<S>& table, const float* bias,
                                            int first, int rows, int first_column, int out, float* y, int y_stride,
-                                           bool onto) {
+                                           bool pairs, bool onto) {
     const int2 place = own_place<S>(first_column);
     const int column = place.y, left = out - column;  // columns from this lane's first one on
     float2 biases[2 * S::N];
@@ -261,29 +267,22 @@ __device__ __forceinline__ void write_sums(const float (&sums)[S::M][2 * S::N][4
         if (first + row >= rows) continue;
         const int active = table.out[row] - column;
         float* to = y + static_cast<size_t>(first + row) * y_stride + column;
-        float2 before[2 * S::N];
+        float2 before[2 * S::N] = {};
+        if (unknown(onto)) {
 #pragma unroll
-        for (int n = 0; n < 2 * S::N; n++) {
-            before[n] = {0.0f, 0.0f};
-            if (!onto || 8 * n >= left) continue;
-            if (PAIRS) {
-                before[n] = *reinterpret_cast<const float2*>(to + 8 * n);
-            } else {
-                before[n] = {to[8 * n], 8 * n + 1 < left ? to[8 * n + 1] : 0.0f};
+            for (int n = 0; n < 2 * S::N; n++) {
+                before[n] = {8 * n < left ? to[8 * n] : 0.0f, 8 * n + 1 < left ? to[8 * n + 1] : 0.0f};
             }
         }
+        const bool both = unknown(pairs);
 #pragma unroll
         for (int n = 0; n < 2 * S::N; n++) {
             const float* sum = &sums[i / 2][n][i % 2 * 2];
             const float one = before[n].x + (8 * n < active ? sum[0] + biases[n].x : 0.0f);
             const float two = before[n].y + (8 * n + 1 < active ? sum[1] + biases[n].y : 0.0f);
-            if (8 * n >= left) continue;
-            if (PAIRS) {
-                *reinterpret_cast<float2*>(to + 8 * n) = {one, two};
-            } else {
-                to[8 * n] = one;
-                if (8 * n + 1 < left) to[8 * n + 1] = two;
-            }
+            if (both && 8 * n + 1 < left) *reinterpret_cast<float2*>(to + 8 * n) = {one, two};
+            if (!both && 8 * n < left) to[8 * n] = one;
+            if (!both && 8 * n + 1 < left) to[8 * n + 1] = two;
         }
     }
 }
@@ -297,14 +296,12 @@ __device__ __forceinline__ void expand_many(const bf16* x, int x_stride, const F
     describe<S>(table, factors, first, rows, out, inp);
     float sums[S::M][2 * S::N][4] = {};
     product<S>(Stages<S>(factors, table, x, x_stride, first, first_column), sums);
-    if (out % 2 == 0 && y_stride % 2 == 0 && reinterpret_cast<size_t>(y) % 8 == 0) {
-        write_sums<S, true>(sums, table, factor.bias, first, rows, first_column, out, y, y_stride, onto);
-    } else {
-        write_sums<S, false>(sums, table, factor.bias, first, rows, first_column, out, y, y_stride, onto);
-    }
+    const bool pairs = out % 2 == 0 && y_stride % 2 == 0 && reinterpret_cast<size_t>(y) % 8 == 0;
+    write_sums<S>(sums, table, factor.bias, first, rows, first_column, out, y, y_stride, pairs, onto);
 }
 
-__device__ __forceinline__ float silu_times(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
+// The fast forms err by two units of the last of 24 bits, and bf16 keeps eight.
+__device__ __forceinline__ float silu_times(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 
 template <class S>
 __device__ __forceinline__ void gate_up_many(const bf16* x, int x_stride, const Factor (&factors)[2], int out, int inp,

@@ -5,9 +5,9 @@
 // numbers depends on nothing else, so that a row's result does not depend on the rows beside it, nor on the tile's height.
 #include "mma.cuh"
 
-template <int ROWS_, int COLUMNS_>
+template <int ROWS_, int COLUMNS_, int STAGES_>
 struct ShrinkShape {
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, K = 32, STAGES = 4, WARPS_A_BLOCK = 8;
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, K = 32, STAGES = STAGES_, WARPS_A_BLOCK = 8;
     static constexpr int CHUNKS = K / 8, ROWS_A_COPY = WARP / CHUNKS;
     static constexpr int STAGE = (ROWS + COLUMNS) * K;
     static constexpr int BYTES = WARPS_A_BLOCK * STAGES * STAGE * static_cast<int>(sizeof(bf16));
@@ -118,9 +118,9 @@ __device__ __forceinline__ void shrink_many(const bf16* x, int x_stride, int2 ti
 // Two launches, of 256 threads; a grid of (s_stride / COLUMNS rounded up, tiles); BYTES of dynamic shared memory, for which
 // cuFuncSetAttribute with MAX_DYNAMIC_SHARED_SIZE_BYTES goes before it. The smaller one has four times the blocks, so that
 // few rows fill a GPU; the larger one reads x and A half as often.
-using Shrink16 = ShrinkShape<16, 16>;
-using Shrink32 = ShrinkShape<32, 32>;
-static_assert(Shrink16::BYTES == 65536 && Shrink32::BYTES == 131072, "as it is launched");
+using Shrink16 = ShrinkShape<16, 16, 4>;
+using Shrink32 = ShrinkShape<32, 32, 3>;
+static_assert(Shrink16::BYTES == 65536 && Shrink32::BYTES == 98304, "as it is launched");
 
 // `tiles`: a first row and a count, at most ROWS, of rows that share a super-adapter; a tile for each blockIdx.y.
 #define SHRINK_MANY(NAME, SHAPE)                                                                                            \
