@@ -20,6 +20,9 @@ static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"
 /// The oldest compute capability that the kernels are compiled for.
 const OLDEST: (i32, i32) = (8, 0);
 
+/// Bytes of shared memory that kernels have beside those that a launch gives, at most.
+const STATIC_SHARED: usize = 8 << 10;
+
 /// Numbers of `Counters` in kernels/few_rows.cu.
 const COUNTERS: usize = 3;
 
@@ -182,7 +185,7 @@ impl Device {
 
     /// Whether a block may have as much shared memory as this kernel takes.
     pub(super) fn has_room_for(&self, kernel: Kernel) -> bool {
-        kernel.shared_bytes() <= self.most_shared
+        kernel.shared_bytes() + STATIC_SHARED <= self.most_shared
     }
 
     /// Bytes that are free and that there are.
@@ -407,7 +410,7 @@ fn allow_shared_memory(functions: &[CudaFunction], most: usize) -> Result<(), De
     let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     for (kernel, function) in Kernel::ALL.iter().zip(functions) {
         let bytes = kernel.shared_bytes();
-        if bytes > 0 && bytes <= most {
+        if bytes > 0 && bytes + STATIC_SHARED <= most {
             let set = function.set_attribute(attribute, bytes as i32);
             set.map_err(DeviceError::driver("cuFuncSetAttribute"))?;
         }

@@ -60,8 +60,7 @@ impl Kernel {
             Self::ExpandMany32 => 48 << 10,
             Self::ShrinkMany16 | Self::ExpandMany64 | Self::ExpandMany128 => 64 << 10,
             Self::GateUpMany64 | Self::GateUpMany128 => 64 << 10,
-            Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
-            Self::ShrinkMany32 => 128 << 10,
+            Self::ShrinkMany32 | Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
             _ => 0,
         }
     }
