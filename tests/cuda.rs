@@ -59,6 +59,33 @@ fn a_step_that_decodes_is_one_upload_and_one_graph_whoever_is_in_it() {
     assert_eq!(counts.allocations, after.allocations);
 }
 
+#[test]
+fn memory_for_the_largest_step_is_there_before_the_first_request_or_the_reason_is_told() {
+    let (base, name) = NETS[0];
+    let net = Supernet::open(base, name);
+    let gpu = Cuda::open(0).unwrap();
+    let mut executor = LlamaExecutor::new(net.load(&gpu), gpu.clone(), 200, 4).unwrap();
+    executor.prepare(40, &net.selection(0, &net.space.maximal())).unwrap();
+    let before = gpu.counts();
+    let mut batch = Batch::default();
+    push(&mut batch, net.selection(0, &net.space.heuristic()), &[1; 30], 0, &[7, 3, 9, 1, 0, 2, 4, 5]);
+    executor.forward(&batch).unwrap();
+    assert_eq!(gpu.counts().allocations, before.allocations);
+    if std::env::var_os("LONAS_EMULATED").is_some() {
+        let tiny = Tiny::write();
+        let model = tiny.model(NAME);
+        // Enough for the weights and the pool, not for steps of a million tokens.
+        let arguments = ["serve", model.to_str().unwrap(), "--device", "cuda", "--step-tokens", "1000000"];
+        let output = lonas(&arguments)
+            .args(["--kv-tokens", "100000"])
+            .env("LONAS_EMULATOR_MEMORY", (100 << 20).to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("no memory for activations"), "{said}");
+    }
+}
+
 /// The log-probabilities of the likeliest first tokens of an answer.
 fn first_tokens(server: &Server, model: &str) -> serde_json::Map<String, Value> {
     let request =
@@ -102,8 +129,34 @@ fn bench_sets_its_rates_beside_what_the_gpu_can_do() {
     let of = |test: &str| lines.iter().filter(|line| line["test"] == test).collect::<Vec<_>>();
     let limits = of("limits")[0];
     assert!(limits["read_bytes_per_second"]["median"].as_f64() > Some(0.0), "{limits}");
-    assert!(limits["f32_flops"]["median"].as_f64() > Some(0.0) && limits["bf16_flops"].is_null(), "{limits}");
+    assert!(limits["f32_flops"]["median"].as_f64() > Some(0.0), "{limits}");
+    assert!(limits["bf16_flops"]["median"].as_f64() > Some(0.0) && limits["int8_ops"].is_null(), "{limits}");
     assert_eq!((of("prefill").len(), of("mixed").len()), (3, 1));
+}
+
+#[test]
+fn a_report_has_figures_operations_and_a_comparison_with_the_processor() {
+    let tiny = Tiny::write();
+    let (model, folder) = (tiny.model(NAME), tempfile::tempdir().unwrap());
+    let report = folder.path().join("report");
+    let quick = "--rounds 1 --prompt 140 --output 2 --streams 1 --device cuda \
+                 --report-rows 2,40 --report-bytes 1 --report-llama-7b false --report";
+    let output =
+        lonas(&["bench", model.to_str().unwrap()]).args(quick.split_whitespace()).arg(&report).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |name: &str| std::fs::read_to_string(report.join(name)).unwrap();
+    assert_eq!(read("bench.txt").as_bytes(), output.stdout);
+    let lines = |name: &str| {
+        read(name).lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).collect::<Vec<_>>()
+    };
+    assert!(lines("bench.json").iter().any(|line| line["test"] == "decode"));
+    let operations = lines("operations.json");
+    // Three with and without an adapter, two without, each of two numbers of rows.
+    assert_eq!(operations.len(), 2 * (2 * 3 + 2));
+    assert!(operations.iter().all(|line| line["bandwidth"].as_f64() > Some(0.0)), "{operations:?}");
+    let checks = read("checks.txt");
+    assert!(checks.lines().count() == 3 && checks.contains("maximal: logits are off by 0.0"), "{checks}");
 }
 
 #[test]

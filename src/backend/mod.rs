@@ -191,6 +191,11 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether a step asks for memory that can be short, and keeps it for the next ones: then the largest step comes first.
+    fn keeps_step_memory(&self) -> bool {
+        false
+    }
+
     /// Bytes that a product with the prefix `[:out, :inp]` has to read; a size beyond the matrix's own means its own.
     fn bytes(&self, matrix: &Self::Matrix, out: usize, inp: usize) -> usize;
 

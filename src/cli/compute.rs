@@ -85,6 +85,12 @@ impl ComputeArgs {
         }
     }
 
+    /// The same model on the processor in f32, where nothing is rounded, with room for one sequence of so many tokens.
+    pub(super) fn exact(&self, opened: &Opened, tokens: usize) -> Result<Box<dyn Executor>, Failure> {
+        let cpu = Cpu::new(Dtype::F32, self.threads);
+        Ok(Box::new(self.load(cpu, opened, (tokens.div_ceil(BLOCK_SIZE), BLOCK_SIZE))?))
+    }
+
     /// Where it is computed; opens a GPU the first time.
     fn chosen(&self) -> Result<&Chosen, Failure> {
         if let Some(chosen) = self.chosen.get() {
@@ -208,6 +214,15 @@ impl ComputeArgs {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(cuda) => Meter::Cuda(cuda::LimitsMeter::new(cuda)?),
             _ => Meter::Cpu(LimitsMeter::new(cpu)?),
+        })
+    }
+
+    /// The GPU, if it is one.
+    #[cfg(feature = "cuda")]
+    pub(super) fn gpu(&self) -> Result<Option<&cuda::Cuda>, Failure> {
+        Ok(match self.chosen()? {
+            Chosen::Cuda(cuda) => Some(cuda),
+            _ => None,
         })
     }
 

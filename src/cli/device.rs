@@ -59,8 +59,8 @@ impl Meter<'_> {
             Self::Cpu(meter) => Ok(meter.measure()),
             #[cfg(feature = "cuda")]
             Self::Cuda(meter) => {
-                let cuda::Limits { read_bytes_per_second, f32_flops } = meter.measure()?;
-                Ok(Limits { read_bytes_per_second, f32_flops, bf16_flops: None, int8_ops: None })
+                let cuda::Limits { read_bytes_per_second, f32_flops, bf16_flops } = meter.measure()?;
+                Ok(Limits { read_bytes_per_second, f32_flops, bf16_flops: Some(bf16_flops), int8_ops: None })
             }
         }
     }

@@ -80,7 +80,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let opened = open::models(&args.models, &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
     let chat_template = open::chat_template(&opened.base, &tokenizer)?;
-    let executor = args.compute.executor(&opened, args.kv_tokens, BLOCK_SIZE)?;
+    let mut executor = args.compute.executor(&opened, args.kv_tokens, BLOCK_SIZE)?;
+    if let Some((_, selection)) = args.compute.selections(&opened)?.first() {
+        executor.prepare(args.step_tokens.max(args.max_running), selection)?;
+    }
     let capacity = executor.blocks() * executor.block_size();
     let longest = opened.base.config.max_positions.min(capacity);
     let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };

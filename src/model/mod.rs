@@ -4,7 +4,7 @@
 
 pub mod llama;
 
-use crate::backend::{Arithmetic, BackendError, Choice, Draw, Segment, SequenceSpan};
+use crate::backend::{Arithmetic, BackendError, Choice, Draw, Segment, Selection, SequenceSpan};
 
 /// One step: packed rows of several sequences, each in its own sub-network.
 #[derive(Debug, Clone, Default)]
@@ -110,6 +110,15 @@ pub trait Executor: Send {
         let tokens =
             draws.iter().map(|(row, draw)| (*row as usize, draw.choose(all.row(*row as usize).to_vec())));
         Ok(Outputs::arranged(count, tokens, Logits { values: left, vocabulary: all.vocabulary }))
+    }
+
+    /// Gets memory for steps of up to `rows` tokens, where it has to be asked for: what serves then never lacks it. Writes into
+    /// the pool's first blocks, so it comes before anything else.
+    ///
+    /// # Errors
+    /// There is not enough.
+    fn prepare(&mut self, _rows: usize, _selection: &Selection) -> Result<(), BackendError> {
+        Ok(())
     }
 
     /// `V`

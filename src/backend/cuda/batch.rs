@@ -34,7 +34,7 @@ pub(super) fn tiles(sizes: &[SegmentRow], most: usize) -> Vec<[i32; 2]> {
     for (row, size) in sizes.iter().enumerate() {
         match tiles.last_mut() {
             Some([_, count]) if sizes[row - 1].adapter == size.adapter && (*count as usize) < most => {
-                *count += 1
+                *count += 1;
             }
             _ => tiles.push([row as i32, 1]),
         }
@@ -112,14 +112,13 @@ fn size(linear: &Linear<Cuda>, width: usize, segment: &Segment) -> Result<Segmen
     let active = selection.shape.linears.get(linear.index).copied();
     let active = active
         .ok_or_else(|| unfit("linear", "a shape with this Linear", format!("index {}", linear.index)))?;
-    let adapter = linear.adapters.get(selection.adapter);
-    let adapter = adapter
-        .ok_or_else(|| unfit("linear", "a loaded super-adapter", format!("number {}", selection.adapter)))?;
+    // Where there is no super-adapter of this number, only the base is left.
+    let adapter = linear.adapters.get(selection.adapter).and_then(Option::as_ref);
     let (out, inp) = (weight.rows, weight.columns.min(width));
-    let rank = adapter.as_ref().map_or(0, |adapter| adapter.a.rows);
+    let rank = adapter.map_or(0, |adapter| adapter.a.rows);
     if active.out > out || active.inp > inp || adapter.is_some() && active.rank > rank {
         return Err(unfit("linear", &format!("at most ({out}, {inp}) of rank {rank}"), active.to_string()));
     }
-    let rank = if adapter.is_some() { active.rank as i32 } else { 0 };
-    Ok(SegmentRow { out: active.out as i32, inp: active.inp as i32, rank, adapter: selection.adapter as i32 })
+    let (rank, adapter) = adapter.map_or((0, 0), |_| (active.rank as i32, selection.adapter as i32));
+    Ok(SegmentRow { out: active.out as i32, inp: active.inp as i32, rank, adapter })
 }

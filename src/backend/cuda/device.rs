@@ -64,12 +64,15 @@ pub(super) struct Device {
     _module: Arc<CudaModule>,
     step: Mutex<Step>,
     /// Tables that stay from step to step, and what is in them.
-    kept: Mutex<HashMap<u64, (Vec<u8>, CudaSlice<u8>)>>,
+    kept: Mutex<HashMap<u64, Kept>>,
     /// `Counters` of kernels/few_rows.cu: zero before and after every launch.
     counters: CudaSlice<u32>,
     /// Whether activations have memory of their own each, which the emulator watches the bounds of.
     apart: bool,
 }
+
+/// Bytes, and where they are on the device.
+type Kept = (Vec<u8>, CudaSlice<u8>);
 
 /// Recorded kernels.
 pub(super) struct Graph(CudaGraph);

@@ -51,6 +51,7 @@ kernels! {
     Sample = "sample",
     ReadAll = "read_all",
     MultiplyAdd = "multiply_add",
+    MultiplyAddMany = "multiply_add_many",
 }
 
 impl Kernel {

@@ -18,12 +18,16 @@ const BLOCKS: usize = 8;
 const THREADS: usize = 256;
 /// Multiply-adds of a thread: turns of eight.
 const TURNS: usize = 4096;
+/// The same with tensor cores: turns of eight products of 16 x 8 x 16.
+const TENSOR_TURNS: usize = 1024;
 
 /// What a GPU can do at most, in one second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     pub read_bytes_per_second: f64,
-    /// Without tensor cores. Fused multiply-adds count as two operations.
+    /// With tensor cores, by the instructions that the kernels use.
+    pub bf16_flops: f64,
+    /// Without. Fused multiply-adds count as two operations.
     pub f32_flops: f64,
 }
 
@@ -56,10 +60,14 @@ impl<'a> LimitsMeter<'a> {
         let device = &self.cuda.device;
         let result = Argument::Address(device.address(&self.result));
         let (bytes, operations) = (self.buffer.len(), 2 * 8 * TURNS * self.blocks * THREADS);
+        let warps = self.blocks * THREADS / 32;
+        let of_tensors = 2 * 16 * 8 * 16 * 8 * TENSOR_TURNS * warps;
+        let add_many = [int(TENSOR_TURNS), Argument::Float(0.999), result];
         let read = [Argument::Address(device.address(&self.buffer)), Argument::Size(bytes / 16), result];
         let add = [int(TURNS), Argument::Float(0.999), result];
         Ok(Limits {
             read_bytes_per_second: bytes as f64 / self.best(Kernel::ReadAll, &read)?,
+            bf16_flops: of_tensors as f64 / self.best(Kernel::MultiplyAddMany, &add_many)?,
             f32_flops: operations as f64 / self.best(Kernel::MultiplyAdd, &add)?,
         })
     }

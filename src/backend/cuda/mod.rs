@@ -14,6 +14,7 @@ mod few;
 mod kernel;
 mod limits;
 mod many;
+mod measure;
 mod product;
 mod rows;
 mod sample;
@@ -25,6 +26,7 @@ mod weights;
 pub use attention::Cache;
 pub use device::DeviceError;
 pub use limits::{Limits, LimitsMeter};
+pub use measure::{LayerSizes, Measured, OperationFigure, operations};
 pub use rows::{Angles, Rows};
 pub use step::Counts;
 pub use weights::{Matrix, Vector};
@@ -309,6 +311,10 @@ impl Backend for Cuda {
 
     fn finish(&self) -> Result<(), BackendError> {
         self.device.run()
+    }
+
+    fn keeps_step_memory(&self) -> bool {
+        true
     }
 
     fn bytes(&self, matrix: &Matrix, out: usize, inp: usize) -> usize {

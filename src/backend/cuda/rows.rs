@@ -73,7 +73,7 @@ impl Rows {
         let count = self.numbers();
         // SAFETY: the arguments of both kernels; rows of one length and stride.
         unsafe {
-            device.push(kernel, Grid::each(count), &[self.argument(), to.argument(), Argument::Size(count)])
+            device.push(kernel, Grid::each(count), &[self.argument(), to.argument(), Argument::Size(count)]);
         };
         Ok(to)
     }

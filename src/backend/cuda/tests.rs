@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
 /// Rows of a batch; more on a real GPU would be as quick, on the emulator they are not.
-const ROWS: [usize; 6] = [1, 2, 3, 7, 16, 64];
+const ROWS: [usize; 8] = [1, 2, 3, 7, 16, 30, 64, 133];
 const DISTRIBUTIONS: [&str; 3] = ["identical", "distinct", "skewed"];
 
 fn gpu() -> Cuda {
@@ -178,6 +178,33 @@ fn the_low_rank_product_is_what_the_reference_computes() {
     }
 }
 
+/// Large enough for every tile that there is, of which the emulator, with its few multiprocessors, then takes the largest.
+#[test]
+fn tiles_of_all_sizes_compute_the_same_product() {
+    let actives = |out: usize| {
+        [(out, 40, 8), (out / 2, 33, 1), (1, 40, 8), (out - 1, 7, 3)]
+            .map(|(out, inp, rank)| vec![ActiveLinear { out, inp, rank }])
+    };
+    for out in [70, 200, 301] {
+        for distribution in DISTRIBUTIONS {
+            let segments = segments(133, distribution, &actives(out));
+            on_both!(
+                format!("{out} outputs, {distribution}"),
+                0.0,
+                product((out, 40, 8), 133, true, &segments)
+            );
+        }
+    }
+    let actives = [300, 77, 299].map(|kept| {
+        let up = ActiveLinear { out: kept, inp: 24, rank: 1 + kept % 5 };
+        vec![up, ActiveLinear { out: 24, inp: kept, rank: 5 }]
+    });
+    for (count, width) in [(40, 300), (133, 300)] {
+        let segments = segments(count, "skewed", &actives);
+        on_both!(format!("{count} rows, {width} wide"), ROUNDED, mlp(count, 24, width, &segments));
+    }
+}
+
 #[test]
 fn a_row_is_the_same_bit_for_bit_whatever_runs_beside_it() {
     let (gpu, size) = (gpu(), (21, 70, 5));
@@ -322,7 +349,8 @@ fn draws(rows: u32, vocabulary: usize) -> Vec<(u32, Draw)> {
     let mut random = ChaCha8Rng::seed_from_u64(9);
     let mut draw = |row: u32| {
         let mut edit = |token| Edit { token, penalty: 1.5, add: random.random_range(-2.0..2.0) };
-        let mut edits = if row % 2 == 0 { Vec::new() } else { vec![edit(0), edit(vocabulary as u32)] };
+        let mut edits =
+            if row.is_multiple_of(2) { Vec::new() } else { vec![edit(0), edit(vocabulary as u32)] };
         if row % 3 == 1 && vocabulary > 7 {
             edits.push(Edit { token: 7, penalty: 1.0, add: f32::NEG_INFINITY });
         }

@@ -1,7 +1,7 @@
 //! One thing to measure: its steps, what they demand, and the seconds that they took.
 
 use super::Failure;
-use crate::backend::{Segment, Selection, SequenceSpan};
+use crate::backend::{Draw, Segment, Selection, SequenceSpan};
 use crate::model::{Batch, Executor, MultiplyAdds};
 use std::time::Instant;
 
@@ -94,13 +94,33 @@ pub(super) struct Driver<'a> {
     executor: &'a mut dyn Executor,
     blocks_each: usize,
     step_tokens: usize,
+    /// Whether steps end with the likeliest tokens, not with logits.
+    draws: bool,
 }
 
 impl<'a> Driver<'a> {
     /// Every stream has room for `stream_tokens` positions.
     pub(super) fn new(executor: &'a mut dyn Executor, stream_tokens: usize, step_tokens: usize) -> Self {
         let blocks_each = stream_tokens.div_ceil(executor.block_size());
-        Self { executor, blocks_each, step_tokens }
+        Self { executor, blocks_each, step_tokens, draws: false }
+    }
+
+    /// Where logits are on another machine than this program, `draws` leaves them there, as the server does.
+    pub(super) fn drawing(self, draws: bool) -> Self {
+        Self { draws, ..self }
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<(), Failure> {
+        if self.draws {
+            let likeliest =
+                Draw { edits: Vec::new(), temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, uniform: 0.0 };
+            let draws =
+                (0..batch.outputs.len() as u32).map(|row| (row, likeliest.clone())).collect::<Vec<_>>();
+            self.executor.sample(batch, &draws)?;
+        } else {
+            self.executor.forward(batch)?;
+        }
+        Ok(())
     }
 
     pub(super) fn case(&self, test: Test, mix: Mix, selections: &[Selection]) -> Case {
@@ -137,7 +157,7 @@ impl<'a> Driver<'a> {
     /// One step that does not count.
     pub(super) fn warm_up(&mut self, case: &Case) -> Result<(), Failure> {
         if let Some(first) = case.batches.first() {
-            self.executor.forward(first)?;
+            self.run(first)?;
         }
         Ok(())
     }
@@ -145,7 +165,7 @@ impl<'a> Driver<'a> {
     pub(super) fn time(&mut self, case: &mut Case) -> Result<(), Failure> {
         let began = Instant::now();
         for batch in &case.batches {
-            self.executor.forward(batch)?;
+            self.run(batch)?;
         }
         case.seconds.push(began.elapsed().as_secs_f64());
         Ok(())
@@ -164,6 +184,14 @@ impl<'a> Driver<'a> {
             batch
         };
         starts.map(step).collect()
+    }
+
+    /// One step of a whole prompt; the logits of its last `outputs` positions are wanted.
+    pub(super) fn whole(&self, tokens: usize, outputs: usize, by: &Selection) -> Batch {
+        let mut batch = Batch::default();
+        self.push(&mut batch, 0, 0..tokens, by);
+        batch.outputs = (tokens.saturating_sub(outputs) as u32..tokens as u32).collect();
+        batch
     }
 
     /// One token of each stream, all at the same position.

@@ -4,6 +4,7 @@ mod case;
 mod facts;
 mod figures;
 mod json;
+mod report;
 mod save;
 mod table;
 
@@ -74,6 +75,23 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     save: bool,
 
+    /// Also write into this folder: the figures as text and JSON; every sub-network's logits beside those of the processor in
+    /// f32, which have to be near; on a GPU single operations, over this base's sizes and LLaMA-7B's.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+
+    /// Rows of the steps that `--report` measures operations of.
+    #[arg(long, hide = true, value_delimiter = ',', value_parser = positive, default_value = "1,4,8,16,32,64,256,2048")]
+    report_rows: Vec<usize>,
+
+    /// Bytes of different weights that each operation goes through there.
+    #[arg(long, hide = true, default_value_t = 512 << 20)]
+    report_bytes: usize,
+
+    /// Whether LLaMA-7B's sizes are measured there too.
+    #[arg(long, hide = true, default_value_t = true, action = clap::ArgAction::Set)]
+    report_llama_7b: bool,
+
     /// How this machine is called in the catalog; by default its processor and cores.
     #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
     machine: Option<String>,
@@ -112,7 +130,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut executor = args.compute.executor(&opened, plan.pool_tokens(), BLOCK_SIZE)?;
     let load = load.end(executor.weight_bytes());
 
-    let mut driver = Driver::new(&mut *executor, plan.stream_tokens(), args.step_tokens);
+    let draws = args.compute.gpu_name()?.is_some();
+    let mut driver = Driver::new(&mut *executor, plan.stream_tokens(), args.step_tokens).drawing(draws);
     let mut cases = plan.cases(args, &driver, &selections);
     let cpu = args.compute.cpu();
     let meter = args.compute.meter(&cpu)?;
@@ -131,10 +150,18 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         names: names(&opened, &selections),
     };
     let figures = figures(&cases, &limits);
+    let (text, lines) =
+        (table::text(&facts, args, &limits, &figures), json::lines(&facts, args, &limits, &figures));
     if args.json {
-        json::lines(&facts, args, &limits, &figures).iter().for_each(|line| println!("{line}"));
+        lines.iter().for_each(|line| println!("{line}"));
     } else {
-        print!("{}", table::text(&facts, args, &limits, &figures));
+        print!("{text}");
+    }
+    if let Some(folder) = &args.report {
+        report::figures(folder, &text, &lines)?;
+        #[cfg(feature = "cuda")]
+        report::operations(folder, args, &opened)?;
+        report::checks(folder, args, &opened, &selections, &mut *executor)?;
     }
     if args.save {
         save::save(&mut opened, &facts, &figures)?;

@@ -8,7 +8,10 @@ pub use load::{LoadError, SuperAdapter, load, load_merged};
 pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
 
 use super::{Batch, Executor, Logits, MultiplyAdds, Outputs};
-use crate::backend::{AttentionShape, Backend, BackendError, CacheLayout, Draw, GatedMlp, Linear, Norm};
+use crate::backend::{
+    AttentionShape, Backend, BackendError, CacheLayout, Draw, GatedMlp, Linear, Norm, Segment, Selection,
+    SequenceSpan,
+};
 use std::sync::Arc;
 
 /// A LLaMA with every super-adapter that shares its base.
@@ -159,6 +162,24 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
         };
         let choices = draws.iter().zip(choices).map(|((row, _), choice)| (*row as usize, choice));
         Ok(Outputs::arranged(count, choices, Logits { values, vocabulary }))
+    }
+
+    /// One step of so many rows of one sequence, all of whose logits are wanted.
+    fn prepare(&mut self, rows: usize, selection: &Selection) -> Result<(), BackendError> {
+        if !self.backend.keeps_step_memory() {
+            return Ok(());
+        }
+        let rows = rows.clamp(1, (self.layout.blocks * self.layout.block_size).max(1));
+        let blocks = rows.div_ceil(self.layout.block_size.max(1)) as u32;
+        let batch = Batch {
+            tokens: vec![0; rows],
+            positions: (0..rows as u32).collect(),
+            segments: vec![Segment { rows: 0..rows, selection: selection.clone() }],
+            spans: vec![SequenceSpan { rows: 0..rows, start: 0, blocks: (0..blocks).collect() }],
+            outputs: (0..rows as u32).collect(),
+        };
+        self.model.forward(&self.backend, &batch, Some(&mut self.cache))?;
+        self.backend.finish()
     }
 
     fn vocabulary(&self) -> usize {
