@@ -13,6 +13,7 @@ mod error;
 mod log;
 mod recipe;
 mod reorder;
+mod stages;
 
 pub use adapter::fresh_adapter;
 pub use checkpoint::Checkpoint;
@@ -21,8 +22,8 @@ pub use log::{LogLine, TrainingLog};
 pub use recipe::Recipe;
 pub use reorder::{CALIBRATION_SEQUENCES, importance_orders};
 
-use crate::backend::reference::{AdamW, AdamWOptions, Loss, Reference};
-use crate::backend::{Segment, Selection, SequenceSpan};
+use crate::backend::Selection;
+use crate::backend::reference::{AdamW, AdamWOptions, Reference};
 use crate::data;
 use crate::model::Batch;
 use crate::model::llama::Llama;
@@ -30,6 +31,7 @@ use crate::supernet::{HEURISTIC, MAXIMAL, MINIMAL, ModelShape, SearchSpace, SubN
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use stages::{OnBatch, whole_sequences};
 use std::sync::Arc;
 
 /// A super-network in training.
@@ -45,6 +47,8 @@ pub struct Trainer {
     optimizer: AdamW,
     /// Token sequences, each at least two tokens long.
     sequences: Vec<Vec<u32>>,
+    /// Whether activations are computed again rather than remembered.
+    recompute: bool,
     /// Micro-batches done so far, over all epochs.
     done: u64,
 }
@@ -99,7 +103,14 @@ impl Trainer {
         let others = others.map(|i| backend.beside(recipe.seed.wrapping_add(i))).collect::<Vec<_>>();
         let backends = std::iter::once(backend).chain(others).collect();
         let plain = Reference::on_one_thread();
-        Ok(Self { backends, plain, model, shape, space, recipe, optimizer, sequences, done: 0 })
+        let recompute = false;
+        Ok(Self { backends, plain, model, shape, space, recipe, optimizer, sequences, recompute, done: 0 })
+    }
+
+    /// Gradient checkpointing: whether of each layer only its input is remembered and the rest computed again for the
+    /// gradient, which takes a third more time and little memory. It changes no number, so it is no part of the recipe.
+    pub fn checkpoint_gradients(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// Micro-batches of the whole training.
@@ -143,8 +154,11 @@ impl Trainer {
         let parts = parts(sequences, self.backends.len());
         let run = |(part, backend): (&Vec<&[u32]>, &Reference)| {
             backend.start_dropout(number);
-            let (loss, tokens) = self.loss(backend, part, &sub_network)?;
-            Ok((loss.value()?, tokens, loss.backward()?))
+            let (batch, targets) = self.batch(part, &sub_network);
+            let stages =
+                OnBatch { pass: self.model.pass(backend, &batch)?, batch: &batch, targets: &targets };
+            let (loss, gradients) = backend.loss_and_gradients(&stages, self.recompute)?;
+            Ok((loss, targets.len(), gradients))
         };
         let done = parts.par_iter().zip(&self.backends).map(run).collect::<Result<Vec<_>, TrainError>>()?;
         let tokens = done.iter().map(|(_, tokens, _)| tokens).sum::<usize>();
@@ -183,8 +197,8 @@ impl Trainer {
             let chunks = sequences.par_chunks(self.recipe.micro_batch);
             let losses = chunks.map(|chunk| {
                 let chunk = chunk.iter().map(Vec::as_slice).collect::<Vec<_>>();
-                let (loss, tokens) = self.loss(&self.plain, &chunk, &sub_network)?;
-                Ok((f64::from(loss.value()?) * tokens as f64, tokens))
+                let (loss, tokens) = self.loss(&chunk, &sub_network)?;
+                Ok((f64::from(loss) * tokens as f64, tokens))
             });
             let losses = losses.collect::<Result<Vec<_>, TrainError>>()?;
             let count = losses.iter().map(|(_, tokens)| tokens).sum::<usize>();
@@ -200,25 +214,24 @@ impl Trainer {
     /// The mean loss of one sub-network over `sequences`, without dropout; nothing is learnt from it.
     pub fn loss_of(&self, sequences: &[Vec<u32>], sub_network: &SubNetwork) -> Result<f32, TrainError> {
         let sequences = sequences.iter().map(Vec::as_slice).collect::<Vec<_>>();
-        let (loss, _) = self.loss(&self.plain, &sequences, sub_network)?;
-        Ok(loss.value()?)
+        Ok(self.loss(&sequences, sub_network)?.0)
     }
 
     fn per_epoch(&self) -> usize {
         self.recipe.micro_batches_per_epoch(self.sequences.len())
     }
 
-    /// The mean cross-entropy of every next token, and how many there are.
-    fn loss(
-        &self,
-        backend: &Reference,
-        sequences: &[&[u32]],
-        sub_network: &SubNetwork,
-    ) -> Result<(Loss, usize), TrainError> {
+    /// The mean cross-entropy of every next token, without dropout, and how many there are.
+    fn loss(&self, sequences: &[&[u32]], sub_network: &SubNetwork) -> Result<(f32, usize), TrainError> {
+        let (batch, targets) = self.batch(sequences, sub_network);
+        let stages =
+            OnBatch { pass: self.model.pass(&self.plain, &batch)?, batch: &batch, targets: &targets };
+        Ok((self.plain.loss(&stages)?, targets.len()))
+    }
+
+    fn batch(&self, sequences: &[&[u32]], sub_network: &SubNetwork) -> (Batch, Vec<u32>) {
         let shape = Arc::new(self.space.resolve(&self.shape, sub_network));
-        let (batch, targets) = whole_sequences(sequences, Selection { adapter: 0, subnetwork: 0, shape });
-        let logits = self.model.forward(backend, &batch, None)?;
-        Ok((backend.cross_entropy(&logits, &targets)?, targets.len()))
+        whole_sequences(sequences, Selection { adapter: 0, subnetwork: 0, shape })
     }
 }
 
@@ -239,20 +252,3 @@ fn parts(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<&[u32]>> {
 
 /// The catalog's names in the order of [`Validation`]'s fields.
 pub const VALIDATED: [&str; 3] = [MAXIMAL, HEURISTIC, MINIMAL];
-
-/// Packs whole sequences below each other; every row but each sequence's last one predicts the next token.
-fn whole_sequences(sequences: &[&[u32]], selection: Selection) -> (Batch, Vec<u32>) {
-    let mut batch = Batch::default();
-    let mut targets = Vec::new();
-    for sequence in sequences {
-        let first = batch.tokens.len();
-        let rows = first..first + sequence.len();
-        batch.tokens.extend(*sequence);
-        batch.positions.extend(0..sequence.len() as u32);
-        batch.outputs.extend(first as u32..(rows.end - 1) as u32);
-        targets.extend(&sequence[1..]);
-        batch.spans.push(SequenceSpan { rows, start: 0, blocks: Vec::new() });
-    }
-    batch.segments.push(Segment { rows: 0..batch.tokens.len(), selection });
-    (batch, targets)
-}

@@ -5,7 +5,8 @@
 //! with `act = silu(gate) * up` over calibration sequences. The permutation is exact: it moves gate and up rows and
 //! down columns together and leaves the full-width model as it was.
 
-use super::{TrainError, whole_sequences};
+use super::TrainError;
+use super::stages::whole_sequences;
 use crate::artifact::Base;
 use crate::backend::Selection;
 use crate::backend::reference::Reference;

@@ -158,9 +158,11 @@ impl CustomOp1 for Rotary {
     }
 }
 
-/// The mean of `-log softmax(logits)[target]` over the rows of `logits (n, V)`.
+/// The sum of `-log softmax(logits)[target]` over the rows of `logits (n, V)`, divided by `count`.
 pub(super) struct CrossEntropy {
     pub(super) targets: Vec<u32>,
+    /// The rows that the mean is over: more than `n` where the others' logits are computed at another time.
+    pub(super) count: usize,
 }
 
 impl CrossEntropy {
@@ -191,12 +193,12 @@ impl CustomOp1 for CrossEntropy {
         }
         let losses =
             self.rows(contiguous(logits, layout)?).map(|(t, row)| f64::from(log_sum_exp(row) - row[t]));
-        let mean = losses.sum::<f64>() / rows as f64;
+        let mean = losses.sum::<f64>() / self.count as f64;
         Ok((CpuStorage::F32(vec![mean as f32]), Shape::from(())))
     }
 
     fn bwd(&self, logits: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let weight = dy.to_scalar::<f32>()? / self.targets.len() as f32;
+        let weight = dy.to_scalar::<f32>()? / self.count as f32;
         let gradient = with_values(logits, |logits| {
             let mut gradient = Vec::with_capacity(logits.len());
             for (target, row) in self.rows(logits) {

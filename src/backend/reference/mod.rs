@@ -8,12 +8,14 @@
 mod attention;
 mod elastic;
 mod fused;
+mod gradients;
 mod product;
 #[cfg(test)]
 mod tests;
 mod training;
 
-pub use training::{AdamW, AdamWOptions, AdamWState, Gradients, Loss, NamedTensor};
+pub use gradients::{Gradients, Stages};
+pub use training::{AdamW, AdamWOptions, AdamWState, NamedTensor};
 
 use super::{
     Adapter, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment,
@@ -109,6 +111,24 @@ impl Reference {
         let stays = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]])) >= threshold;
         let keep = bits.chunks_exact(2).map(stays).collect();
         Some(Mask { keep, scale: (1.0 / (1.0 - training.dropout)) as f32 })
+    }
+
+    /// Starts the dropout's random stream of one micro-batch: the same masks whatever ran before, so that training
+    /// can continue after a restart without remembering a generator.
+    pub fn start_dropout(&self, micro_batch: u64) {
+        self.continue_dropout(u128::from(micro_batch) << 40);
+    }
+
+    /// How far the dropout's random stream is.
+    fn dropout_position(&self) -> u128 {
+        self.training.as_ref().map_or(0, |training| lock(&training.state).random.get_word_pos())
+    }
+
+    /// Draws the same masks once more that were drawn after this position.
+    fn continue_dropout(&self, position: u128) {
+        if let Some(training) = &self.training {
+            lock(&training.state).random.set_word_pos(position);
+        }
     }
 
     /// `W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)` for the rows `x (t, i)` of one segment.

@@ -162,7 +162,7 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
         check(
             "cross entropy",
             &[(rows, 300)],
-            |v| v[0].apply_op1(CrossEntropy { targets: targets.clone() }),
+            |v| v[0].apply_op1(CrossEntropy { targets: targets.clone(), count: rows }),
             |v| {
                 let targets = Tensor::new(targets.as_slice(), &device)?.unsqueeze(1)?;
                 let log_sum = v[0].exp()?.sum_keepdim(D::Minus1)?.log()?;
@@ -180,7 +180,7 @@ fn operands_that_do_not_fit_are_refused() {
     assert!(frozen(4, 3).product(x.as_tensor()).is_ok());
     assert!(frozen(5, 3).product(x.as_tensor()).is_err());
     assert!(frozen(4, 2).product(x.as_tensor()).is_err());
-    let wrong_targets = CrossEntropy { targets: vec![0, 3] };
+    let wrong_targets = CrossEntropy { targets: vec![0, 3], count: 2 };
     assert!(x.as_tensor().apply_op1(wrong_targets).is_err());
     let too_few = Rotary { turns: Arc::new(vec![(0.0, 1.0)]), head_size: 2 };
     assert!(x.as_tensor().apply_op1(too_few).is_err());

@@ -1,33 +1,15 @@
-//! Loss, gradients and AdamW over the reference backend's variables.
+//! AdamW over the reference backend's variables.
 //!
 //! The adapters are a few million numbers, so the optimizer works on plain host vectors, where its arithmetic can be
 //! read. A variable outside the sampled prefix has a zero gradient, not none: its moments decay and weight decay
 //! still acts, as in LoNAS.
 
-use super::fused::CrossEntropy;
+use super::gradients::Gradients;
 use super::product::with_values;
 use super::{Reference, lock, named};
 use crate::backend::BackendError;
-use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
-
-/// A scalar with its graph.
-pub struct Loss(Tensor);
-
-impl Loss {
-    pub fn value(&self) -> Result<f32, BackendError> {
-        named("loss", self.0.to_scalar())
-    }
-
-    /// Runs backwards through everything that the loss came from.
-    pub fn backward(&self) -> Result<Gradients, BackendError> {
-        named("backward", self.0.backward()).map(Gradients)
-    }
-}
-
-/// The gradient of one loss for every variable that it depends on.
-pub struct Gradients(GradStore);
 
 /// A tensor's name, shape and row-major values.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,22 +21,8 @@ pub struct NamedTensor {
 }
 
 impl Reference {
-    /// The mean cross-entropy of `logits (n, V)` against `targets (n)`, natural log.
-    pub fn cross_entropy(&self, logits: &Tensor, targets: &[u32]) -> Result<Loss, BackendError> {
-        let mean = logits.contiguous().and_then(|l| l.apply_op1(CrossEntropy { targets: targets.to_vec() }));
-        named("cross entropy", mean).map(Loss)
-    }
-
     fn variables(&self) -> Vec<(String, Var)> {
         self.training.as_ref().map(|t| lock(&t.state).variables.clone()).unwrap_or_default()
-    }
-
-    /// Starts the dropout's random stream of one micro-batch: the same masks whatever ran before, so that training
-    /// can continue after a restart without remembering a generator.
-    pub fn start_dropout(&self, micro_batch: u64) {
-        if let Some(training) = &self.training {
-            lock(&training.state).random.set_word_pos(u128::from(micro_batch) << 40);
-        }
     }
 }
 
@@ -115,7 +83,7 @@ impl AdamW {
     /// Adds `weight` times these gradients to what the next step will use.
     pub fn accumulate(&mut self, gradients: &Gradients, weight: f64) -> Result<(), BackendError> {
         self.parameters.par_iter_mut().try_for_each(|parameter| {
-            let Some(gradient) = gradients.0.get(parameter.variable.as_tensor()) else { return Ok(()) };
+            let Some(gradient) = gradients.of(&parameter.variable) else { return Ok(()) };
             let sums = &mut parameter.gradient;
             let add = |gradient: &[f32]| {
                 sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g * weight as f32);

@@ -40,6 +40,50 @@ struct Layer<B: Backend> {
     mlp: GatedMlp<B>,
 }
 
+/// One batch on its way through a model, stage by stage: what [`Llama::forward`] does in one go.
+pub struct Pass<'a, B: Backend> {
+    model: &'a Llama<B>,
+    backend: &'a B,
+    batch: &'a Batch,
+    angles: B::Angles,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    pub fn layers(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    /// `(T, H)`: what the first layer takes.
+    pub fn embed(&self) -> Result<B::Rows, BackendError> {
+        self.backend.embed(&self.model.embedding, &self.batch.tokens)
+    }
+
+    /// `x (T, H)` to the same after layer `index`, one of `0..layers()`.
+    pub fn layer(
+        &self,
+        index: usize,
+        x: B::Rows,
+        cache: Option<&mut B::Cache>,
+    ) -> Result<B::Rows, BackendError> {
+        let Self { model, backend, batch, angles } = self;
+        let Batch { segments, spans, .. } = batch;
+        let (layer, eps) = (&model.layers[index], model.eps);
+        let qkv = [&layer.q, &layer.k, &layer.v];
+        let qkv = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
+        let cache = cache.map(|cache| (cache, index));
+        let attended = backend.rotary_attention(qkv, angles, &model.attention, spans, cache)?;
+        let x = backend.linear_onto(x, &attended, &layer.o, segments)?;
+        backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
+    }
+
+    /// Logits `(rows.len(), V)` of these rows of what the last layer gave.
+    pub fn logits(&self, x: &B::Rows, rows: &[u32]) -> Result<B::Rows, BackendError> {
+        let Self { model, backend, .. } = self;
+        let normed = backend.rms_norm(&backend.select(x, rows)?, &model.norm, model.eps)?;
+        backend.logits(&normed, &model.head)
+    }
+}
+
 impl<B: Backend> Llama<B> {
     /// Logits `(outputs, V)` of the rows that the batch wants.
     ///
@@ -50,33 +94,18 @@ impl<B: Backend> Llama<B> {
         batch: &Batch,
         mut cache: Option<&mut B::Cache>,
     ) -> Result<B::Rows, BackendError> {
-        let angles = backend.angles(&batch.positions, &self.inverse_frequencies)?;
-        let mut x = backend.embed(&self.embedding, &batch.tokens)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let cache = cache.as_deref_mut().map(|cache| (cache, index));
-            x = self.layer(backend, layer, x, (batch, &angles), cache)?;
+        let pass = self.pass(backend, batch)?;
+        let mut x = pass.embed()?;
+        for index in 0..pass.layers() {
+            x = pass.layer(index, x, cache.as_deref_mut())?;
         }
-        let wanted = backend.select(&x, &batch.outputs)?;
-        let normed = backend.rms_norm(&wanted, &self.norm, self.eps)?;
-        backend.logits(&normed, &self.head)
+        pass.logits(&x, &batch.outputs)
     }
 
-    /// `x (T, H)` to the same after one layer.
-    fn layer(
-        &self,
-        backend: &B,
-        layer: &Layer<B>,
-        x: B::Rows,
-        (batch, angles): (&Batch, &B::Angles),
-        cache: Option<(&mut B::Cache, usize)>,
-    ) -> Result<B::Rows, BackendError> {
-        let Batch { segments, spans, .. } = batch;
-        let eps = self.eps;
-        let qkv = [&layer.q, &layer.k, &layer.v];
-        let qkv = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
-        let attended = backend.rotary_attention(qkv, angles, &self.attention, spans, cache)?;
-        let x = backend.linear_onto(x, &attended, &layer.o, segments)?;
-        backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
+    /// Begins a forward whose stages the caller runs.
+    pub fn pass<'a>(&'a self, backend: &'a B, batch: &'a Batch) -> Result<Pass<'a, B>, BackendError> {
+        let angles = backend.angles(&batch.positions, &self.inverse_frequencies)?;
+        Ok(Pass { model: self, backend, batch, angles })
     }
 
     /// The pool that this model needs for `blocks` blocks of `block_size` positions.
