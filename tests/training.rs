@@ -1,7 +1,7 @@
 //! Training against PyTorch + PEFT: ten optimizer steps, every gradient.
 
 use crate::golden::{self, Supernet};
-use lonas::backend::reference::Reference;
+use lonas::backend::reference::{Compute, NamedTensor, Reference};
 use lonas::train::{Recipe, Trainer};
 
 #[derive(serde::Deserialize)]
@@ -25,7 +25,11 @@ struct MicroBatch {
 }
 
 fn trainer(net: &Supernet, recipe: Recipe, sequences: Vec<Vec<u32>>) -> Trainer {
-    let backend = Reference::for_training(recipe.dropout, recipe.seed);
+    trainer_on(Compute::cpu(), net, recipe, sequences)
+}
+
+fn trainer_on(compute: Compute, net: &Supernet, recipe: Recipe, sequences: Vec<Vec<u32>>) -> Trainer {
+    let backend = Reference::for_training(recipe.dropout, recipe.seed).on(compute);
     let model = net.load(&backend);
     Trainer::new(backend, model, net.shape.clone(), net.space.clone(), recipe, sequences).unwrap()
 }
@@ -33,8 +37,15 @@ fn trainer(net: &Supernet, recipe: Recipe, sequences: Vec<Vec<u32>>) -> Trainer 
 #[test]
 fn ten_steps_are_those_of_pytorch_and_peft() {
     let net = Supernet::open("tiny-tied/base", "tiny-tied");
-    // One thread, and more than a micro-batch has sequences.
-    for (name, threads) in [("plain", 1), ("decay", 1), ("plain", 2), ("plain", 5)] {
+    // One thread, and more than a micro-batch has sequences; by our operations and by those for other devices.
+    let (ours, composed) = (Compute::cpu(), Compute::composed(false));
+    for (name, threads, compute) in [
+        ("plain", 1, &ours),
+        ("decay", 1, &ours),
+        ("plain", 2, &ours),
+        ("plain", 5, &ours),
+        ("decay", 1, &composed),
+    ] {
         let golden: Training = golden::json(&format!("training/{name}.json"));
         let recipe = Recipe {
             epochs: golden.epochs,
@@ -47,7 +58,8 @@ fn ten_steps_are_those_of_pytorch_and_peft() {
             ..Recipe::default()
         };
         // The data's length decides the schedule; the micro-batches themselves are the golden ones.
-        let mut trainer = trainer(&net, recipe, vec![vec![3, 4]; golden.sequences]);
+        let mut trainer = trainer_on(compute.clone(), &net, recipe, vec![vec![3, 4]; golden.sequences]);
+        trainer.checkpoint_gradients(compute.is_composed());
         assert_eq!(trainer.total(), golden.micro_batches.len() as u64);
         for (i, expected) in golden.micro_batches.iter().enumerate() {
             let sub_network = net.space.sub_network(expected.choices.clone()).unwrap();
@@ -94,5 +106,35 @@ fn every_adapter_tensor_has_pytorchs_gradient() {
         assert!(largest > 0.0, "{} has no gradient, so nothing would be checked", gradient.name);
         let off = golden::distance(&doubled, expected);
         assert!(off <= 1e-3 * largest, "{}: off by {off} of {largest}", gradient.name);
+    }
+}
+
+#[test]
+fn a_gradient_through_bf16_weights_is_that_of_f32_but_for_rounding() {
+    // A base whose weights are bf16 already: what differs is that every product rounds its input and its result.
+    let net = Supernet::open("tiny-untied-bf16/base", "tiny-untied-bf16");
+    let sequences = [11, 2, 7].map(|n| (0..n).map(|i| 3 + i * 17 % 80).collect::<Vec<u32>>());
+    let sub_network = net.space.pick(|group, choices| (group + 1) % choices);
+    let run = |compute: Compute| {
+        let recipe = Recipe { dropout: 0.2, accumulation: 2, ..Recipe::default() };
+        let mut trainer = trainer_on(compute, &net, recipe, vec![vec![3, 4]; 9]);
+        let loss = trainer.step_on(&sequences, sub_network.clone()).unwrap().loss;
+        (loss, trainer.optimizer().gradients())
+    };
+    let ((exact, of_exact), (rounded, of_rounded)) = (run(Compute::cpu()), run(Compute::composed(true)));
+    assert_ne!(exact, rounded);
+    // Half a unit in the last of 8 bits is 2e-3. A loss goes through some 20 products in a row whose errors have
+    // random signs, sqrt(20) of them, and is a mean over rows of a logarithm of exponentials of logits of a few units.
+    assert!((exact - rounded).abs() < 0.02, "loss {rounded} not {exact}");
+    for (exact, rounded) in of_exact.iter().zip(&of_rounded) {
+        let dot = |a: &NamedTensor, b: &NamedTensor| {
+            a.values.iter().zip(&b.values).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        let (length, off) = (dot(exact, exact).sqrt(), dot(rounded, rounded).sqrt());
+        assert!(length > 0.0, "{} has no gradient, so nothing would be checked", exact.name);
+        let cosine = dot(exact, rounded) / (length * off);
+        // Twice as many products, there and back: sqrt(40) times 2e-3 is a hundredth of the length, and a tenth would
+        // still leave the cosine above 0.995.
+        assert!(cosine > 0.995 && (off / length - 1.0).abs() < 0.1, "{}: {cosine}, {off}", exact.name);
     }
 }

@@ -101,8 +101,8 @@ impl Trainer {
         let optimizer = AdamW::new(&backend, options)?;
         let others = 1..recipe.threads as u64;
         let others = others.map(|i| backend.beside(recipe.seed.wrapping_add(i))).collect::<Vec<_>>();
+        let plain = Reference::on_one_thread().on(backend.compute().clone());
         let backends = std::iter::once(backend).chain(others).collect();
-        let plain = Reference::on_one_thread();
         let recompute = false;
         Ok(Self { backends, plain, model, shape, space, recipe, optimizer, sequences, recompute, done: 0 })
     }
@@ -194,13 +194,18 @@ impl Trainer {
     /// Mean loss over `sequences`, each token counted once, of the three sub-networks that always exist.
     pub fn validate(&self, sequences: &[Vec<u32>]) -> Result<Validation, TrainError> {
         let mean = |sub_network: SubNetwork| -> Result<f64, TrainError> {
-            let chunks = sequences.par_chunks(self.recipe.micro_batch);
-            let losses = chunks.map(|chunk| {
+            let of_chunk = |chunk: &[Vec<u32>]| {
                 let chunk = chunk.iter().map(Vec::as_slice).collect::<Vec<_>>();
                 let (loss, tokens) = self.loss(&chunk, &sub_network)?;
                 Ok((f64::from(loss) * tokens as f64, tokens))
+            };
+            // As many at once as in training, which a GPU's memory may be full with.
+            let at_once = sequences.chunks(self.recipe.micro_batch * self.backends.len());
+            let losses = at_once.map(|chunks| {
+                let losses = chunks.par_chunks(self.recipe.micro_batch).map(of_chunk);
+                losses.collect::<Result<Vec<_>, TrainError>>()
             });
-            let losses = losses.collect::<Result<Vec<_>, TrainError>>()?;
+            let losses = losses.collect::<Result<Vec<_>, _>>()?.concat();
             let count = losses.iter().map(|(_, tokens)| tokens).sum::<usize>();
             Ok(losses.iter().map(|(sum, _)| sum).sum::<f64>() / count.max(1) as f64)
         };

@@ -11,11 +11,17 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 pub(super) struct Mask {
     /// Whether each element stays.
     pub(super) keep: Vec<bool>,
+    /// The same as bytes on another device, to which it has moved.
+    pub(super) on_device: Option<Tensor>,
     /// What stays is scaled up by this much.
     pub(super) scale: f32,
 }
 
 impl Mask {
+    pub(super) fn new(keep: Vec<bool>, scale: f32) -> Self {
+        Self { keep, on_device: None, scale }
+    }
+
     fn apply(&self, values: &mut [f32]) {
         for (value, &keep) in values.iter_mut().zip(&self.keep) {
             *value = if keep { *value * self.scale } else { 0.0 };
@@ -23,7 +29,7 @@ impl Mask {
     }
 }
 
-/// A frozen weight with the part of it that is in use.
+/// `x (T, i)` to `x W[:o,:i]^T (T, o)`: a frozen weight with the part of it that is in use.
 pub(super) struct Frozen {
     /// `(out, inp)`, contiguous.
     pub(super) weight: Tensor,
@@ -33,11 +39,6 @@ pub(super) struct Frozen {
 }
 
 impl Frozen {
-    /// `x (T, i)` to `x W[:o,:i]^T (T, o)`.
-    pub(super) fn product(self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op1(self)
-    }
-
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let mut y = vec![0.0; x.len() / self.inp * self.out];
         let stride = self.weight.dim(1)?;
@@ -92,7 +93,7 @@ impl CustomOp1 for Frozen {
     }
 }
 
-/// The frozen product and the adapter's, of `x (T, i)`, `A (R, inp)` and `B (out, R)`.
+/// The frozen product and the adapter's, of `x (T, i)`, `A (R, inp)` and `B (out, R)`: `(T, o)`.
 pub(super) struct Elastic {
     pub(super) frozen: Frozen,
     pub(super) rank: usize,
@@ -105,11 +106,6 @@ impl Elastic {
     pub(super) fn new(weight: Tensor, active: ActiveLinear, scale: f32, threads: usize) -> Self {
         let ActiveLinear { out, inp, rank } = active;
         Self { frozen: Frozen { weight, out, inp, threads }, rank, scale, dropout: None }
-    }
-
-    /// `(T, o)`
-    pub(super) fn product(self, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op3(a, b, self)
     }
 
     fn dropped(&self, x: &[f32]) -> Vec<f32> {

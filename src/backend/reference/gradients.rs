@@ -18,7 +18,7 @@ use std::ops::Range;
 
 /// Rows whose logits exist at the same time. Fewer would not use a processor well: each time, the product with the
 /// vocabulary reads all of it.
-const LOGITS_ROWS: usize = 128;
+pub const LOGITS_ROWS: usize = 128;
 
 type Done<T> = std::result::Result<T, BackendError>;
 
@@ -51,7 +51,7 @@ impl Reference {
             // Nothing goes back, so nothing need be remembered.
             x = stages.layer(layer, x)?.detach();
         }
-        loss_of_rows(stages, &x, |_| Ok(()))
+        self.loss_of_rows(stages, &x, |_| Ok(()))
     }
 
     /// The mean cross-entropy of all targets, and its gradient. With `recompute`, each layer's input is all that is
@@ -71,7 +71,7 @@ impl Reference {
         let last = variable(&x)?;
         let mut gradients = Gradients::default();
         let mut above = named("loss", last.zeros_like())?;
-        let loss = loss_of_rows(stages, &last, |part| {
+        let loss = self.loss_of_rows(stages, &last, |part| {
             let of_part = gradients.go_back(part, &part.ones_like()?, &last)?;
             above = (&above + of_part)?;
             Ok(())
@@ -91,30 +91,36 @@ impl Reference {
         }
         Ok((loss, gradients))
     }
+
+    /// The mean cross-entropy of all targets from what the last layer gave. `each` gets every summand while its graph
+    /// still exists.
+    fn loss_of_rows(
+        &self,
+        stages: &impl Stages,
+        x: &Tensor,
+        mut each: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Done<f32> {
+        let targets = stages.targets();
+        let mut mean = 0.0;
+        for start in (0..targets.len()).step_by(LOGITS_ROWS) {
+            let rows = start..targets.len().min(start + LOGITS_ROWS);
+            let cross_entropy =
+                CrossEntropy { targets: targets[rows.clone()].to_vec(), count: targets.len() };
+            let logits = stages.logits(x, rows)?;
+            let part = || {
+                let part = self.compute.run1(cross_entropy, &logits)?;
+                each(&part)?;
+                part.to_scalar::<f32>()
+            };
+            mean += f64::from(named("loss", part())?);
+        }
+        Ok(mean as f32)
+    }
 }
 
 /// A copy that gradients can be asked for.
 fn variable(x: &Tensor) -> Done<Var> {
     named("backward", Var::from_tensor(&x.detach()))
-}
-
-/// The mean cross-entropy of all targets from what the last layer gave. `each` gets every summand while its graph
-/// still exists.
-fn loss_of_rows(stages: &impl Stages, x: &Tensor, mut each: impl FnMut(&Tensor) -> Result<()>) -> Done<f32> {
-    let targets = stages.targets();
-    let mut mean = 0.0;
-    for start in (0..targets.len()).step_by(LOGITS_ROWS) {
-        let rows = start..targets.len().min(start + LOGITS_ROWS);
-        let cross_entropy = CrossEntropy { targets: targets[rows.clone()].to_vec(), count: targets.len() };
-        let logits = stages.logits(x, rows)?;
-        let part = || {
-            let part = logits.contiguous()?.apply_op1(cross_entropy)?;
-            each(&part)?;
-            part.to_scalar::<f32>()
-        };
-        mean += f64::from(named("loss", part())?);
-    }
-    Ok(mean as f32)
 }
 
 impl Gradients {

@@ -1,11 +1,13 @@
-//! The reference backend: candle tensors in f32, every operation differentiable.
+//! The reference backend: candle tensors, every operation differentiable. In f32; on a GPU with frozen weights in bf16.
 //!
 //! It trains, and it is the oracle for the other backends, so every operation is written to be read. candle's fused
 //! norm, softmax, rotary and attention operations drop the gradient without an error and are not used. What dominates
-//! a training step is an operation of our own with its backward pass beside it (`elastic`, `fused`); everything
-//! else is composed.
+//! a training step is an operation of our own with its backward pass beside it (`elastic`, `fused`; where that code
+//! cannot run, `composed`); everything else is composed.
 
 mod attention;
+mod composed;
+mod compute;
 mod elastic;
 mod fused;
 mod gradients;
@@ -14,7 +16,8 @@ mod product;
 mod tests;
 mod training;
 
-pub use gradients::{Gradients, Stages};
+pub use compute::{Compute, ComputeError};
+pub use gradients::{Gradients, LOGITS_ROWS, Stages};
 pub use training::{AdamW, AdamWOptions, AdamWState, NamedTensor};
 
 use super::{
@@ -24,17 +27,18 @@ use super::{
 use crate::supernet::ActiveLinear;
 use crate::weights::{HostMatrix, HostVector};
 use attention::{PagedCache, attend};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use elastic::{Elastic, Frozen, Mask};
 use fused::{Gated, RmsNorm, Rotary, Turns};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// f32 on candle's CPU device.
+/// candle, on the processor or a GPU.
 pub struct Reference {
-    device: Device,
+    compute: Compute,
     /// That one product may use.
     threads: usize,
     training: Option<Training>,
@@ -58,16 +62,28 @@ struct TrainingState {
     variables: Vec<(String, Var)>,
 }
 
+/// Elements of a mask that one thread draws at a time; two share a word of the random stream.
+const MASK_PIECE: usize = 1 << 16;
+
 impl Reference {
     /// For inference: no variable, no dropout.
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { device: Device::Cpu, threads, training: None, channels: None }
+        Self { compute: Compute::cpu(), threads, training: None, channels: None }
     }
 
     /// For inference beside a training's threads.
     pub fn on_one_thread() -> Self {
         Self { threads: 1, ..Self::new() }
+    }
+
+    /// The same on another device or in other numbers; before anything is loaded.
+    pub fn on(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+
+    pub fn compute(&self) -> &Compute {
+        &self.compute
     }
 
     /// For inference that also measures how strongly each MLP channel is used; see [`Self::channel_squares`].
@@ -85,32 +101,52 @@ impl Reference {
     pub fn for_training(dropout: f64, seed: u64) -> Self {
         let state = TrainingState { random: ChaCha8Rng::seed_from_u64(seed), variables: Vec::new() };
         let training = Training { dropout, state: Mutex::new(state) };
-        Self { device: Device::Cpu, threads: 1, training: Some(training), channels: None }
+        Self { compute: Compute::cpu(), threads: 1, training: Some(training), channels: None }
     }
 
     /// Another one for the same model on another thread, with the dropout of its own that `seed` decides. The variables
     /// stay with the first.
     pub fn beside(&self, seed: u64) -> Self {
-        Self::for_training(self.training.as_ref().map_or(0.0, |t| t.dropout), seed)
+        let dropout = self.training.as_ref().map_or(0.0, |t| t.dropout);
+        Self::for_training(dropout, seed).on(self.compute.clone())
     }
 
-    fn tensor(&self, host: &HostMatrix) -> candle_core::Result<Tensor> {
-        Tensor::from_vec(host.to_f32(), (host.rows, host.columns), &self.device)
+    /// In numbers of this type; rounded before it goes to the device, which need not have room for more.
+    fn tensor(&self, host: &HostMatrix, numbers: DType) -> candle_core::Result<Tensor> {
+        let values = Tensor::from_vec(host.to_f32(), (host.rows, host.columns), &Device::Cpu)?;
+        values.to_dtype(numbers)?.to_device(&self.compute.device)
     }
 
     /// Which of so many elements stay, by the training's probability; `None` for all of them.
     fn dropout(&self, elements: usize) -> Option<Mask> {
+        // A GPU waits for one graph's masks, so all threads draw them; on the processor, each draws those of its own.
+        self.dropout_in_pieces(elements, if self.compute.is_gpu() { MASK_PIECE } else { elements })
+    }
+
+    /// `piece` elements, an even number of them if not all, on one thread.
+    fn dropout_in_pieces(&self, elements: usize, piece: usize) -> Option<Mask> {
         let training = self.training.as_ref()?;
         if training.dropout <= 0.0 {
             return None;
         }
         // 16 random bits decide an element: p is exact to 1/65536, which no training can see.
         let threshold = (training.dropout * 65536.0).round() as u32;
-        let mut bits = vec![0u8; elements * 2];
-        lock(&training.state).random.fill_bytes(&mut bits);
-        let stays = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]])) >= threshold;
-        let keep = bits.chunks_exact(2).map(stays).collect();
-        Some(Mask { keep, scale: (1.0 / (1.0 - training.dropout)) as f32 })
+        let start = {
+            let mut state = lock(&training.state);
+            let start = state.random.clone();
+            state.random.set_word_pos(start.get_word_pos() + elements.div_ceil(2) as u128);
+            start
+        };
+        let mut keep = vec![false; elements];
+        keep.par_chunks_mut(piece.max(1)).enumerate().for_each(|(index, keep)| {
+            let mut random = start.clone();
+            random.set_word_pos(start.get_word_pos() + (index * piece / 2) as u128);
+            let mut bits = vec![0u8; keep.len() * 2];
+            random.fill_bytes(&mut bits);
+            let stays = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]])) >= threshold;
+            keep.iter_mut().zip(bits.chunks_exact(2)).for_each(|(keep, bits)| *keep = stays(bits));
+        });
+        Some(Mask::new(keep, (1.0 / (1.0 - training.dropout)) as f32))
     }
 
     /// Starts the dropout's random stream of one micro-batch: the same masks whatever ran before, so that training
@@ -143,9 +179,10 @@ impl Reference {
         let y = match linear.adapters.get(adapter).and_then(Option::as_ref) {
             Some(Adapter { a, b, scale }) => {
                 let dropout = self.dropout(x.elem_count());
-                Elastic { dropout, ..Elastic::new(weight, active, *scale, threads) }.product(x, a, b)?
+                let elastic = Elastic { dropout, ..Elastic::new(weight, active, *scale, threads) };
+                self.compute.run3(elastic, x, a, b)?
             }
-            None => Frozen { weight, out: active.out, inp: active.inp, threads }.product(x)?,
+            None => self.compute.run1(Frozen { weight, out: active.out, inp: active.inp, threads }, x)?,
         };
         match &linear.bias {
             Some(bias) => y.broadcast_add(&bias.narrow(0, 0, active.out)?),
@@ -174,7 +211,7 @@ impl Reference {
 
     /// An adapter's A or B; where this backend trains, as a variable.
     fn adapter_matrix(&self, host: HostMatrix) -> Result<Tensor, BackendError> {
-        let tensor = named("adapter matrix", self.tensor(&host))?;
+        let tensor = named("adapter matrix", self.tensor(&host, DType::F32))?;
         let Some(training) = &self.training else { return Ok(tensor) };
         let variable = named("adapter matrix", Var::from_tensor(&tensor))?;
         let tensor = variable.as_tensor().clone();
@@ -218,7 +255,7 @@ impl Backend for Reference {
     type Angles = Turns;
 
     fn matrix(&self, host: HostMatrix) -> Result<Tensor, BackendError> {
-        named("matrix", self.tensor(&host))
+        named("matrix", self.tensor(&host, self.compute.weights))
     }
 
     fn adapter(&self, a: HostMatrix, b: HostMatrix, _: &Tensor) -> Result<[Tensor; 2], BackendError> {
@@ -227,7 +264,7 @@ impl Backend for Reference {
 
     fn vector(&self, host: HostVector) -> Result<Tensor, BackendError> {
         let length = host.data.len();
-        named("vector", Tensor::from_vec(host.data, length, &self.device))
+        named("vector", Tensor::from_vec(host.data, length, &self.compute.device))
     }
 
     fn cache(&self, layout: CacheLayout) -> Result<PagedCache, BackendError> {
@@ -235,13 +272,13 @@ impl Backend for Reference {
     }
 
     fn embed(&self, table: &Tensor, tokens: &[u32]) -> Result<Tensor, BackendError> {
-        let rows = || table.index_select(&Tensor::new(tokens, &self.device)?, 0);
+        let rows =
+            || table.index_select(&Tensor::new(tokens, &self.compute.device)?, 0)?.to_dtype(DType::F32);
         named("embed", rows())
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, BackendError> {
-        let normalised = || x.contiguous()?.apply_op1(RmsNorm { weight: weight.clone(), eps });
-        named("rms norm", normalised())
+        named("rms norm", self.compute.run1(RmsNorm { weight: weight.clone(), eps }, x))
     }
 
     fn linear(
@@ -274,7 +311,7 @@ impl Backend for Reference {
                     self.elastic(x, linear, active, segment.selection.adapter)
                 };
                 let (gate, up) = (run(x, &mlp.gate)?, run(x, &mlp.up)?);
-                let gated = gate.contiguous()?.apply_op2(&up.contiguous()?, Gated)?;
+                let gated = self.compute.run2(Gated, &gate, &up)?;
                 if let Some(channels) = &self.channels {
                     add_squares(channels, mlp.down.index, &gated)?;
                 }
@@ -291,7 +328,7 @@ impl Backend for Reference {
 
     fn rotary(&self, x: Tensor, head_size: usize, angles: &Turns) -> Result<Tensor, BackendError> {
         let rotary = Rotary { turns: Arc::clone(angles), head_size };
-        named("rotary", x.contiguous().and_then(|x| x.apply_op1(rotary)))
+        named("rotary", self.compute.run1(rotary, &x))
     }
 
     fn attention(
@@ -321,14 +358,14 @@ impl Backend for Reference {
     }
 
     fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor, BackendError> {
-        let selected = || x.index_select(&Tensor::new(rows, &self.device)?, 0);
+        let selected = || x.index_select(&Tensor::new(rows, &self.compute.device)?, 0);
         named("select", selected())
     }
 
     fn logits(&self, x: &Tensor, head: &Tensor) -> Result<Tensor, BackendError> {
         let product = || {
             let (out, inp) = head.dims2()?;
-            Frozen { weight: head.clone(), out, inp, threads: self.threads }.product(x)
+            self.compute.run1(Frozen { weight: head.clone(), out, inp, threads: self.threads }, x)
         };
         named("logits", product())
     }
@@ -338,11 +375,13 @@ impl Backend for Reference {
     }
 
     fn bytes(&self, matrix: &Tensor, out: usize, inp: usize) -> usize {
-        matrix.dims2().map_or(0, |(rows, columns)| rows.min(out) * columns.min(inp) * size_of::<f32>())
+        matrix
+            .dims2()
+            .map_or(0, |(rows, columns)| rows.min(out) * columns.min(inp) * matrix.dtype().size_in_bytes())
     }
 
-    fn arithmetic(&self, _matrix: &Tensor) -> Arithmetic {
-        Arithmetic::F32
+    fn arithmetic(&self, matrix: &Tensor) -> Arithmetic {
+        if matrix.dtype() == DType::BF16 { Arithmetic::Bf16 } else { Arithmetic::F32 }
     }
 
     fn cache_bytes(&self, cache: &PagedCache) -> usize {

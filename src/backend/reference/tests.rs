@@ -1,10 +1,13 @@
-//! Operations with a backward pass of their own against the same composed of candle's: values and gradients.
+//! Operations with a backward pass of their own, ours and those composed for other devices, against their formulas left
+//! to candle: values and gradients.
 
+use super::Reference;
+use super::compute::Compute;
 use super::elastic::{Elastic, Frozen, Mask};
 use super::fused::{CrossEntropy, Gated, RmsNorm, Rotary};
 use super::product::{Onto, View, multiply};
 use crate::supernet::ActiveLinear;
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -20,13 +23,24 @@ fn variable(rows: usize, columns: usize, seed: u64) -> Var {
     Var::from_vec(random(rows, columns, seed), (rows, columns), &Device::Cpu).unwrap()
 }
 
-/// Runs both on fresh variables of these shapes and compares the results and every variable's gradient; the result is
-/// weighted with fixed random numbers, so that no gradient is trivial.
+/// Runs an operation, in both of its forms, and its formula on fresh variables of these shapes and compares the results
+/// and every variable's gradient; the result is weighted with fixed random numbers, so that no gradient is trivial.
 fn check(
     name: &str,
     shapes: &[(usize, usize)],
-    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
-    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+    operation: impl Fn(&Compute, &[Tensor]) -> Result<Tensor>,
+    formula: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    for (form, compute) in [("ours", Compute::cpu()), ("composed", Compute::composed(false))] {
+        check_form(&format!("{name}, {form}"), shapes, |v| operation(&compute, v), &formula);
+    }
+}
+
+fn check_form(
+    name: &str,
+    shapes: &[(usize, usize)],
+    operation: impl Fn(&[Tensor]) -> Result<Tensor>,
+    formula: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     let run = |operation: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
         let variables =
@@ -39,7 +53,7 @@ fn check(
         let all = std::iter::once(y).chain(inputs.iter().map(gradient));
         all.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
     };
-    let (got, expected) = (run(&fused), run(&composed));
+    let (got, expected) = (run(&operation), run(&formula));
     for (what, (got, expected)) in got.iter().zip(&expected).enumerate() {
         assert_eq!(got.len(), expected.len(), "{name} {shapes:?}: output {what}");
         let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
@@ -61,7 +75,7 @@ fn the_elastic_product_is_its_formula_and_so_are_its_gradients() {
         for (out, inp, rank) in [(37, 29, 9), (37, 13, 9), (20, 29, 5), (1, 1, 1)] {
             for dropout in [false, true] {
                 let keep = random(rows, inp, 7).iter().map(|&v| v > -0.5).collect::<Vec<_>>();
-                let mask = || dropout.then(|| Mask { keep: keep.clone(), scale: 4.0 / 3.0 });
+                let mask = || dropout.then(|| Mask::new(keep.clone(), 4.0 / 3.0));
                 let factors = keep.iter().map(|&k| if k || !dropout { 1.0 } else { 0.0f32 });
                 let factor = if dropout { 4.0 / 3.0 } else { 1.0 };
                 let factors = factors.map(|k| k * factor).collect::<Vec<_>>();
@@ -69,9 +83,9 @@ fn the_elastic_product_is_its_formula_and_so_are_its_gradients() {
                 check(
                     &format!("elastic {active:?}, dropout {dropout}"),
                     &[(rows, inp), (full_rank, full_inp), (full_out, full_rank)],
-                    |v| {
+                    |compute, v| {
                         let elastic = Elastic::new(weight.clone(), active, 2.0, 1);
-                        Elastic { dropout: mask(), ..elastic }.product(&v[0], &v[1], &v[2])
+                        compute.run3(Elastic { dropout: mask(), ..elastic }, &v[0], &v[1], &v[2])
                     },
                     |v| {
                         let (x, a, b) = (&v[0], prefix(&v[1], rank, inp)?, prefix(&v[2], out, rank)?);
@@ -89,18 +103,22 @@ fn the_elastic_product_is_its_formula_and_so_are_its_gradients() {
 fn a_parameter_outside_the_active_prefix_has_a_gradient_of_zero() {
     let weight = Tensor::from_vec(random(8, 6, 50), (8, 6), &Device::Cpu).unwrap();
     let (x, a, b) = (variable(3, 4, 1), variable(5, 6, 2), variable(8, 5, 3));
-    let elastic = Elastic::new(weight, ActiveLinear { out: 7, inp: 4, rank: 2 }, 2.0, 1);
-    let y = elastic.product(x.as_tensor(), a.as_tensor(), b.as_tensor()).unwrap();
-    let gradients = y.sum_all().unwrap().backward().unwrap();
-    let rows = |v: &Var| gradients.get(v.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
-    for (r, row) in rows(&a).iter().enumerate() {
-        for (c, value) in row.iter().enumerate() {
-            assert_eq!(*value != 0.0, r < 2 && c < 4, "A ({r}, {c})");
+    for compute in [Compute::cpu(), Compute::composed(false)] {
+        let elastic = Elastic::new(weight.clone(), ActiveLinear { out: 7, inp: 4, rank: 2 }, 2.0, 1);
+        let y = compute.run3(elastic, x.as_tensor(), a.as_tensor(), b.as_tensor()).unwrap();
+        let gradients = y.sum_all().unwrap().backward().unwrap();
+        // The frozen weight has none, nor has anything else.
+        assert_eq!(gradients.get_ids().count(), 3);
+        let rows = |v: &Var| gradients.get(v.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        for (r, row) in rows(&a).iter().enumerate() {
+            for (c, value) in row.iter().enumerate() {
+                assert_eq!(*value != 0.0, r < 2 && c < 4, "A ({r}, {c})");
+            }
         }
-    }
-    for (r, row) in rows(&b).iter().enumerate() {
-        for (c, value) in row.iter().enumerate() {
-            assert_eq!(*value != 0.0, r < 7 && c < 2, "B ({r}, {c})");
+        for (r, row) in rows(&b).iter().enumerate() {
+            for (c, value) in row.iter().enumerate() {
+                assert_eq!(*value != 0.0, r < 7 && c < 2, "B ({r}, {c})");
+            }
         }
     }
 }
@@ -113,7 +131,7 @@ fn the_frozen_product_has_the_gradient_of_its_input() {
             check(
                 "frozen",
                 &[(rows, inp)],
-                |v| Frozen { weight: weight.clone(), out, inp, threads: 2 }.product(&v[0]),
+                |compute, v| compute.run1(Frozen { weight: weight.clone(), out, inp, threads: 2 }, &v[0]),
                 |v| v[0].matmul(&prefix(&weight, out, inp)?.t()?),
             );
         }
@@ -128,7 +146,7 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
         check(
             "rms norm",
             &[(rows, 24)],
-            |v| v[0].apply_op1(RmsNorm { weight: weight.clone(), eps: 1e-5 }),
+            |compute, v| compute.run1(RmsNorm { weight: weight.clone(), eps: 1e-5 }, &v[0]),
             |v| {
                 let mean_square = (v[0].sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
                 v[0].broadcast_div(&mean_square.sqrt()?)?.broadcast_mul(&weight)
@@ -137,16 +155,16 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
         check(
             "gated",
             &[(rows, 24), (rows, 24)],
-            |v| v[0].apply_op2(&v[1], Gated),
+            |compute, v| compute.run2(Gated, &v[0], &v[1]),
             |v| v[0].div(&(v[0].neg()?.exp()? + 1.0)?)?.mul(&v[1]),
         );
         let angles = random(rows, 4, 60);
         check(
             "rotary",
             &[(rows, 24)],
-            |v| {
+            |compute, v| {
                 let turns = Arc::new(angles.iter().map(|a| a.sin_cos()).collect());
-                v[0].apply_op1(Rotary { turns, head_size: 8 })
+                compute.run1(Rotary { turns, head_size: 8 }, &v[0])
             },
             |v| {
                 let angles = Tensor::from_vec(angles.clone(), (rows, 1, 4), &device)?;
@@ -162,7 +180,7 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
         check(
             "cross entropy",
             &[(rows, 300)],
-            |v| v[0].apply_op1(CrossEntropy { targets: targets.clone(), count: rows }),
+            |compute, v| compute.run1(CrossEntropy { targets: targets.clone(), count: rows }, &v[0]),
             |v| {
                 let targets = Tensor::new(targets.as_slice(), &device)?.unsqueeze(1)?;
                 let log_sum = v[0].exp()?.sum_keepdim(D::Minus1)?.log()?;
@@ -174,16 +192,69 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
 
 #[test]
 fn operands_that_do_not_fit_are_refused() {
-    let weight = Tensor::zeros((4, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let weight = Tensor::zeros((4, 3), DType::F32, &Device::Cpu).unwrap();
     let x = variable(2, 3, 1);
-    let frozen = |out, inp| Frozen { weight: weight.clone(), out, inp, threads: 1 };
-    assert!(frozen(4, 3).product(x.as_tensor()).is_ok());
-    assert!(frozen(5, 3).product(x.as_tensor()).is_err());
-    assert!(frozen(4, 2).product(x.as_tensor()).is_err());
-    let wrong_targets = CrossEntropy { targets: vec![0, 3], count: 2 };
-    assert!(x.as_tensor().apply_op1(wrong_targets).is_err());
-    let too_few = Rotary { turns: Arc::new(vec![(0.0, 1.0)]), head_size: 2 };
-    assert!(x.as_tensor().apply_op1(too_few).is_err());
+    for compute in [Compute::cpu(), Compute::composed(false)] {
+        let frozen =
+            |out, inp| compute.run1(Frozen { weight: weight.clone(), out, inp, threads: 1 }, x.as_tensor());
+        assert!(frozen(4, 3).is_ok());
+        assert!(frozen(5, 3).is_err());
+        assert!(frozen(4, 2).is_err());
+        let wrong_targets = CrossEntropy { targets: vec![0, 3], count: 2 };
+        assert!(compute.run1(wrong_targets, x.as_tensor()).is_err());
+        let too_few = Rotary { turns: Arc::new(vec![(0.0, 1.0)]), head_size: 2 };
+        assert!(compute.run1(too_few, x.as_tensor()).is_err());
+    }
+}
+
+#[test]
+fn a_product_with_bf16_weights_rounds_its_input_and_its_result_and_nothing_else() {
+    // Half a unit in the last of 8 bits.
+    let unit = 2.0f32.powi(-9);
+    let (out, inp, rows) = (37, 29, 7);
+    let exact = Tensor::from_vec(random(out, inp, 50), (out, inp), &Device::Cpu).unwrap();
+    let weight = exact.to_dtype(DType::BF16).unwrap();
+    let rounded = weight.to_dtype(DType::F32).unwrap();
+    let (compute, plain) = (Compute::composed(true), Compute::composed(false));
+    for (o, i) in [(out, inp), (20, 13)] {
+        let frozen = |weight: &Tensor| Frozen { weight: weight.clone(), out: o, inp: i, threads: 1 };
+        let both_ways = |compute: &Compute, weight: &Tensor| {
+            let x = variable(rows, i, 1);
+            let y = compute.run1(frozen(weight), x.as_tensor()).unwrap();
+            let dy = Tensor::from_vec(random(rows, o, 2), (rows, o), &Device::Cpu).unwrap();
+            let dx = (&y * dy).unwrap().sum_all().unwrap().backward().unwrap().remove(x.as_tensor()).unwrap();
+            [y.to_vec2::<f32>().unwrap(), dx.to_vec2::<f32>().unwrap()].map(|rows| rows.concat())
+        };
+        let (got, expected) = (both_ways(&compute, &weight), both_ways(&plain, &rounded));
+        // Inputs and weights are below 1, so that a sum's terms are below `inp` in all.
+        for (way, (got, expected), terms) in
+            [("y", (&got[0], &expected[0]), i), ("dx", (&got[1], &expected[1]), o)]
+        {
+            assert_ne!(got, expected, "{way}: nothing was rounded");
+            for (g, e) in got.iter().zip(expected) {
+                let bound = unit * (terms as f32 + e.abs() + 1.0);
+                assert!((g - e).abs() <= bound, "{way} of ({o}, {i}): {g} not {e}, {bound} apart at most");
+            }
+        }
+    }
+}
+
+#[test]
+fn masks_are_the_same_whoever_draws_them() {
+    let mask = |piece| {
+        let backend = Reference::for_training(0.25, 3);
+        backend.start_dropout(5);
+        // An odd number, so that the second mask begins in the middle of a word or after it.
+        let draw = || backend.dropout_in_pieces(1001, piece).unwrap().keep;
+        (draw(), draw())
+    };
+    let whole = mask(1001);
+    assert_ne!(whole.0, whole.1);
+    let dropped = whole.0.iter().filter(|&&keep| !keep).count();
+    assert!((200..300).contains(&dropped), "{dropped} of 1001");
+    for piece in [2, 64, 1000] {
+        assert_eq!(mask(piece), whole, "in pieces of {piece}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::gradients::Gradients;
 use super::product::with_values;
 use super::{Reference, lock, named};
 use crate::backend::BackendError;
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
 
 /// A tensor's name, shape and row-major values.
@@ -89,7 +89,8 @@ impl AdamW {
                 sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g * weight as f32);
                 Ok(())
             };
-            named("gradient", gradient.contiguous().and_then(|g| with_values(&g, add)))
+            let on_host = gradient.contiguous().and_then(|g| g.to_device(&Device::Cpu));
+            named("gradient", on_host.and_then(|g| with_values(&g, add)))
         })
     }
 
