@@ -83,6 +83,7 @@ fn a_checkpoint_of_another_training_is_refused_by_what_differs() {
         Recipe { dropout: 0.0, ..recipe() },
         Recipe { learning_rate: 3.1e-3, ..recipe() },
         Recipe { epochs: 3, ..recipe() },
+        Recipe { bf16_base: true, ..recipe() },
     ];
     for other in other_recipes {
         let error = checkpoint(&other).resume(&path, &mut trainer(&net, other.clone())).unwrap_err();

@@ -11,6 +11,7 @@ mod adapter;
 mod checkpoint;
 mod error;
 mod log;
+mod memory;
 mod recipe;
 mod reorder;
 mod stages;
@@ -19,6 +20,7 @@ pub use adapter::fresh_adapter;
 pub use checkpoint::Checkpoint;
 pub use error::TrainError;
 pub use log::{LogLine, TrainingLog};
+pub use memory::{MemoryNeed, MemoryPlan};
 pub use recipe::Recipe;
 pub use reorder::{CALIBRATION_SEQUENCES, importance_orders};
 
@@ -80,7 +82,7 @@ pub struct Validation {
 
 impl Trainer {
     /// `model` must have been loaded on `backend`, made by [`Reference::for_training`] with the recipe's dropout and
-    /// seed, with one super-adapter of shape `shape`.
+    /// seed in the recipe's numbers, with one super-adapter of shape `shape`.
     ///
     /// # Errors
     /// No sequence of at least two tokens, or a recipe that cannot run.

@@ -18,6 +18,9 @@ pub struct Recipe {
     /// Dropout of the adapters' input.
     pub dropout: f64,
     pub seed: u64,
+    /// Whether the frozen weights are rounded to bf16 and multiplied so, as on a GPU; else all is f32.
+    #[serde(default)]
+    pub bf16_base: bool,
     /// Threads that share a micro-batch: each draws the dropout of its own sequences, and they decide the order of sums.
     pub threads: usize,
 }
@@ -34,6 +37,7 @@ impl Default for Recipe {
             max_norm: 1.0,
             dropout: 0.1,
             seed: 42,
+            bf16_base: false,
             threads: 1,
         }
     }

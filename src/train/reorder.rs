@@ -9,7 +9,7 @@ use super::TrainError;
 use super::stages::whole_sequences;
 use crate::artifact::Base;
 use crate::backend::Selection;
-use crate::backend::reference::Reference;
+use crate::backend::reference::{Compute, Reference};
 use crate::model::llama::{self, MODULES};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,8 +22,9 @@ pub const CALIBRATION_SEQUENCES: usize = 32;
 pub fn importance_orders(
     base: &Base,
     sequences: &[Vec<u32>],
+    compute: Compute,
 ) -> Result<BTreeMap<usize, Vec<usize>>, TrainError> {
-    let backend = Reference::measuring_channels();
+    let backend = Reference::measuring_channels().on(compute);
     let model = llama::load(&backend, base, Vec::new(), &BTreeMap::new())?;
     let shape = llama::model_shape(&base.config, None);
     let selection = Selection { adapter: 0, subnetwork: 0, shape: Arc::new(shape.full()) };

@@ -37,8 +37,10 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         max_norm,
         dropout,
         seed,
+        bf16_base,
         threads,
     } = recipe;
+    let numbers = if *bf16_base { "base in bf16" } else { "f32" };
     let mut text = format!(
         "# {name}\n\nA LoNAS super-network: a frozen base with one elastic low-rank super-adapter. Serve it with\n\n    \
          lonas serve {folder}\n\n| | |\n|---|---|\n| base | {base} |\n| data | {files} |\n| form | {form} |\n\
@@ -46,7 +48,7 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
          | search space | {space} |\n| MLP channels | {order} |\n\
          | recipe | {epochs} epochs, {accumulation} micro-batches of {micro_batch} sequences a step, one random \
          sub-network each; AdamW, rate {learning_rate}, cosine to zero; weight decay {weight_decay}, clipped to \
-         {max_norm}, dropout {dropout}, seed {seed}, {threads} threads |\n\n## Training\n\n    {command}\n\n![loss](loss.svg)\n"
+         {max_norm}, dropout {dropout}, seed {seed}, {numbers}, {threads} threads |\n\n## Training\n\n    {command}\n\n![loss](loss.svg)\n"
     );
     let validations = log.lines().iter().filter_map(|line| match line {
         LogLine::Validation { micro_batch, losses } => Some((*micro_batch, *losses)),

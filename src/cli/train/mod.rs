@@ -1,9 +1,11 @@
 //! `lonas train`
 
 mod card;
+mod device;
 mod folder;
 mod plan;
 
+use super::device::DeviceArg;
 use super::open::BaseArg;
 use super::{Failure, progress::Progress};
 use crate::artifact::TensorType;
@@ -109,6 +111,11 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     gradient_checkpointing: bool,
 
+    /// Where to train: `auto` (the first GPU if there is one that can be used, else the processor), `cpu`, `cuda` or
+    /// `cuda:N`. On a GPU the base is rounded to bf16, so a training stays on the kind of device it began on.
+    #[arg(long, env = "LONAS_DEVICE", default_value = "auto")]
+    device: DeviceArg,
+
     /// Number format of the written adapter.
     #[arg(long, value_enum, default_value_t = AdapterType::Bf16)]
     adapter_type: AdapterType,
@@ -174,6 +181,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let plan = plan::plan(args)?;
     std::fs::create_dir_all(&args.out)?;
     let checkpoint = Checkpoint { recipe: plan.recipe.clone(), inputs: plan::digest(&plan) };
+    device::check_memory(args, &plan)?;
     let mut trainer = trainer(&plan)?;
     trainer.checkpoint_gradients(args.gradient_checkpointing);
     let log_path = args.out.join("train.jsonl");
@@ -214,7 +222,7 @@ fn candle_stays_on_its_thread() {
 
 /// A trainer with a fresh adapter: A by Kaiming's uniform rule, B zero, as PEFT begins.
 fn trainer(plan: &Plan) -> Result<Trainer, Failure> {
-    let backend = Reference::for_training(plan.recipe.dropout, plan.recipe.seed);
+    let backend = Reference::for_training(plan.recipe.dropout, plan.recipe.seed).on(plan.compute.clone());
     let tensors = crate::train::fresh_adapter(&plan.shape, plan.recipe.seed);
     let adapter = SuperAdapter { shape: plan.shape.clone(), tensors, scale: plan.adapter.scale() as f32 };
     let model = llama::load(&backend, &plan.base, vec![adapter], &plan.orders)?;

@@ -1,7 +1,8 @@
 //! What a training starts from: base, search space, recipe, token sequences, channel order.
 
-use super::TrainArgs;
+use super::{TrainArgs, device};
 use crate::artifact::{AdapterConfig, Base, BaseReference, ModelFolder};
+use crate::backend::reference::Compute;
 use crate::cli::{Failure, open};
 use crate::data::{self, PromptForm};
 use crate::model::llama::{self, GroupTemplate, MODULES};
@@ -34,12 +35,16 @@ pub(super) struct Plan {
     /// Channel orders by layer.
     pub(super) orders: BTreeMap<usize, Vec<usize>>,
     pub(super) recipe: Recipe,
+    pub(super) compute: Compute,
     pub(super) sequences: Vec<Vec<u32>>,
     pub(super) validation: Vec<Vec<u32>>,
 }
 
 pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
-    let recipe = recipe(args)?;
+    // A mistake among the numbers is found before a GPU is looked for.
+    recipe(args, &Compute::cpu())?;
+    let compute = device::open(args.device)?;
+    let recipe = recipe(args, &compute)?;
     let name = open::name_of(&args.out);
     if !is_model_name(&name) {
         return Err(
@@ -68,14 +73,14 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
         order_of(folder, &base, &base_reference)?
     } else if args.reorder {
         tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
-        importance_orders(&base, validation_or(&validation, &sequences))?
+        importance_orders(&base, validation_or(&validation, &sequences), compute.clone())?
     } else {
         BTreeMap::new()
     };
-    Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, sequences, validation })
+    Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, compute, sequences, validation })
 }
 
-fn recipe(args: &TrainArgs) -> Result<Recipe, Failure> {
+fn recipe(args: &TrainArgs, compute: &Compute) -> Result<Recipe, Failure> {
     let recipe = Recipe {
         epochs: args.epochs,
         micro_batch: args.micro_batch,
@@ -84,7 +89,9 @@ fn recipe(args: &TrainArgs) -> Result<Recipe, Failure> {
         weight_decay: args.weight_decay,
         dropout: args.dropout,
         seed: args.seed,
-        threads: rayon::current_num_threads(),
+        bf16_base: compute.rounds_weights(),
+        // A GPU takes a micro-batch as one graph.
+        threads: if compute.is_gpu() { 1 } else { rayon::current_num_threads() },
         ..Recipe::default()
     };
     recipe.check()?;
