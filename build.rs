@@ -29,7 +29,7 @@ fn compile(out: &Path) -> Result<(), String> {
     let include = |name: &str| format!("#include \"{name}\"\n");
     let part = |stem: &str| format!("namespace {stem} {{\n{}}}\n", include(&format!("{stem}.cu")));
     let parts = ["rows", "few_rows", "shrink_many", "many_rows", "attention", "sample", "limits"].map(part);
-    let text = format!("{}{}", include("mma.cuh"), parts.concat());
+    let text = format!("{}{}{}", include("formats.cuh"), include("mma.cuh"), parts.concat());
     std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
     let status = Command::new(&nvcc)
         .args(["-O3", "-std=c++17", "-fatbin", "-lineinfo"])

@@ -57,8 +57,8 @@ __device__ __forceinline__ float2 rotate(float2 pair, float cosine, float sine) 
 }
 
 // What is read once leaves no trace in the first cache.
-__device__ __forceinline__ uint4 load_once(const __nv_bfloat16* from) {
-    const uint4* at = reinterpret_cast<const uint4*>(from);
+__device__ __forceinline__ uint4 load_once(const void* from) {
+    const uint4* at = static_cast<const uint4*>(from);
 #ifdef LONAS_EMULATED
     return *at;
 #else

@@ -6,21 +6,21 @@
 // sub-networks share them. Blocks first take the shrinks s A x of the launch, then its expands; an expand multiplies W
 // before it waits for the shrinks, so that nothing waits in practice. See README.md for shapes, launches and bytes.
 #include "common.cuh"
+#include "formats.cuh"
 #include "mma.cuh"
 
 // Warps of a block; each sums up its own eighth of the inputs, or several of them where warps take several outputs.
 constexpr int WARPS = 8;
 // Outputs of a warp: the height of a tensor core's left matrix. Rows of a tile: the width of its right one.
 constexpr int OUTPUTS = 16, ROWS = 8;
-// Inputs that a warp takes in one step, and from one of its steps to the next: 128 bytes of each of its outputs' weights.
-constexpr int STEP = 64, STRIDE = STEP * WARPS;
 // Linears of one launch.
 constexpr int MOST_PARTS = 3;
 
-// One Linear of a launch; `Part` in src/backend/cuda/product.rs. `sizes` null: all rows take the whole of `w (out, inp)`
+// One Linear of a launch; `Part` in src/backend/cuda/few.rs. `sizes` null: all rows take the whole of `w (out, inp)`
 // without an adapter. `shrunk (rows, rank)`: what the shrinks leave for the expands; `rank`, a multiple of 32, is the highest.
 struct Part {
-    const __nv_bfloat16* w;
+    const void* w;
+    const void* scales;
     const float* bias;
     const SegmentRow* sizes;
     const AdapterEntry* adapters;
@@ -50,10 +50,26 @@ struct Fragments {
     unsigned of[2][2];  // of two multiplications, the right matrix's
 };
 
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const unsigned&>(two);
-}
+// How a warp goes through the inputs of weights in a format: RUN consecutive ones a lane, 16 bytes of a row; LOADS of them a
+// step. So a step is 128 bytes of a row in bf16, and 64 in 8 or 4 bits.
+template <int FORMAT>
+struct Walk {
+    static constexpr int RUN = FORMAT == BF16 ? 8 : FORMAT == INT8 ? 16 : 32, LOADS = FORMAT == BF16 ? 2 : 1;
+    static constexpr int STEP = 4 * RUN * LOADS, STRIDE = STEP * WARPS;
+};
+
+// Two outputs' weights, eight apart: a left matrix's.
+template <int FORMAT>
+struct Source {
+    const unsigned char* rows[2];
+    const void* scales[2];
+
+    __device__ __forceinline__ void set(int i, const void* w, const void* scale, int row, int stride) {
+        const size_t first = static_cast<size_t>(row) * stride;
+        rows[i] = static_cast<const unsigned char*>(w) + bytes_of<FORMAT>(first);
+        scales[i] = FORMAT == BF16 ? nullptr : static_cast<const __half*>(scale) + first / BLOCK * (FORMAT == INT4 ? 2 : 1);
+    }
+};
 
 // The bits of two numbers, without the second or both where they lie beyond a row's inputs.
 __device__ __forceinline__ unsigned keep(unsigned two, int left) {
@@ -88,15 +104,32 @@ __device__ __forceinline__ Fragments inputs_at(const Inputs& inputs, int row, in
     return to;
 }
 
-// Inputs k..k+8 of two outputs' weights, eight apart: a left matrix of two multiplications. Null: zeros.
-__device__ __forceinline__ void weights_at(const __nv_bfloat16* const (&rows)[2], int k, int end, unsigned (&to)[2][4]) {
-    uint4 bits[2] = {};
-    if (k < end) {
-        for (int i = 0; i < 2; i++) bits[i] = load_once(rows[i] + k);
+// Inputs k..k+RUN of two outputs' weights as they lie in memory, with their scales; zeros from `end` on.
+template <int FORMAT>
+struct Loaded {
+    uint4 bits[2];
+    Scale<FORMAT> scales[2];
+
+    __device__ __forceinline__ void load(const Source<FORMAT>& from, int k, int end) {
+        bits[0] = bits[1] = {};
+        scales[0] = scales[1] = {};
+        if (k >= end) return;
+        for (int i = 0; i < 2; i++) {
+            bits[i] = load_once(from.rows[i] + bytes_of<FORMAT>(k));
+            scales[i].load(from.scales[i], k / BLOCK);
+        }
     }
-    to[0][0] = bits[0].x, to[0][1] = bits[1].x, to[0][2] = bits[0].y, to[0][3] = bits[1].y;
-    to[1][0] = bits[0].z, to[1][1] = bits[1].z, to[1][2] = bits[0].w, to[1][3] = bits[1].w;
-}
+
+    // Eight of the inputs: left matrices of two multiplications.
+    __device__ __forceinline__ void eight(int which, unsigned (&to)[2][4]) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unsigned pairs[4];
+            unpack(bits[i], scales[i], which, pairs);
+            to[0][i] = pairs[0], to[0][2 + i] = pairs[1], to[1][i] = pairs[2], to[1][2 + i] = pairs[3];
+        }
+    }
+};
 
 // Sums of a warp's outputs for a tile's rows, as the tensor cores leave them: number `e` of a lane is of output
 // lane / 4 + e / 2 * 8 and row lane % 4 * 2 + e % 2.
@@ -115,28 +148,36 @@ struct Sums {
 };
 
 // One eighth of the inputs: those of every eighth step from `slice` on.
-template <int WEIGHTS, int TILES, bool NORM>
-__device__ __forceinline__ void multiply_slice(const Inputs& inputs, const __nv_bfloat16* const (&rows)[WEIGHTS][2], int slice,
-                                               int first, int end, const int (&inp)[TILES], Sums<WEIGHTS, TILES>& sums,
+template <int FORMAT, int WEIGHTS, int TILES, bool NORM>
+__device__ __forceinline__ void multiply_slice(const Inputs& inputs, const Source<FORMAT> (&from)[WEIGHTS], int slice, int first,
+                                               int end, const int (&inp)[TILES], Sums<WEIGHTS, TILES>& sums,
                                                float (&squares)[TILES]) {
+    using Steps = Walk<FORMAT>;
     const int lane = threadIdx.x % WARP, most = NORM ? inputs.width : end;
     // Two steps' loads are under way at once, where registers allow it.
-    [[maybe_unused]] constexpr int UNROLL = WEIGHTS * TILES < 8 ? 2 : 1;
+    [[maybe_unused]] constexpr int UNROLL = FORMAT == BF16 && WEIGHTS * TILES < 4 ? 2 : 1;
 #pragma unroll UNROLL
-    for (int step = slice * STEP; step < most; step += STRIDE) {
+    for (int step = slice * Steps::STEP; step < most; step += Steps::STRIDE) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int k = step + half * (STEP / 2) + lane % 4 * 8;
-            unsigned w[WEIGHTS][2][4];
+        for (int load = 0; load < Steps::LOADS; load++) {
+            const int k = step + (load * 4 + lane % 4) * Steps::RUN;
+            Loaded<FORMAT> loaded[WEIGHTS];
 #pragma unroll
-            for (int n = 0; n < WEIGHTS; n++) weights_at(rows[n], k, end, w[n]);
+            for (int n = 0; n < WEIGHTS; n++) loaded[n].load(from[n], k, end);
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                const Fragments x = inputs_at<NORM>(inputs, first + tile * ROWS + lane / 4, inp[tile], k, squares[tile]);
+            for (int eight = 0; eight < Steps::RUN / 8; eight++) {
+                unsigned w[WEIGHTS][2][4];
 #pragma unroll
-                for (int n = 0; n < WEIGHTS; n++) {
-                    mma_m16n8k16(sums.of[n][tile], w[n][0], x.of[0][0], x.of[0][1]);
-                    mma_m16n8k16(sums.of[n][tile], w[n][1], x.of[1][0], x.of[1][1]);
+                for (int n = 0; n < WEIGHTS; n++) loaded[n].eight(eight, w[n]);
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+                    const int row = first + tile * ROWS + lane / 4;
+                    const Fragments x = inputs_at<NORM>(inputs, row, inp[tile], k + 8 * eight, squares[tile]);
+#pragma unroll
+                    for (int n = 0; n < WEIGHTS; n++) {
+                        mma_m16n8k16(sums.of[n][tile], w[n][0], x.of[0][0], x.of[0][1]);
+                        mma_m16n8k16(sums.of[n][tile], w[n][1], x.of[1][0], x.of[1][1]);
+                    }
                 }
             }
         }
@@ -144,17 +185,16 @@ __device__ __forceinline__ void multiply_slice(const Inputs& inputs, const __nv_
 }
 
 // `SLICES` eighths from `slice` on, added up as a binary tree, so that sums come out the same whoever adds them.
-template <int SLICES, int WEIGHTS, int TILES, bool NORM>
-__device__ __forceinline__ void multiply(const Inputs& inputs, const __nv_bfloat16* const (&rows)[WEIGHTS][2], int slice, int first,
-                                         int end, const int (&inp)[TILES], Sums<WEIGHTS, TILES>& sums,
-                                         float (&squares)[TILES]) {
+template <int SLICES, int FORMAT, int WEIGHTS, int TILES, bool NORM>
+__device__ __forceinline__ void multiply(const Inputs& inputs, const Source<FORMAT> (&from)[WEIGHTS], int slice, int first, int end,
+                                         const int (&inp)[TILES], Sums<WEIGHTS, TILES>& sums, float (&squares)[TILES]) {
     if constexpr (SLICES == 1) {
         sums.clear();
-        multiply_slice<WEIGHTS, TILES, NORM>(inputs, rows, slice, first, end, inp, sums, squares);
+        multiply_slice<FORMAT, WEIGHTS, TILES, NORM>(inputs, from, slice, first, end, inp, sums, squares);
     } else {
-        multiply<SLICES / 2, WEIGHTS, TILES, NORM>(inputs, rows, slice, first, end, inp, sums, squares);
+        multiply<SLICES / 2, FORMAT, WEIGHTS, TILES, NORM>(inputs, from, slice, first, end, inp, sums, squares);
         Sums<WEIGHTS, TILES> second;
-        multiply<SLICES / 2, WEIGHTS, TILES, NORM>(inputs, rows, slice + SLICES / 2, first, end, inp, second, squares);
+        multiply<SLICES / 2, FORMAT, WEIGHTS, TILES, NORM>(inputs, from, slice + SLICES / 2, first, end, inp, second, squares);
         sums.add(second);
     }
 }
@@ -217,11 +257,11 @@ __device__ void shrink(const Inputs& inputs, const Part& part, int adapter, int 
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) inp[tile] = __shfl_sync(ALL_LANES, is_mine ? size.inp : 0, tile * ROWS + lane / 4);
     const int rank = first_rank + group * OUTPUTS + lane / 4;
-    const __nv_bfloat16* rows[1][2];
-    for (int i = 0; i < 2; i++) rows[0][i] = entry.a + static_cast<size_t>(min(rank + 8 * i, entry.rank - 1)) * entry.a_stride;
+    Source<BF16> from[1];
+    for (int i = 0; i < 2; i++) from[0].set(i, entry.a, nullptr, min(rank + 8 * i, entry.rank - 1), entry.a_stride);
     Sums<1, TILES> sums;
     float squares[TILES] = {};
-    multiply<GROUPS, 1, TILES, NORM>(inputs, rows, warp % DESK::OF_GROUP * GROUPS, first, end, inp, sums, squares);
+    multiply<GROUPS, BF16, 1, TILES, NORM>(inputs, from, warp % DESK::OF_GROUP * GROUPS, first, end, inp, sums, squares);
     desk.put(desk.sums[warp], sums);
     __syncthreads();
     for (int at = threadIdx.x; at < GROUPS * DESK::NUMBERS; at += WARPS * WARP) {
@@ -244,12 +284,14 @@ __device__ void add_adapters(const Part& part, const SegmentRow& size, int first
         const unsigned mine = __ballot_sync(ALL_LANES, size.rank > 0 && size.adapter == adapter);
         left &= ~mine;
         const AdapterEntry& entry = part.adapters[adapter];
-        const __nv_bfloat16* rows[2];
-        for (int i = 0; i < 2; i++) rows[i] = entry.b + static_cast<size_t>(min(output + 8 * i, part.out - 1)) * entry.b_stride;
-        for (int step = 0; step < part.rank; step += STEP / 2) {
+        Source<BF16> from;
+        for (int i = 0; i < 2; i++) from.set(i, entry.b, nullptr, min(output + 8 * i, part.out - 1), entry.b_stride);
+        for (int step = 0; step < part.rank; step += 32) {
             const int k = step + lane % 4 * 8;
+            Loaded<BF16> loaded;
+            loaded.load(from, k, entry.b_stride);
             unsigned b[2][4];
-            weights_at(rows, k, entry.b_stride, b);
+            loaded.eight(0, b);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
                 const int row = tile * ROWS + lane / 4;
@@ -265,7 +307,7 @@ __device__ void add_adapters(const Part& part, const SegmentRow& size, int first
 }
 
 // Outputs `first_output..` of one Linear, or of gate and up together.
-template <int WEIGHTS, int TILES, int GROUPS, bool NORM, typename DESK>
+template <int FORMAT, int WEIGHTS, int TILES, int GROUPS, bool NORM, typename DESK>
 __device__ void expand(const Inputs& inputs, const Part* parts, int first_output, int first, const unsigned* shrunk,
                        unsigned shrinks, bool onto, DESK& desk) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / DESK::OF_GROUP;
@@ -278,16 +320,15 @@ __device__ void expand(const Inputs& inputs, const Part* parts, int first_output
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) inp[tile] = __shfl_sync(ALL_LANES, size[0].inp, tile * ROWS + lane / 4);
     if (!idle) {
-        const __nv_bfloat16* rows[WEIGHTS][2];
+        Source<FORMAT> from[WEIGHTS];
 #pragma unroll
         for (int n = 0; n < WEIGHTS; n++) {
-            for (int i = 0; i < 2; i++) {
-                rows[n][i] = parts[n].w + static_cast<size_t>(min(output + 8 * i, parts[n].out - 1)) * parts[n].w_stride;
-            }
+            const Part& part = parts[n];
+            for (int i = 0; i < 2; i++) from[n].set(i, part.w, part.scales, min(output + 8 * i, part.out - 1), part.w_stride);
         }
         Sums<WEIGHTS, TILES> sums;
         float squares[TILES] = {};
-        multiply<GROUPS, WEIGHTS, TILES, NORM>(inputs, rows, warp % DESK::OF_GROUP * GROUPS, first, end, inp, sums, squares);
+        multiply<GROUPS, FORMAT, WEIGHTS, TILES, NORM>(inputs, from, warp % DESK::OF_GROUP * GROUPS, first, end, inp, sums, squares);
         desk.put(desk.sums[warp], sums);
         if constexpr (NORM) {
             static_assert(TILES == 1, "squares of one tile");
@@ -329,7 +370,7 @@ __device__ void expand(const Inputs& inputs, const Part* parts, int first_output
 }
 
 // What a block does, by the order in which blocks begin: who waits waits for blocks that have begun.
-template <int WEIGHTS, int TILES, int GROUPS, bool NORM>
+template <int FORMAT, int WEIGHTS, int TILES, int GROUPS, bool NORM>
 __device__ __forceinline__ void work(const Inputs& inputs, const Parts& parts, int part_count, Counters* counters, bool onto) {
     using BlockDesk = Desk<WEIGHTS, TILES, GROUPS>;
     __shared__ BlockDesk desk;
@@ -362,7 +403,7 @@ __device__ __forceinline__ void work(const Inputs& inputs, const Parts& parts, i
             if (item < of_part) break;
             item -= of_part;
         }
-        expand<WEIGHTS, TILES, GROUPS, NORM>(inputs, parts.of + part, item * BLOCK_OUTPUTS, first, &counters->shrunk,
+        expand<FORMAT, WEIGHTS, TILES, GROUPS, NORM>(inputs, parts.of + part, item * BLOCK_OUTPUTS, first, &counters->shrunk,
                                              static_cast<unsigned>(shrinks * row_blocks), onto, desk);
     }
     // The last one to leave makes the counters ready for the next launch.
@@ -370,17 +411,35 @@ __device__ __forceinline__ void work(const Inputs& inputs, const Parts& parts, i
 }
 
 // Blocks: for each BLOCK_ROWS rows those of all shrinks, then those of all expands; see `work`.
-#define FEW(NAME, WEIGHTS, TILES, GROUPS, NORM)                                                                     \
-    extern "C" __global__ void __launch_bounds__(WARPS* WARP, 2)                                                     \
+#define FEW(NAME, FORMAT, WEIGHTS, TILES, GROUPS, NORM)                                                              \
+    extern "C" __global__ void __launch_bounds__(WARPS* WARP, (WEIGHTS) * (TILES) < 8 ? 2 : 1)                       \
         NAME(const Inputs inputs, const Parts parts, int part_count, Counters* counters, int onto) {                 \
-        work<WEIGHTS, TILES, GROUPS, NORM>(inputs, parts, part_count, counters, onto != 0);                          \
+        work<FORMAT, WEIGHTS, TILES, GROUPS, NORM>(inputs, parts, part_count, counters, onto != 0);                  \
     }
 
-FEW(linear_few_8, 1, 1, 1, false)
-FEW(linear_few_16, 1, 2, 2, false)
-FEW(linear_few_32, 1, 4, 4, false)
-FEW(gate_up_few_8, 2, 1, 1, false)
-FEW(gate_up_few_16, 2, 2, 2, false)
-FEW(gate_up_few_32, 2, 4, 2, false)
-FEW(normed_linear_few, 1, 1, 1, true)
-FEW(normed_gate_up_few, 2, 1, 1, true)
+FEW(linear_few_8, BF16, 1, 1, 1, false)
+FEW(linear_few_16, BF16, 1, 2, 2, false)
+FEW(linear_few_32, BF16, 1, 4, 4, false)
+FEW(gate_up_few_8, BF16, 2, 1, 1, false)
+FEW(gate_up_few_16, BF16, 2, 2, 2, false)
+FEW(gate_up_few_32, BF16, 2, 4, 2, false)
+FEW(normed_linear_few, BF16, 1, 1, 1, true)
+FEW(normed_gate_up_few, BF16, 2, 1, 1, true)
+
+FEW(linear_few_8_int8, INT8, 1, 1, 1, false)
+FEW(linear_few_16_int8, INT8, 1, 2, 2, false)
+FEW(linear_few_32_int8, INT8, 1, 4, 4, false)
+FEW(gate_up_few_8_int8, INT8, 2, 1, 1, false)
+FEW(gate_up_few_16_int8, INT8, 2, 2, 2, false)
+FEW(gate_up_few_32_int8, INT8, 2, 4, 2, false)
+FEW(normed_linear_few_int8, INT8, 1, 1, 1, true)
+FEW(normed_gate_up_few_int8, INT8, 2, 1, 1, true)
+
+FEW(linear_few_8_int4, INT4, 1, 1, 1, false)
+FEW(linear_few_16_int4, INT4, 1, 2, 2, false)
+FEW(linear_few_32_int4, INT4, 1, 4, 4, false)
+FEW(gate_up_few_8_int4, INT4, 2, 1, 1, false)
+FEW(gate_up_few_16_int4, INT4, 2, 2, 2, false)
+FEW(gate_up_few_32_int4, INT4, 2, 4, 2, false)
+FEW(normed_linear_few_int4, INT4, 1, 1, 1, true)
+FEW(normed_gate_up_few_int4, INT4, 2, 1, 1, true)

@@ -1,13 +1,22 @@
 // Operations on rows of activations that no weight matrix takes part in. Rows are f32 where they are sums, and bf16 where
 // products take them; both begin at multiples of `stride` numbers, which is a multiple of eight.
-#include "common.cuh"
+#include "formats.cuh"
 
 // y[t] = table[tokens[t]]. One block a row.
-extern "C" __global__ void embed(const __nv_bfloat16* __restrict__ table, int stride, const unsigned* __restrict__ tokens,
-                                 float* __restrict__ y, int y_stride, int width) {
+extern "C" __global__ void embed(const Matrix table, const unsigned* __restrict__ tokens, float* __restrict__ y, int y_stride,
+                                 int width) {
     const size_t row = blockIdx.x;
-    const __nv_bfloat16* from = table + static_cast<size_t>(tokens[row]) * stride;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) y[row * y_stride + i] = __bfloat162float(from[i]);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        y[row * y_stride + i] = __bfloat162float(number_at(table, tokens[row], i));
+    }
+}
+
+// y = weight, in bf16, for the products of many rows; zeros between a row's end and the next one. One block a row.
+extern "C" __global__ void unpack_weight(const Matrix weight, __nv_bfloat16* __restrict__ y, int y_stride, int columns) {
+    const size_t row = blockIdx.x;
+    for (int i = threadIdx.x; i < y_stride; i += blockDim.x) {
+        y[row * y_stride + i] = i < columns ? number_at(weight, row, i) : __float2bfloat16(0.0f);
+    }
 }
 
 // y[t] = x[rows[t]], rows of `words` times four bytes. One block a row.

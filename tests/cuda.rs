@@ -5,7 +5,7 @@ use crate::dtypes;
 use crate::golden::{Supernet, push};
 use crate::logits::NETS;
 use crate::tiny::{NAME, OTHER, Tiny};
-use lonas::backend::cuda::{Counts, Cuda, KvDtype};
+use lonas::backend::cuda::{Counts, Cuda, Dtype, KvDtype};
 use lonas::model::llama::LlamaExecutor;
 use lonas::model::{Batch, Executor};
 use lonas::supernet::SubNetwork;
@@ -19,6 +19,12 @@ fn logits_are_those_of_pytorch_to_the_rounding_of_bf16() {
     for chunk in [100, 6, 1] {
         dtypes::check_in_chunks("bf16 on a GPU", gpu, dtypes::BF16_ERROR, chunk);
     }
+}
+
+#[test]
+fn weights_in_blocks_cost_what_they_do_on_the_processor() {
+    let gpu = |dtype| move || Cuda::open(0).unwrap().with_dtype(dtype).with_kv(KvDtype::F32);
+    dtypes::check_in_chunks("int8 on a GPU", gpu(Dtype::Int8), dtypes::INT8_ERROR, 6);
 }
 
 /// One step that decodes the next token of each of `sequences` at `position`, each with another sub-network.
@@ -112,7 +118,7 @@ fn the_server_answers_for_every_sub_network_as_on_the_processor() {
         assert!(offs.len() >= 4 && offs.iter().all(|off| *off < 0.2), "{model}: {ours:?}, not {theirs:?}");
     }
     let (_, metrics) = gpu.get("/metrics");
-    assert!(metrics.contains("device=\"cuda\",dtype=\"bf16\""), "{metrics}");
+    assert!(metrics.contains("device=\"cuda\",dtype=\"auto\""), "{metrics}");
 }
 
 #[test]
@@ -125,7 +131,7 @@ fn bench_sets_its_rates_beside_what_the_gpu_can_do() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
-    assert!(lines.iter().all(|line| line["device"] == "cuda" && line["dtype"] == "bf16"), "{text}");
+    assert!(lines.iter().all(|line| line["device"] == "cuda" && line["dtype"] == "auto"), "{text}");
     let of = |test: &str| lines.iter().filter(|line| line["test"] == test).collect::<Vec<_>>();
     let limits = of("limits")[0];
     assert!(limits["read_bytes_per_second"]["median"].as_f64() > Some(0.0), "{limits}");
@@ -171,7 +177,7 @@ fn a_gpu_that_cannot_be_used_is_named_and_auto_takes_the_processor() {
     };
     let none = ("LD_LIBRARY_PATH", "");
     refused(&["--device", "cuda:7"], ("A", ""), "no GPU 7");
-    refused(&["--device", "cuda", "--dtype", "int8"], ("A", ""), "--dtype int8");
+    refused(&["--device", "cuda", "--dtype", "f32"], ("A", ""), "--dtype f32");
     refused(&["--device", "cuda", "--kv-tokens", "99999999999"], ("A", ""), "key-value pool");
     // Without a driver; where a real one is installed beside the system's libraries, it is found all the same.
     if std::env::var_os("LONAS_EMULATED").is_some() {

@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod cuda;
 mod draw;
 mod error;
+mod quantise;
 pub mod reference;
 
 pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan};

@@ -34,7 +34,7 @@ pub(super) struct ComputeArgs {
     threads: usize,
 
     /// Where to compute: `auto` (the first GPU if there is one that can be used, else the processor), `cpu`, `cuda` or
-    /// `cuda:N` (GPU number N), `reference` (slow, in f32, to compare with). On a GPU base weights are kept as bf16.
+    /// `cuda:N` (GPU number N), `reference` (slow, in f32, to compare with). On a GPU products take bf16.
     #[arg(long, env = "LONAS_DEVICE", default_value = "auto")]
     device: DeviceArg,
 
@@ -80,7 +80,13 @@ impl ComputeArgs {
                     KvDtype::F32 => cuda::KvDtype::F32,
                     KvDtype::Bf16 => cuda::KvDtype::Bf16,
                 };
-                Ok(Box::new(self.load(cuda.clone().with_kv(kv), opened, blocks)?))
+                let dtype = match self.dtype {
+                    DtypeArg::Auto => cuda::Dtype::Auto,
+                    DtypeArg::F32 | DtypeArg::Bf16 => cuda::Dtype::Bf16,
+                    DtypeArg::Int8 => cuda::Dtype::Int8,
+                    DtypeArg::Q4 => cuda::Dtype::Int4,
+                };
+                Ok(Box::new(self.load(cuda.clone().with_dtype(dtype).with_kv(kv), opened, blocks)?))
             }
         }
     }
@@ -97,8 +103,8 @@ impl ComputeArgs {
             return Ok(chosen);
         }
         let for_gpu = match self.dtype {
-            DtypeArg::Auto | DtypeArg::Bf16 => Ok(()),
-            _ => Err(format!("base weights are kept as bf16 there, not as --dtype {}", self.dtype_said())),
+            DtypeArg::F32 => Err("products take bf16 there, so --dtype f32 is for processors".to_owned()),
+            _ => Ok(()),
         };
         let chosen = self.device.choose(for_gpu)?;
         Ok(self.chosen.get_or_init(|| chosen))
@@ -133,7 +139,8 @@ impl ComputeArgs {
                 "--merge-adapter: one base can take in one super-adapter, so name one model folder".into()
             );
         };
-        if matches!(self.chosen()?, Chosen::Cpu) && matches!(self.dtype, DtypeArg::Auto | DtypeArg::Q4) {
+        if !matches!(self.chosen()?, Chosen::Reference) && matches!(self.dtype, DtypeArg::Auto | DtypeArg::Q4)
+        {
             let dtype = self.dtype_said();
             return Err(format!(
                 "--merge-adapter --dtype {dtype}: the merged weights are other numbers than the base's file has; \
@@ -195,7 +202,7 @@ impl ComputeArgs {
             Chosen::Cpu => self.dtype_said(),
             Chosen::Reference => "f32",
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(_) => "bf16",
+            Chosen::Cuda(_) => self.dtype_said(),
         })
     }
 

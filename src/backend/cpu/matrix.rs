@@ -7,8 +7,8 @@
 
 use super::super::BackendError;
 use super::memory::{Memory, Packed};
-use super::quantise;
 use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
+use crate::backend::quantise;
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix};
 use half::{bf16, f16};
 use std::ops::Range;

@@ -14,7 +14,6 @@ mod matrix;
 mod memory;
 mod plan;
 mod product;
-mod quantise;
 mod rotary;
 mod rows;
 mod shared;

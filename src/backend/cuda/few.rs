@@ -6,6 +6,7 @@ use super::device::Device;
 use super::kernel::{Argument, Grid, Kernel, int, pair};
 use super::product::Inputs;
 use super::rows::{Form, Rows};
+use super::weights::Format;
 use super::{Cuda, Matrix};
 use crate::backend::{BackendError, Linear};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub(super) struct Part {
     _shrunk: Option<Rows>,
 }
 
-const PART_WORDS: usize = 9;
+const PART_WORDS: usize = 10;
 
 /// A kernel for few rows with what it takes at a time.
 pub(super) struct Few {
@@ -35,25 +36,45 @@ pub(super) struct Few {
     /// Tiles of rows, and of outputs.
     tiles: usize,
     groups: usize,
+    /// Whether two Linears make one result.
+    paired: bool,
+}
+
+/// The kernels of one format.
+macro_rules! kernels {
+    ($format:expr, $bf16:ident, $int8:ident, $int4:ident) => {
+        match $format {
+            Format::Bf16 => Kernel::$bf16,
+            Format::Int8 => Kernel::$int8,
+            Format::Int4 => Kernel::$int4,
+        }
+    };
 }
 
 impl Few {
-    pub(super) fn linear(rows: usize, normed: bool) -> Self {
-        match rows {
-            _ if normed => Self { kernel: Kernel::NormedLinearFew, tiles: 1, groups: 1 },
-            0..=8 => Self { kernel: Kernel::LinearFew8, tiles: 1, groups: 1 },
-            9..=16 => Self { kernel: Kernel::LinearFew16, tiles: 2, groups: 2 },
-            _ => Self { kernel: Kernel::LinearFew32, tiles: 4, groups: 4 },
-        }
+    pub(super) fn linear(rows: usize, normed: bool, format: Format) -> Self {
+        let (kernel, tiles, groups) = match rows {
+            _ if normed => {
+                (kernels!(format, NormedLinearFewBf16, NormedLinearFewInt8, NormedLinearFewInt4), 1, 1)
+            }
+            0..=8 => (kernels!(format, LinearFew8Bf16, LinearFew8Int8, LinearFew8Int4), 1, 1),
+            9..=16 => (kernels!(format, LinearFew16Bf16, LinearFew16Int8, LinearFew16Int4), 2, 2),
+            _ => (kernels!(format, LinearFew32Bf16, LinearFew32Int8, LinearFew32Int4), 4, 4),
+        };
+        Self { kernel, tiles, groups, paired: false }
     }
 
-    pub(super) fn gate_up(rows: usize, normed: bool) -> Self {
-        match rows {
-            _ if normed => Self { kernel: Kernel::NormedGateUpFew, tiles: 1, groups: 1 },
-            0..=8 => Self { kernel: Kernel::GateUpFew8, tiles: 1, groups: 1 },
-            9..=16 => Self { kernel: Kernel::GateUpFew16, tiles: 2, groups: 2 },
-            _ => Self { kernel: Kernel::GateUpFew32, tiles: 4, groups: 2 },
-        }
+    /// Of gate and up together.
+    pub(super) fn gate_up(rows: usize, normed: bool, format: Format) -> Self {
+        let (kernel, tiles, groups) = match rows {
+            _ if normed => {
+                (kernels!(format, NormedGateUpFewBf16, NormedGateUpFewInt8, NormedGateUpFewInt4), 1, 1)
+            }
+            0..=8 => (kernels!(format, GateUpFew8Bf16, GateUpFew8Int8, GateUpFew8Int4), 1, 1),
+            9..=16 => (kernels!(format, GateUpFew16Bf16, GateUpFew16Int8, GateUpFew16Int4), 2, 2),
+            _ => (kernels!(format, GateUpFew32Bf16, GateUpFew32Int8, GateUpFew32Int4), 4, 2),
+        };
+        Self { kernel, tiles, groups, paired: true }
     }
 }
 
@@ -61,6 +82,7 @@ impl Few {
 pub(super) fn whole(weight: &Matrix, y: &Rows) -> Part {
     let words = [
         weight.address(),
+        weight.scales(),
         0,
         0,
         0,
@@ -80,15 +102,15 @@ pub(super) fn part(
     y: &Rows,
 ) -> Result<Part, BackendError> {
     let mut part = whole(&linear.weight, y);
-    part.words[1] = batch::bias(linear)?;
-    part.words[2] = device.stage(sizes)?;
+    part.words[2] = batch::bias(linear)?;
+    part.words[3] = device.stage(sizes)?;
     part.rank = batch::most_rank(linear).next_multiple_of(RANKS);
     if part.rank > 0 {
         part.adapters = linear.adapters.len();
-        part.words[3] = batch::adapters(device, linear)?;
+        part.words[4] = batch::adapters(device, linear)?;
         let shrunk = Rows::new(device, sizes.len(), part.rank, Form::Bf16)?;
-        part.words[4] = shrunk.address();
-        part.words[8] = pair(part.adapters, part.rank);
+        part.words[5] = shrunk.address();
+        part.words[9] = pair(part.adapters, part.rank);
         part._shrunk = Some(shrunk);
     }
     Ok(part)
@@ -108,11 +130,7 @@ pub(super) fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[P
         to.copy_from_slice(&part.words);
     }
     let shrinks = parts.iter().map(|part| part.adapters * part.rank.div_ceil(outputs)).sum::<usize>();
-    let paired = matches!(
-        few.kernel,
-        Kernel::GateUpFew8 | Kernel::GateUpFew16 | Kernel::GateUpFew32 | Kernel::NormedGateUpFew
-    );
-    let expanded = &parts[..if paired { 1 } else { parts.len() }];
+    let expanded = &parts[..if few.paired { 1 } else { parts.len() }];
     let expands = expanded.iter().map(|part| part.out.div_ceil(outputs)).sum::<usize>();
     let blocks = x.length.div_ceil(few.tiles * ROWS) * (shrinks + expands);
     let arguments = [

@@ -5,6 +5,7 @@ use super::batch::{self, SegmentRow};
 use super::device::Device;
 use super::kernel::{Argument, Grid, Kernel, int};
 use super::rows::{Form, Rows};
+use super::weights::Format;
 use super::{Cuda, Matrix};
 use crate::backend::{BackendError, Linear};
 use std::sync::Arc;
@@ -61,14 +62,19 @@ pub(super) struct Many {
     /// Weight, its stride, bias, sizes, super-adapters, what is shrunk, its stride.
     arguments: [Argument<'static>; 7],
     _shrunk: Option<Rows>,
+    /// A weight that was not bf16, as it is.
+    _unpacked: Option<Rows>,
 }
 
 impl Many {
     /// All rows take the whole of a weight.
-    pub(super) fn whole(weight: &Matrix) -> Self {
-        let none = Argument::Address(0);
-        let arguments = [weight.argument(), int(weight.stride), none, none, none, none, int(0)];
-        Self { out: weight.rows, inp: weight.columns, arguments, _shrunk: None }
+    pub(super) fn whole(device: &Arc<Device>, weight: &Matrix) -> Result<Self, BackendError> {
+        let (none, unpacked) = (Argument::Address(0), unpacked(device, weight)?);
+        let (values, stride) = unpacked
+            .as_ref()
+            .map_or((weight.argument(), weight.stride), |rows| (rows.argument(), rows.stride));
+        let arguments = [values, int(stride), none, none, none, none, int(0)];
+        Ok(Self { out: weight.rows, inp: weight.columns, arguments, _shrunk: None, _unpacked: unpacked })
     }
 
     /// Shrinks the rows.
@@ -78,7 +84,7 @@ impl Many {
         x: &Rows,
         sizes: &[SegmentRow],
     ) -> Result<Self, BackendError> {
-        let mut many = Self::whole(&linear.weight);
+        let mut many = Self::whole(device, &linear.weight)?;
         many.arguments[2] = Argument::Address(batch::bias(linear)?);
         many.arguments[3] = Argument::Address(device.stage(sizes)?);
         let rank = batch::most_rank(linear).next_multiple_of(RANKS);
@@ -101,6 +107,19 @@ impl Many {
         many._shrunk = Some(shrunk);
         Ok(many)
     }
+}
+
+/// A weight in blocks as bf16, for this product; many rows share the reading and writing of it.
+fn unpacked(device: &Arc<Device>, weight: &Matrix) -> Result<Option<Rows>, BackendError> {
+    if weight.format == Format::Bf16 {
+        return Ok(None);
+    }
+    let to = Rows::new(device, weight.rows, weight.columns, Form::Bf16)?;
+    let view = weight.view();
+    let arguments = [Argument::Struct(&view), to.argument(), int(to.stride), int(weight.columns)];
+    // SAFETY: the arguments of `unpack_weight`; as many rows and columns.
+    unsafe { device.push(Kernel::UnpackWeight, Grid::by_row(weight.rows, to.stride), &arguments) };
+    Ok(Some(to))
 }
 
 /// `y = linear(x)`, or added to what is there.

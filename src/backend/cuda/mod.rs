@@ -1,6 +1,6 @@
 //! The backend for NVIDIA GPUs: our own kernels (`kernels/*.cu`), started through the driver.
 //!
-//! Weights, adapters and what products take are bf16, every sum is f32, and so is what is added to: the residual. A row's
+//! Adapters and what products take are bf16, weights bf16 or blocks that become it, every sum is f32, and so is what is added to: the residual. A row's
 //! result does not depend on the rows beside it: each lane of a warp takes the same inputs in the same order always.
 //!
 //! Operations only write down what is to be done (`step`); it is done when somebody wants a result.
@@ -29,13 +29,13 @@ pub use limits::{Limits, LimitsMeter};
 pub use measure::{LayerSizes, Measured, OperationFigure, operations};
 pub use rows::{Angles, Rows};
 pub use step::Counts;
-pub use weights::{Matrix, Vector};
+pub use weights::{Dtype, Matrix, Vector};
 
 use super::{
     Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, Choice, Draw, GatedMlp, Linear, Norm,
     Segment, SequenceSpan,
 };
-use crate::weights::{HostMatrix, HostVector};
+use crate::weights::{HostData, HostMatrix, HostVector};
 use device::Device;
 use kernel::{Argument, Grid, Kernel, int};
 use rows::Form;
@@ -62,6 +62,7 @@ impl KvDtype {
 #[derive(Clone)]
 pub struct Cuda {
     device: Arc<Device>,
+    dtype: Dtype,
     kv: KvDtype,
 }
 
@@ -72,16 +73,32 @@ impl std::fmt::Debug for Cuda {
 }
 
 impl Cuda {
+    /// Base weights are bf16, see [`Self::with_dtype`].
+    ///
     /// # Errors
     /// No driver, no such GPU, or one that is too old.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self { device: Arc::new(Device::open(ordinal, false)?), kv: KvDtype::default() })
+        Ok(Self {
+            device: Arc::new(Device::open(ordinal, false)?),
+            dtype: Dtype::Bf16,
+            kv: KvDtype::default(),
+        })
     }
 
     /// With memory of their own for all activations: slow, and the emulator sees whatever goes beyond it.
     #[cfg(test)]
     fn apart(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self { device: Arc::new(Device::open(ordinal, true)?), kv: KvDtype::default() })
+        Ok(Self {
+            device: Arc::new(Device::open(ordinal, true)?),
+            dtype: Dtype::Bf16,
+            kv: KvDtype::default(),
+        })
+    }
+
+    /// With base weights that are kept so.
+    #[must_use]
+    pub fn with_dtype(self, dtype: Dtype) -> Self {
+        Self { dtype, ..self }
     }
 
     #[must_use]
@@ -140,7 +157,18 @@ impl Backend for Cuda {
     type Angles = Angles;
 
     fn matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
-        Matrix::upload(&self.device, host)
+        Matrix::upload(&self.device, host, self.dtype)
+    }
+
+    /// Half a byte is too coarse for an embedding, unless the file has it so.
+    fn table(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
+        let in_blocks = matches!(host.data, HostData::Blocks(_));
+        let dtype = match self.dtype {
+            Dtype::Int4 if in_blocks => Dtype::Auto,
+            Dtype::Int4 => Dtype::Int8,
+            dtype => dtype,
+        };
+        Matrix::upload(&self.device, host, dtype)
     }
 
     fn adapter(&self, a: HostMatrix, b: HostMatrix, beside: &Matrix) -> Result<[Matrix; 2], BackendError> {
@@ -152,7 +180,7 @@ impl Backend for Cuda {
                 got,
             ));
         }
-        Ok([Matrix::upload(&self.device, a)?, Matrix::upload(&self.device, b)?])
+        Ok([Matrix::upload_bf16(&self.device, a)?, Matrix::upload_bf16(&self.device, b)?])
     }
 
     fn vector(&self, host: HostVector) -> Result<Vector, BackendError> {
@@ -169,7 +197,8 @@ impl Backend for Cuda {
         }
         let y = Rows::new(&self.device, tokens.len(), table.columns, Form::F32)?;
         let at = Argument::Address(self.device.stage(tokens)?);
-        let arguments = [table.argument(), int(table.stride), at, y.argument(), int(y.stride), int(y.width)];
+        let view = table.view();
+        let arguments = [Argument::Struct(&view), at, y.argument(), int(y.stride), int(y.width)];
         // SAFETY: the arguments of `embed`; tokens lie within the table, as checked.
         unsafe { self.device.push(Kernel::Embed, Grid::by_row(y.length, y.width), &arguments) };
         Ok(y)

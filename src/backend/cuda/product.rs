@@ -45,16 +45,19 @@ pub(super) fn linears<const N: usize>(
         }
         return results.try_into().map_err(|_| unfit("linear", "as many rows as Linears", String::new()));
     }
-    let few = Few::linear(x.length, inputs.norm.is_some());
-    for some in linears.chunks(MOST_PARTS) {
-        let mut parts = Vec::with_capacity(some.len());
-        for &linear in some {
-            let sizes = batch::sizes(linear, x.length, x.width, segments)?;
-            let y = Rows::new(&cuda.device, x.length, linear.weight.rows, Form::F32)?;
-            parts.push(few::part(&cuda.device, linear, &sizes, &y)?);
-            results.push(y);
+    // Linears whose weights have one format share a launch.
+    for same in linears.chunk_by(|a, b| a.weight.format == b.weight.format) {
+        let few = Few::linear(x.length, inputs.norm.is_some(), same[0].weight.format);
+        for some in same.chunks(MOST_PARTS) {
+            let mut parts = Vec::with_capacity(some.len());
+            for &linear in some {
+                let sizes = batch::sizes(linear, x.length, x.width, segments)?;
+                let y = Rows::new(&cuda.device, x.length, linear.weight.rows, Form::F32)?;
+                parts.push(few::part(&cuda.device, linear, &sizes, &y)?);
+                results.push(y);
+            }
+            few::launch(&cuda.device, &few, &inputs, &parts, false);
         }
-        few::launch(&cuda.device, &few, &inputs, &parts, false);
     }
     results.try_into().map_err(|_| unfit("linear", "as many rows as Linears", String::new()))
 }
@@ -78,7 +81,8 @@ pub(super) fn linear_onto(
         many::linear(&cuda.device, &inputs.rows, &product, &onto, true);
     } else {
         let part = few::part(&cuda.device, linear, &sizes, &onto)?;
-        few::launch(&cuda.device, &Few::linear(x.length, false), &inputs, &[part], true);
+        let few = Few::linear(x.length, false, linear.weight.format);
+        few::launch(&cuda.device, &few, &inputs, &[part], true);
     }
     Ok(onto)
 }
@@ -101,14 +105,15 @@ pub(super) fn gate_up(
     let (of_gate, of_up) = (of(gate)?, of(up)?);
     let same = |(gate, up): (&SegmentRow, &SegmentRow)| (gate.out, gate.inp) == (up.out, up.inp);
     let y = Rows::new(device, x.length, width, Form::Bf16)?;
-    if of_gate.iter().zip(&of_up).all(same) {
+    if gate.weight.format == up.weight.format && of_gate.iter().zip(&of_up).all(same) {
         let inputs = inputs(cuda, x, norm)?;
         if is_many(x.length, &[gate, up]) {
             let of = |linear, sizes: &[SegmentRow]| Many::of(device, linear, &inputs.rows, sizes);
             many::gate_up(device, &inputs.rows, [&of(gate, &of_gate)?, &of(up, &of_up)?], &y);
         } else {
             let parts = [few::part(device, gate, &of_gate, &y)?, few::part(device, up, &of_up, &y)?];
-            few::launch(device, &Few::gate_up(x.length, inputs.norm.is_some()), &inputs, &parts, false);
+            let few = Few::gate_up(x.length, inputs.norm.is_some(), gate.weight.format);
+            few::launch(device, &few, &inputs, &parts, false);
         }
     } else {
         let [gate, up] = linears(cuda, x, norm, [gate, up], segments)?;
@@ -128,9 +133,10 @@ pub(super) fn logits(cuda: &Cuda, x: &Rows, head: &Matrix) -> Result<Rows, Backe
     let inputs = inputs(cuda, x, None)?;
     let y = Rows::new(&cuda.device, x.length, head.rows, Form::F32)?;
     if x.length > FEW {
-        many::linear(&cuda.device, &inputs.rows, &Many::whole(head), &y, false);
+        many::linear(&cuda.device, &inputs.rows, &Many::whole(&cuda.device, head)?, &y, false);
     } else {
-        few::launch(&cuda.device, &Few::linear(x.length, false), &inputs, &[few::whole(head, &y)], false);
+        let few = Few::linear(x.length, false, head.format);
+        few::launch(&cuda.device, &few, &inputs, &[few::whole(head, &y)], false);
     }
     Ok(y)
 }

@@ -1,26 +1,65 @@
-//! Weights in device memory.
+//! Weights in device memory: bf16, or blocks of 32 with 8 or 4 bits a number, which kernels turn into bf16.
 
 use super::device::{Buffer, Device, Shared};
-use super::kernel::Argument;
-use crate::backend::BackendError;
-use crate::weights::{HostData, HostMatrix, HostVector};
-use half::bf16;
+use super::kernel::{Argument, pair};
+use crate::backend::{BackendError, quantise};
+use crate::weights::{BLOCK, Blocks, HostData, HostMatrix, HostVector};
+use half::{bf16, f16};
 use std::sync::Arc;
 
 /// Numbers that a lane loads at once: rows begin at a multiple of them.
 pub(super) const LOAD: usize = 8;
 
-/// A weight `(rows, columns)` in bf16, row-major: a prefix of either axis is read where it stands.
+/// How base weights are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dtype {
+    /// As the file has them, where that is one of the others; else bf16.
+    #[default]
+    Auto,
+    Bf16,
+    /// One byte a weight, a scale for each block of 32.
+    Int8,
+    /// Half a byte a weight, a scale and a minimum for each block of 32; embeddings one byte.
+    Int4,
+}
+
+/// The format of a matrix: `Format` of kernels/formats.cuh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Bf16,
+    Int8,
+    Int4,
+}
+
+/// A weight `(rows, columns)`, row-major: a prefix of either axis is read where it stands.
 pub struct Matrix {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// From one row to the next; what lies between a row's end and the next one is zero.
+    /// From one row to the next, in numbers; what lies between a row's end and the next one is zero, in whole blocks.
     pub(super) stride: usize,
+    pub(super) format: Format,
     values: Buffer,
+    /// Of blocks: scales, or scales and minimums, in f16.
+    scales: Option<Buffer>,
 }
 
 impl Matrix {
-    pub(super) fn upload(device: &Arc<Device>, host: HostMatrix) -> Result<Self, BackendError> {
+    pub(super) fn upload(device: &Arc<Device>, host: HostMatrix, dtype: Dtype) -> Result<Self, BackendError> {
+        let blocks = match (dtype, &host.data) {
+            (Dtype::Bf16, _) | (Dtype::Auto, HostData::F32(_) | HostData::Bf16(_)) => None,
+            // A prefix of the columns must be a prefix of a row, so blocks across an order are cut anew.
+            (_, HostData::Blocks(blocks)) if blocks.places.is_some() => Some(rounded(&host, Dtype::Int8)),
+            (Dtype::Auto, HostData::Blocks(blocks)) => Some(blocks.clone()),
+            (Dtype::Int4, HostData::Blocks(blocks)) if is_halves(blocks).is_some() => Some(blocks.clone()),
+            (dtype, _) => Some(rounded(&host, dtype)),
+        };
+        match blocks.and_then(|blocks| packed(&blocks, host.columns.div_ceil(BLOCK))) {
+            Some(packed) => Self::upload_blocks(device, &host, &packed),
+            None => Self::upload_bf16(device, host),
+        }
+    }
+
+    pub(super) fn upload_bf16(device: &Arc<Device>, host: HostMatrix) -> Result<Self, BackendError> {
         let (rows, columns, stride) = (host.rows, host.columns, host.columns.next_multiple_of(LOAD));
         let name = host.name.clone();
         let values = match host.data {
@@ -36,7 +75,20 @@ impl Matrix {
             }
             padded
         };
-        Ok(Self { rows, columns, stride, values: device.upload(&format!("`{name}`"), &padded)? })
+        let values = device.upload(&format!("`{name}`"), &padded)?;
+        Ok(Self { rows, columns, stride, format: Format::Bf16, values, scales: None })
+    }
+
+    fn upload_blocks(device: &Arc<Device>, host: &HostMatrix, packed: &Packed) -> Result<Self, BackendError> {
+        let what = format!("`{}`", host.name);
+        Ok(Self {
+            rows: host.rows,
+            columns: host.columns,
+            stride: host.columns.next_multiple_of(BLOCK),
+            format: packed.format,
+            values: device.upload(&what, &packed.values)?,
+            scales: Some(device.upload(&what, &packed.scales)?),
+        })
     }
 
     pub(super) fn address(&self) -> u64 {
@@ -47,9 +99,83 @@ impl Matrix {
         Argument::Address(self.values.address)
     }
 
-    pub(super) fn prefix_bytes(&self, out: usize, inp: usize) -> usize {
-        out.min(self.rows) * inp.min(self.columns).next_multiple_of(LOAD) * size_of::<bf16>()
+    /// 0 for bf16.
+    pub(super) fn scales(&self) -> u64 {
+        self.scales.as_ref().map_or(0, |scales| scales.address)
     }
+
+    /// `Matrix` of kernels/formats.cuh.
+    pub(super) fn view(&self) -> [u64; 3] {
+        [self.address(), self.scales(), pair(self.stride, self.format as usize)]
+    }
+
+    pub(super) fn prefix_bytes(&self, out: usize, inp: usize) -> usize {
+        let (out, inp) = (out.min(self.rows), inp.min(self.columns));
+        match self.format {
+            Format::Bf16 => out * inp.next_multiple_of(LOAD) * size_of::<bf16>(),
+            Format::Int8 => out * inp.div_ceil(BLOCK) * (BLOCK + size_of::<f16>()),
+            Format::Int4 => out * inp.div_ceil(BLOCK) * (BLOCK / 2 + 2 * size_of::<f16>()),
+        }
+    }
+}
+
+/// Blocks as the kernels read them.
+struct Packed {
+    format: Format,
+    values: Vec<u8>,
+    scales: Vec<f16>,
+}
+
+/// Cut into blocks of 8 or 4 bits.
+fn rounded(host: &HostMatrix, dtype: Dtype) -> Blocks {
+    let values = host.to_f32();
+    match dtype {
+        Dtype::Int4 => quantise::to_halves(&values, host.columns),
+        _ => quantise::to_bytes(&values, host.columns, None),
+    }
+}
+
+/// What is to be added to quants that four bits hold, so that they begin at 0; `None` where they do not.
+fn is_halves(blocks: &Blocks) -> Option<i8> {
+    let within = |low, high| blocks.quants.iter().all(|q| (low..=high).contains(q));
+    match blocks.minimums {
+        Some(_) => within(0, 15).then_some(0),
+        None => within(-8, 7).then_some(8),
+    }
+}
+
+/// `None` where neither format holds them, as bytes with minimums; `per_row` blocks, of which a row's last may be short.
+fn packed(blocks: &Blocks, per_row: usize) -> Option<Packed> {
+    let offset = is_halves(blocks);
+    if offset.is_none() && blocks.minimums.is_some() {
+        return None;
+    }
+    let rows = blocks.scales.len() / per_row.max(1);
+    let columns = blocks.quants.len().checked_div(rows).unwrap_or(0);
+    let padding = per_row * BLOCK - columns;
+    let quants = blocks.quants.chunks(columns.max(1));
+    let quants = quants.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, padding)));
+    let f16 = |value: f32| f16::from_f32(value);
+    Some(match offset {
+        None => Packed {
+            format: Format::Int8,
+            values: quants.map(|q| q as u8).collect(),
+            scales: blocks.scales.iter().map(|&scale| f16(scale)).collect(),
+        },
+        Some(offset) => {
+            let quants = quants.map(|q| (q + offset) as u8 & 15).collect::<Vec<_>>();
+            let minimum = |block: usize| match &blocks.minimums {
+                Some(minimums) => minimums[block],
+                None => -f32::from(offset) * blocks.scales[block],
+            };
+            let both = |(block, &scale): (usize, &f32)| [f16(scale), f16(minimum(block))];
+            Packed {
+                format: Format::Int4,
+                values: quants.chunks_exact(2).map(|two| two[0] | two[1] << 4).collect(),
+                scales: blocks.scales.iter().enumerate().flat_map(both).collect(),
+            }
+        }
+    })
 }
 
 /// A norm's weight or a bias, in f32; zeros up to the next multiple of [`LOAD`].
