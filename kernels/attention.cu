@@ -9,11 +9,6 @@ struct AttentionRow {
     int table, position;
 };
 
-// Heads of a layer, and the pool's blocks.
-struct Heads {
-    int query, kv, size, block_size;
-};
-
 constexpr int ATTENTION_THREADS = 128;
 // Positions that one block takes: a longer context is split over several. Results depend on it, and on nothing else.
 constexpr int CHUNK = 64;
@@ -26,11 +21,6 @@ __device__ __forceinline__ float number(float x) { return x; }
 __device__ __forceinline__ float number(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void put(float* to, float x) { *to = x; }
 __device__ __forceinline__ void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
-// Eight numbers from a 16-byte boundary.
-__device__ __forceinline__ void load_eight(const float* from, float (&to)[8]) {
-    const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
-    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
-}
 
 __device__ __forceinline__ size_t slot_of(const AttentionRow& row, const int* tables, int position, int block_size) {
     return static_cast<size_t>(tables[row.table + position / block_size]) * block_size + position % block_size;

@@ -29,6 +29,11 @@ struct AdapterEntry {
     int rank;
 };
 
+// Heads of a layer, and the blocks of its key-value pool.
+struct Heads {
+    int query, kv, size, block_size;
+};
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
     return x;
@@ -70,6 +75,17 @@ __device__ __forceinline__ uint4 load_once(const void* from) {
 #endif
 }
 
+// Two to the power of x, 2^-22 off at most; 1 for 0, and 0 for minus infinity and for what f32 has no normal number for.
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef LONAS_EMULATED
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // Waits until other blocks have counted so far, and sees what they wrote before they did. They must have begun: the
 // emulator, which runs one block after the other, stops where they have not.
 __device__ __forceinline__ void wait_for(const unsigned* counter, unsigned count) {
@@ -91,4 +107,9 @@ __device__ __forceinline__ void load_eight(const __nv_bfloat16* from, float (&to
         to[2 * i] = __uint_as_float(words[i] << 16);
         to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
     }
+}
+// Eight f32 numbers from a 16-byte boundary.
+__device__ __forceinline__ void load_eight(const float* from, float (&to)[8]) {
+    const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
+    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
 }

@@ -62,9 +62,9 @@ __device__ __forceinline__ void cp_async_wait() {
 // by row, so that the eight rows of a matrix that ldmatrix reads at one chunk lie in different banks, without padding.
 template <int K>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
-    constexpr int CHUNKS = K / 8, ROWS_IN_BANKS = 8 / CHUNKS;
-    static_assert(CHUNKS == 4 || CHUNKS == 8, "a row takes half of the banks, or all");
-    return row * K + (chunk ^ row / ROWS_IN_BANKS % CHUNKS) * 8;
+    constexpr int CHUNKS = K / 8, ROWS_IN_BANKS = CHUNKS < 8 ? 8 / CHUNKS : 1;
+    static_assert(CHUNKS == 4 || CHUNKS % 8 == 0, "a row takes half of the banks, or all of them once or more");
+    return row * K + (chunk ^ row / ROWS_IN_BANKS % (CHUNKS < 8 ? CHUNKS : 8)) * 8;
 }
 
 // Bytes to copy of the 16 at number `k` of a row that has `end` numbers: the rest is to be zero.
