@@ -28,7 +28,9 @@ fn compile(out: &Path) -> Result<(), String> {
     // Each source in a namespace of its own, as it is a file of its own for the emulator: what they share comes before.
     let include = |name: &str| format!("#include \"{name}\"\n");
     let part = |stem: &str| format!("namespace {stem} {{\n{}}}\n", include(&format!("{stem}.cu")));
-    let parts = ["rows", "few_rows", "shrink_many", "many_rows", "attention", "sample", "limits"].map(part);
+    let parts =
+        ["rows", "few_rows", "shrink_many", "many_rows", "attention", "attend_many", "sample", "limits"]
+            .map(part);
     let text = format!("{}{}{}", include("formats.cuh"), include("mma.cuh"), parts.concat());
     std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
     let status = Command::new(&nvcc)

@@ -28,7 +28,7 @@ extern "C" __global__ void multiply_add(int turns, float factor, float* to) {
 }
 
 // The same with tensor cores: eight products of 16 x 8 x 16 bf16 numbers a turn and warp, each onto sums of its own.
-extern "C" __global__ void multiply_add_many(int turns, float factor, float* to) {
+extern "C" __global__ void multiply_add_tensors(int turns, float factor, float* to) {
     float sums[8][4] = {};
     const unsigned number = __float_as_uint(factor + threadIdx.x);
     const unsigned a[4] = {number, number, number, number};

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A table of what each kernel in a fatbin or cubin needs, by architecture; fails when one spills registers or keeps
 # local arrays in memory, either of which makes a kernel many times slower without making it wrong. So does a kernel that is
-# meant for tensor cores, of which "_many" in the name tells, and whose code lacks their instructions.
+# meant for tensor cores, of which "_many" or "_few" in the name tells, and whose code lacks their instructions.
 #   kernels/sass.sh FATBIN        cuobjdump comes from CUDA_HOME, or from what kernels/toolkit.sh installs
 set -euo pipefail
 
@@ -40,8 +40,9 @@ export PATH=$cuda/bin:$PATH
     for (row = 1; row <= rows; row++) {
       key = name[row]
       printf "%s %5d %5d %6d\n", line[row], count[key, "HMMA"], count[key, "LDSM"], count[key, "LDGSTS"]
-      if (key !~ /_many/) continue
-      for (i = 1; i <= wanted; i++)
+      # Few rows operands come straight from memory: no LDSM, no LDGSTS.
+      if (key !~ /_many|_few/) continue
+      for (i = 1; i <= (key ~ /_few/ ? 1 : wanted); i++)
         if (!count[key, instructions[i]]) lacking = lacking sprintf("%s: no %s\n", key, instructions[i])
     }
     if (bad) printf "kernels that spill or keep arrays in local memory:\n%s", bad > "/dev/stderr"

@@ -15,6 +15,10 @@ const CHUNK: usize = 64;
 /// Bytes for what chunks leave: rows are taken a part at a time where all would need more.
 const PARTIAL_BYTES: usize = if cfg!(test) { 32 << 10 } else { 32 << 20 };
 
+/// Rows of one sequence from which on they are many, and those that a tile of them has under all heads of a group.
+const MANY: usize = 8;
+const TILE: usize = 128;
+
 /// Keys and values: by layer keys, then values, each `[slot][kv head][D]`.
 pub struct Cache {
     layout: CacheLayout,
@@ -103,32 +107,89 @@ pub(super) fn attention(
 
 /// Where each row's sequence keeps its context, as the kernels read it.
 struct Contexts {
+    /// Of every row, and of those that the kernel for few rows takes; the others' positions are below 0 there.
     rows: Argument<'static>,
+    few: Argument<'static>,
+    any_few: bool,
+    /// `tiles` of kernels/attend_many.cu: first row, count, position, block table.
+    tiles: Argument<'static>,
+    tile_count: usize,
     tables: Argument<'static>,
     /// Chunks of the longest context, up to the next power of two: so that a tape stays the same while contexts grow.
     chunks: usize,
 }
 
 impl Contexts {
-    /// The layers of a step, which keep their context in one pool, share them.
-    fn staged(device: &Device, spans: &[SequenceSpan], cache: &Cache) -> Result<Self, BackendError> {
+    /// `tile`: rows that a tile of many may have; 0 where there are none. The layers of a step, which keep their context in one
+    /// pool, share them.
+    fn staged(
+        device: &Device,
+        spans: &[SequenceSpan],
+        cache: &Cache,
+        tile: usize,
+    ) -> Result<Self, BackendError> {
         let longest = spans.iter().map(|span| span.blocks.len()).max().unwrap_or(0).next_power_of_two();
-        let (mut rows, mut tables): (Vec<AttentionRow>, Vec<u32>) = (Vec::new(), Vec::new());
+        let (mut rows, mut few) = (Vec::new(), Vec::new());
+        let (mut tables, mut tiles): (Vec<u32>, Vec<[i32; 4]>) = (Vec::new(), Vec::new());
         for span in spans {
-            let table = tables.len() as i32;
-            rows.extend(
-                (0..span.rows.len()).map(|i| AttentionRow { table, position: (span.start + i) as i32 }),
+            let (table, length) = (tables.len() as i32, span.rows.len());
+            let position = |i: usize| (span.start + i) as i32;
+            let is_many = tile > 0 && length >= MANY;
+            rows.extend((0..length).map(|i| AttentionRow { table, position: position(i) }));
+            few.extend(
+                (0..length).map(|i| AttentionRow { table, position: if is_many { -1 } else { position(i) } }),
             );
+            if is_many {
+                let tile_at = |i: usize| {
+                    [(span.rows.start + i) as i32, tile.min(length - i) as i32, position(i), table]
+                };
+                tiles.extend((0..length).step_by(tile).map(tile_at));
+            }
             tables.extend(&span.blocks);
             tables.resize(table as usize + longest, 0);
         }
+        let any_few = few.iter().any(|row| row.position >= 0);
         let context = spans.iter().map(|span| span.start + span.rows.len()).max().unwrap_or(0);
         let owner = cache.values.address;
         let rows = device.stage_changed(owner, &rows)?;
-        let tables = device.stage_changed(owner + 2, &tables)?;
-        let chunks = context.div_ceil(CHUNK).next_power_of_two();
-        Ok(Self { rows: Argument::Address(rows), tables: Argument::Address(tables), chunks })
+        // Where nothing is for tiles the two are the same.
+        let few = if tiles.is_empty() { rows } else { device.stage_changed(owner + 2, &few)? };
+        Ok(Self {
+            rows: Argument::Address(rows),
+            few: Argument::Address(few),
+            any_few,
+            tiles: Argument::Address(device.stage_changed(owner + 4, &tiles)?),
+            tile_count: tiles.len(),
+            tables: Argument::Address(device.stage_changed(owner + 6, &tables)?),
+            chunks: context.div_ceil(CHUNK).next_power_of_two(),
+        })
     }
+}
+
+/// The kernel for many rows of heads of this size: it takes tensor cores, and so keys and values in bf16.
+fn many(device: &Device, shape: &AttentionShape, cache: &Cache) -> Option<(Kernel, usize)> {
+    let AttentionShape { query_heads, kv_heads, head_size } = *shape;
+    let (kernel, threads) = match head_size {
+        0..=64 => (Kernel::AttendMany64, 128),
+        65..=128 => (Kernel::AttendMany128, 128),
+        _ => (Kernel::AttendMany256, 256),
+    };
+    let fits = cache.dtype == KvDtype::Bf16
+        && head_size.is_multiple_of(8)
+        && query_heads / kv_heads <= TILE
+        && device.has_room_for(kernel);
+    fits.then_some((kernel, threads))
+}
+
+/// A step's attention with all that its kernels share.
+struct Launches<'a> {
+    device: &'a Arc<Device>,
+    step: &'a Step<'a>,
+    contexts: Contexts,
+    heads: [u64; 2],
+    keys: Argument<'static>,
+    values: Argument<'static>,
+    y: &'a Rows,
 }
 
 fn attend(
@@ -138,69 +199,128 @@ fn attend(
     cache: &Cache,
     layer: usize,
 ) -> Result<Rows, BackendError> {
-    let (device, length) = (&cuda.device, step.q.length);
+    let device = &cuda.device;
     let AttentionShape { query_heads, kv_heads, head_size } = *step.shape;
-    let contexts = Contexts::staged(device, spans, cache)?;
+    let many = many(device, step.shape, cache);
+    let tile = many.map_or(0, |_| TILE / (query_heads / kv_heads));
     let [keys, values] = cache.layer(layer);
-    let wide = head_size.is_multiple_of(8);
-    let [store, attend] = match (cache.dtype, wide) {
-        (KvDtype::F32, false) => [Kernel::StoreF32, Kernel::AttendF32],
-        (KvDtype::F32, true) => [Kernel::StoreF32, Kernel::AttendF32Wide],
-        (KvDtype::Bf16, false) => [Kernel::StoreBf16, Kernel::AttendBf16],
-        (KvDtype::Bf16, true) => [Kernel::StoreBf16, Kernel::AttendBf16Wide],
-    };
-    let heads = [pair(query_heads, kv_heads), pair(head_size, cache.layout.block_size)];
-    let heads = Argument::Struct(&heads);
-    let y = Rows::new(device, length, query_heads * head_size, Form::Bf16)?;
-    let counters = device.activations(length * kv_heads * size_of::<u32>())?;
-    let angles = step.angles.map_or(Ok(Argument::Address(0)), |angles| angles.staged(device))?;
-    let [q, k, v] = [step.q, step.k, step.v];
-    let (rows, tables) = (contexts.rows, contexts.tables);
-    let counts = Argument::Address(counters.address());
-    let arguments = [
-        q.argument(),
-        int(q.stride),
-        k.argument(),
-        v.argument(),
-        int(k.stride),
-        angles,
-        rows,
-        tables,
-        heads,
+    let y = Rows::new(device, step.q.length, query_heads * head_size, Form::Bf16)?;
+    let launches = Launches {
+        device,
+        step,
+        contexts: Contexts::staged(device, spans, cache, tile)?,
+        heads: [pair(query_heads, kv_heads), pair(head_size, cache.layout.block_size)],
         keys,
         values,
-        counts,
-    ];
-    // SAFETY: the arguments of `store`; positions lie within their blocks and blocks within the pool, as checked.
-    unsafe { device.push(store, Grid::by_row(length, (query_heads + kv_heads) * head_size / 2), &arguments) };
-    let of_row = query_heads * contexts.chunks * (head_size + 2) * size_of::<f32>();
-    let at_once = (PARTIAL_BYTES / of_row).clamp(1, length.max(1));
-    let partial = device.activations(at_once * of_row)?;
-    let of_partial = [partial.address(), pair(contexts.chunks, head_size)];
-    for first in (0..length).step_by(at_once) {
-        let at = |argument: Argument<'static>, bytes: usize| match argument {
-            Argument::Address(address) => Argument::Address(address + (first * bytes) as u64),
-            other => other,
-        };
-        let grid = Grid::new([at_once.min(length - first), kv_heads, contexts.chunks], THREADS);
-        let arguments = [
-            at(q.argument(), q.stride * Form::F32.bytes()),
-            int(q.stride),
-            at(rows, size_of::<AttentionRow>()),
-            tables,
-            heads,
-            Argument::Float(1.0 / (head_size as f32).sqrt()),
-            keys,
-            values,
-            Argument::Struct(&of_partial),
-            at(counts, kv_heads * size_of::<u32>()),
-            at(y.argument(), y.stride * Form::Bf16.bytes()),
-            int(y.stride),
-        ];
-        // SAFETY: the arguments of `attend`, from row `first` on; else as above.
-        unsafe { device.push(attend, grid, &arguments) };
+        y: &y,
+    };
+    let counters = device.activations(step.q.length * kv_heads * size_of::<u32>())?;
+    let counters = Argument::Address(counters.address());
+    launches.store(cache.dtype, counters)?;
+    if launches.contexts.any_few {
+        launches.few(cache.dtype, counters)?;
+    }
+    if let Some((kernel, threads)) = many.filter(|_| launches.contexts.tile_count > 0) {
+        launches.many(kernel, threads);
     }
     Ok(y)
+}
+
+impl Launches<'_> {
+    /// Rotates, where that is still to be done, and writes keys and values.
+    fn store(&self, dtype: KvDtype, counters: Argument<'static>) -> Result<(), BackendError> {
+        let Step { q, k, v, shape, .. } = *self.step;
+        let kernel = match dtype {
+            KvDtype::F32 => Kernel::StoreF32,
+            KvDtype::Bf16 => Kernel::StoreBf16,
+        };
+        let angles =
+            self.step.angles.map_or(Ok(Argument::Address(0)), |angles| angles.staged(self.device))?;
+        let arguments = [
+            q.argument(),
+            int(q.stride),
+            k.argument(),
+            v.argument(),
+            int(k.stride),
+            angles,
+            self.contexts.rows,
+            self.contexts.tables,
+            Argument::Struct(&self.heads),
+            self.keys,
+            self.values,
+            counters,
+        ];
+        let width = (shape.query_heads + shape.kv_heads) * shape.head_size / 2;
+        // SAFETY: the arguments of `store`; positions lie within their blocks and blocks within the pool, as checked.
+        unsafe { self.device.push(kernel, Grid::by_row(q.length, width), &arguments) };
+        Ok(())
+    }
+
+    /// Each row by itself, its context split over blocks of threads.
+    fn few(&self, dtype: KvDtype, counters: Argument<'static>) -> Result<(), BackendError> {
+        let (q, y) = (self.step.q, self.y);
+        let Contexts { chunks, few, tables, .. } = self.contexts;
+        let AttentionShape { query_heads, kv_heads, head_size } = *self.step.shape;
+        let kernel = match (dtype, head_size.is_multiple_of(8)) {
+            (KvDtype::F32, false) => Kernel::AttendF32,
+            (KvDtype::F32, true) => Kernel::AttendF32Wide,
+            (KvDtype::Bf16, false) => Kernel::AttendBf16,
+            (KvDtype::Bf16, true) => Kernel::AttendBf16Wide,
+        };
+        let of_row = query_heads * chunks * (head_size + 2) * size_of::<f32>();
+        let at_once = (PARTIAL_BYTES / of_row).clamp(1, q.length.max(1));
+        let partial = self.device.activations(at_once * of_row)?;
+        let of_partial = [partial.address(), pair(chunks, head_size)];
+        for first in (0..q.length).step_by(at_once) {
+            let at = |argument: Argument<'static>, bytes: usize| match argument {
+                Argument::Address(address) => Argument::Address(address + (first * bytes) as u64),
+                other => other,
+            };
+            let grid = Grid::new([at_once.min(q.length - first), kv_heads, chunks], THREADS);
+            let arguments = [
+                at(q.argument(), q.stride * Form::F32.bytes()),
+                int(q.stride),
+                at(few, size_of::<AttentionRow>()),
+                tables,
+                Argument::Struct(&self.heads),
+                self.scale(),
+                self.keys,
+                self.values,
+                Argument::Struct(&of_partial),
+                at(counters, kv_heads * size_of::<u32>()),
+                at(y.argument(), y.stride * Form::Bf16.bytes()),
+                int(y.stride),
+            ];
+            // SAFETY: the arguments of `attend`, from row `first` on; else as above.
+            unsafe { self.device.push(kernel, grid, &arguments) };
+        }
+        Ok(())
+    }
+
+    /// Tiles of rows of one sequence.
+    fn many(&self, kernel: Kernel, threads: usize) {
+        let (q, y, contexts) = (self.step.q, self.y, &self.contexts);
+        let arguments = [
+            q.argument(),
+            int(q.stride),
+            contexts.tiles,
+            contexts.tables,
+            Argument::Struct(&self.heads),
+            self.scale(),
+            self.keys,
+            self.values,
+            y.argument(),
+            int(y.stride),
+        ];
+        let blocks = [contexts.tile_count, self.step.shape.kv_heads, 1];
+        let grid = Grid { shared: kernel.shared_bytes(), ..Grid::new(blocks, threads) };
+        // SAFETY: the arguments of `attend_many`; tiles lie within the rows, and else as above.
+        unsafe { self.device.push(kernel, grid, &arguments) };
+    }
+
+    fn scale(&self) -> Argument<'static> {
+        Argument::Float(1.0 / (self.step.shape.head_size as f32).sqrt())
+    }
 }
 
 fn unfit_attention(expected: &str, got: String) -> BackendError {

@@ -65,19 +65,25 @@ kernels! {
     AttendBf16 = "attend_bf16",
     AttendF32Wide = "attend_f32_wide",
     AttendBf16Wide = "attend_bf16_wide",
+    AttendMany64 = "attend_many_64",
+    AttendMany128 = "attend_many_128",
+    AttendMany256 = "attend_many_256",
     Sample = "sample",
     ReadAll = "read_all",
     MultiplyAdd = "multiply_add",
-    MultiplyAddMany = "multiply_add_many",
+    MultiplyAddTensors = "multiply_add_tensors",
 }
 
 impl Kernel {
     /// Bytes of shared memory that a launch gives, as the sources say.
     pub(super) fn shared_bytes(self) -> usize {
         match self {
+            Self::AttendMany64 => 40 << 10,
             Self::ExpandMany32 => 48 << 10,
             Self::ShrinkMany16 | Self::ExpandMany64 | Self::ExpandMany128 => 64 << 10,
             Self::GateUpMany64 | Self::GateUpMany128 => 64 << 10,
+            Self::AttendMany128 => 80 << 10,
+            Self::AttendMany256 => 160 << 10,
             Self::ShrinkMany32 | Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
             _ => 0,
         }

@@ -67,7 +67,7 @@ impl<'a> LimitsMeter<'a> {
         let add = [int(TURNS), Argument::Float(0.999), result];
         Ok(Limits {
             read_bytes_per_second: bytes as f64 / self.best(Kernel::ReadAll, &read)?,
-            bf16_flops: of_tensors as f64 / self.best(Kernel::MultiplyAddMany, &add_many)?,
+            bf16_flops: of_tensors as f64 / self.best(Kernel::MultiplyAddTensors, &add_many)?,
             f32_flops: operations as f64 / self.best(Kernel::MultiplyAdd, &add)?,
         })
     }
