@@ -25,6 +25,7 @@ struct Cut {
     static_assert(ROWS_A_COPY % 8 == 0, "a thread's chunks are permuted alike");
     static_assert(KEYS % ROWS_A_COPY == 0 && ROWS % ROWS_A_COPY == 0, "copies do not straddle a tile's end");
     static_assert(KEYS <= THREADS, "a thread looks up a position");
+    static_assert(STAGES == 3, "what is copied beside the products with keys is keys, and values beside those with values");
 };
 
 // The rows of a block. Row `i` of the tile and head `h` of the group stand at i * group + h.
@@ -52,7 +53,10 @@ __device__ __forceinline__ int look_up(const int* tables, const Span& span, int 
 // anything, and beyond the head's size.
 template <class C>
 __device__ __forceinline__ void copy_tile(const bf16* pool, const int* slots, const Heads& heads, bf16* to) {
-    const int row = threadIdx.x / C::CHUNKS, chunk = threadIdx.x % C::CHUNKS;
+    // As if it were another each time: what comes of it would stay in registers that are needed for sums.
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    const int row = thread / C::CHUNKS, chunk = thread % C::CHUNKS;
     const bool inside = chunk * 8 < heads.size;
     const char* from = reinterpret_cast<const char*>(pool + blockIdx.y * heads.size + chunk * 8);
     const unsigned slot_bytes = heads.kv * heads.size * sizeof(bf16);
@@ -117,7 +121,7 @@ __device__ __forceinline__ void multiply_keys(const bf16* queries, const bf16* k
 }
 
 // Takes away what a row does not see. This lane's first row is `row`, and its scores [m][n] are those of the positions 8 n
-// and 8 n + 1 from `position`. It comes once or twice for a warp, so the rows' positions are found anew, in no register.
+// and 8 n + 1 from `position`. It comes for a block's last tiles only, so the rows' positions are found anew, in no register.
 template <class C>
 __device__ __forceinline__ void mask(typename C::Scores& scores, const Span& span, int row, int position) {
 #pragma unroll
@@ -223,7 +227,7 @@ __device__ __forceinline__ void attend_many(const float* q, int q_stride, const 
     bf16 *queries = reinterpret_cast<bf16*>(memory), *stages = queries + C::ROWS * C::HEAD;
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * C::WARP_ROWS;
     const Span span(tile, heads);
-    const int steps = span.last / C::KEYS + 1;
+    const unsigned steps = span.last / C::KEYS + 1;
     const bool finds = threadIdx.x < C::KEYS;  // this thread looks up a position of each tile
     if (finds) {
         slots[0][threadIdx.x] = look_up(tables, span, threadIdx.x, heads.block_size);
@@ -240,47 +244,54 @@ __device__ __forceinline__ void attend_many(const float* q, int q_stride, const 
     for (int i = 0; i < 2 * C::M; i++) {
         rows.most[i / 2][i % 2] = -INFINITY, rows.total[i / 2][i % 2] = 0.0f;
     }
-    // What all rows of this warp see, and what any of them does.
-    const int lowest = span.start + warp_row / span.group;
+    // The last position that any row of this warp sees.
     const int highest = warp_row < span.rows ? span.position(min(warp_row + C::WARP_ROWS, span.rows) - 1) : -1;
     typename C::Sums sums = {};
-    int stage = 0;
-    // A stage has keys, the next the values of the same positions, and so on. After the barrier before a stage all threads'
-    // copies of it are there, and nobody reads the one before it any more, which the stage after the next then takes.
-    const auto next_stage = [&](const bf16* pool, int step) {
+    // Stages have keys, then the values of the same positions, and so on. After the barrier before a stage all threads'
+    // copies of it are there, and nobody reads the one before it any more: the stage after the next takes its memory.
+    const auto next_stage = [&](const bf16* pool, unsigned stage) {
         cp_async_wait<C::STAGES - 2>();
         __syncthreads();
-        const bf16* now = stages + stage * C::STAGE;
-        const int before = stage == 0 ? C::STAGES - 1 : stage - 1;
-        stage = stage == C::STAGES - 1 ? 0 : stage + 1;
-        if (step + 1 < steps) {
-            copy_tile<C>(pool, slots[(step + 1) % 2], heads, stages + before * C::STAGE);
+        if (stage / 2 + 1 < steps) {
+            copy_tile<C>(pool, slots[(stage / 2 + 1) % 2], heads, stages + (stage + 2) % C::STAGES * C::STAGE);
         } else {
             cp_async_commit();  // an empty group: waits count groups
         }
-        return now;
+        return stages + stage % C::STAGES * C::STAGE;
     };
-    for (int step = 0; step < steps; step++) {
+    for (unsigned step = 0; step < steps; step++) {
         const int position = step * C::KEYS;
         const bool seen = position <= highest;
         typename C::Weights weights;
-        const bf16* at = next_stage(keys, step);
-        int slot = -1;
-        if (finds) slot = look_up(tables, span, position + 2 * C::KEYS + threadIdx.x, heads.block_size);
+        const bf16* at = next_stage(keys, 2 * step);
+        // This step's own slots give way: the barrier has passed, and the copies from them were begun before it.
+        if (finds) slots[step % 2][threadIdx.x] = look_up(tables, span, position + 2 * C::KEYS + threadIdx.x, heads.block_size);
         if (seen) {
             typename C::Scores scores = {};
             multiply_keys<C>(queries + warp_row * C::HEAD, at, scores);
-            if (position + C::KEYS - 1 > lowest) mask<C>(scores, span, warp_row + lane / 4, position + lane % 4 * 2);
+            if (position + C::KEYS - 1 > span.start) mask<C>(scores, span, warp_row + lane / 4, position + lane % 4 * 2);
             weigh<C>(scores, rows, weights, sums);
         }
-        // This step's own slots: its copies were all begun before the barrier above.
-        if (finds) slots[step % 2][threadIdx.x] = slot;
-        at = next_stage(values, step);
+        at = next_stage(values, 2 * step + 1);
         if (seen) add_values<C>(weights, at, sums);
     }
     write_rows<C>(sums, rows, span, warp_row + lane / 4, heads, y, y_stride);
 }
 
+// What a launch needs: THREADS, a grid of (tiles, key-value heads), BYTES of dynamic shared memory; above 48 KB that is more
+// than a launch may have unasked: cuFuncSetAttribute with MAX_DYNAMIC_SHARED_SIZE_BYTES goes before it.
+//
+// A tile is {first row of q and y, count of rows, position of the first, where its sequence's block table begins}, count from
+// 1 to ROWS / (query heads of a key-value head), of which there may be ROWS; longest contexts first leave the short ones to
+// fill the end. Heads are multiples of eight numbers. q and the pool begin at 16 bytes and q_stride is a multiple of four;
+// y begins at 4 bytes and y_stride is even.
+//
+// A tile of keys and values makes 128 operations a byte with 128 rows, for which an A100 at its peak would read 2.4 TB/s, half
+// of what its second-level cache gives; 64 rows would need all of it. That all heads of a group are rows of a block changes
+// nothing of this for a long prompt, but a short one fills tiles, and fewer scores are computed that a row does not see. A
+// warp's 32 rows take 5 loads (ldmatrix) for 16 products (mma), 5/8 of what shared memory gives meanwhile; 16 rows would take
+// all of it, but with heads of 256 no more have sums in registers. Of those, heads of 128 need 128 for sums and 64 for scores,
+// two blocks a multiprocessor, and of its 164 KB on an A100 they take 163; heads of 64 have half the sums and three blocks.
 using Attend64 = Cut<64, 4, 2>;
 using Attend128 = Cut<128, 4, 2>;
 using Attend256 = Cut<256, 8, 1>;
@@ -295,6 +306,6 @@ static_assert(Attend256::ROWS == 128 && Attend256::THREADS == 256 && Attend256::
         attend_many<CUT>(q, q_stride, tiles[blockIdx.x], tables, heads, scale, keys, values, y, y_stride);                 \
     }
 
-ATTEND_MANY(attend_many_64, Attend64, 2)
+ATTEND_MANY(attend_many_64, Attend64, 3)
 ATTEND_MANY(attend_many_128, Attend128, 2)
 ATTEND_MANY(attend_many_256, Attend256, 1)
