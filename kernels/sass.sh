@@ -40,7 +40,7 @@ export PATH=$cuda/bin:$PATH
     for (row = 1; row <= rows; row++) {
       key = name[row]
       printf "%s %5d %5d %6d\n", line[row], count[key, "HMMA"], count[key, "LDSM"], count[key, "LDGSTS"]
-      # Few rows operands come straight from memory: no LDSM, no LDGSTS.
+      # Operands of few rows come straight from memory: no LDSM, no LDGSTS.
       if (key !~ /_many|_few/) continue
       for (i = 1; i <= (key ~ /_few/ ? 1 : wanted); i++)
         if (!count[key, instructions[i]]) lacking = lacking sprintf("%s: no %s\n", key, instructions[i])

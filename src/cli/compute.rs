@@ -15,8 +15,9 @@ use std::sync::OnceLock;
 /// How to compute.
 #[derive(Debug, clap::Args)]
 pub(super) struct ComputeArgs {
-    /// How base weights are kept in memory; `auto` keeps them as the file has them. Quantised ones (also a GGUF's) are
-    /// multiplied with inputs rounded to 8 bits, as llama.cpp does (7 on processors with AVX2 but no VNNI); `f32` rounds nothing.
+    /// How base weights are kept in memory; `auto` keeps them as the file has them. A processor multiplies quantised ones (also
+    /// a GGUF's) with inputs rounded to 8 bits, as llama.cpp does (7 with AVX2 but no VNNI); a GPU turns them into bf16 on the
+    /// way. `f32` rounds nothing.
     #[arg(long, env = "LONAS_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
     dtype: DtypeArg,
 
