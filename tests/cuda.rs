@@ -81,14 +81,19 @@ fn memory_for_the_largest_step_is_there_before_the_first_request_or_the_reason_i
         let tiny = Tiny::write();
         let model = tiny.model(NAME);
         // Enough for the weights and the pool, not for steps of a million tokens.
-        let arguments = ["serve", model.to_str().unwrap(), "--device", "cuda", "--step-tokens", "1000000"];
-        let output = lonas(&arguments)
-            .args(["--kv-tokens", "100000"])
+        let options = ["--device", "cuda", "--step-tokens", "1000000", "--kv-tokens", "100000"];
+        let output = lonas(&["serve", model.to_str().unwrap()])
+            .args(options)
             .env("LONAS_EMULATOR_MEMORY", (100 << 20).to_string())
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(1) && said.contains("no memory for activations"), "{said}");
+        assert!(
+            output.status.code() == Some(1)
+                && said.contains("no memory for")
+                && said.contains("MiB are free"),
+            "{said}"
+        );
     }
 }
 
@@ -145,7 +150,7 @@ fn a_report_has_figures_operations_and_a_comparison_with_the_processor() {
     let tiny = Tiny::write();
     let (model, folder) = (tiny.model(NAME), tempfile::tempdir().unwrap());
     let report = folder.path().join("report");
-    let quick = "--rounds 1 --prompt 140 --output 2 --streams 1 --device cuda \
+    let quick = "--rounds 1 --prompt 100 --output 2 --streams 1 --device cuda \
                  --report-rows 2,40 --report-bytes 1 --report-llama-7b false --report";
     let output =
         lonas(&["bench", model.to_str().unwrap()]).args(quick.split_whitespace()).arg(&report).output();

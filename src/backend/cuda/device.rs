@@ -267,7 +267,13 @@ impl Device {
         buffer.device_ptr(&self.stream).0
     }
 
+    /// What calls the driver directly has to be on a thread that this GPU is current on.
+    fn bind(&self) -> Result<(), BackendError> {
+        self.context.bind_to_thread().map_err(|error| failed("cuCtxSetCurrent", 0, error))
+    }
+
     pub(super) fn upload_to(&self, address: u64, bytes: &[u8]) -> Result<(), BackendError> {
+        self.bind()?;
         // SAFETY: whoever calls has so much room there; the host's bytes are copied before the call returns.
         let copied = unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream()) };
         copied.map_err(|error| failed("cuMemcpyHtoD", bytes.len(), error))
@@ -300,6 +306,7 @@ impl Device {
         length: usize,
     ) -> Result<Vec<T>, BackendError> {
         self.run()?;
+        self.bind()?;
         let mut to = vec![T::zeroed(); length];
         let bytes = size_of_val(to.as_slice());
         // SAFETY: whoever calls has so much there; `to` stays until the stream has been waited for.
@@ -311,6 +318,7 @@ impl Device {
 
     /// Starts each kernel.
     pub(super) fn start(&self, tape: &Tape) -> Result<(), BackendError> {
+        self.bind()?;
         for launch in tape.iter() {
             let ([x, y, z], grid) = (launch.grid.blocks.map(|n| n as u32), launch.grid);
             let mut arguments = launch

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Positions of the comparison's prompt, and those at its end whose logits are compared.
+/// Positions of the comparison's prompt, at most, and those at its end whose logits are compared.
 const COMPARED: usize = 128;
 const OUTPUTS: usize = 16;
 /// What rounding to bf16, or to 8 bits, does to a model's logits at most, as a share of their norm.
@@ -39,10 +39,13 @@ pub(super) fn checks(
     selections: &[Named],
     executor: &mut dyn Executor,
 ) -> Result<(), Failure> {
-    let mut exact = args.compute.exact(opened, COMPARED)?;
+    let pool = executor.blocks() * executor.block_size();
+    let tokens = COMPARED.min(pool).min(opened.base.config.max_positions);
+    let mut exact = args.compute.exact(opened, tokens)?;
     let (mut text, mut worst) = (String::new(), 0.0f64);
     for ((_, name), selection) in selections {
-        let [ours, theirs] = [logits(executor, selection)?, logits(&mut *exact, selection)?];
+        let ours = logits(executor, tokens, selection)?;
+        let theirs = logits(&mut *exact, tokens, selection)?;
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
         let off = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| f64::from(a - b)));
         let off = off / norm(&mut theirs.iter().map(|x| f64::from(*x)));
@@ -53,7 +56,8 @@ pub(super) fn checks(
         let same = rows.filter(|(ours, theirs)| likeliest(ours) == likeliest(theirs)).count();
         let _ = writeln!(
             text,
-            "{name}: logits are off by {off:.5} of their norm; {same} of {OUTPUTS} likeliest tokens are the same"
+            "{name}: logits are off by {off:.5} of their norm; {same} of {} likeliest tokens are the same",
+            ours.len() / vocabulary
         );
         worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
     }
@@ -69,8 +73,8 @@ pub(super) fn checks(
 }
 
 /// Of the last positions of a prompt.
-fn logits(executor: &mut dyn Executor, selection: &Selection) -> Result<Vec<f32>, Failure> {
-    let batch = Driver::new(executor, COMPARED, COMPARED).whole(COMPARED, OUTPUTS, selection);
+fn logits(executor: &mut dyn Executor, tokens: usize, selection: &Selection) -> Result<Vec<f32>, Failure> {
+    let batch = Driver::new(executor, tokens, tokens).whole(tokens, OUTPUTS, selection);
     Ok(executor.forward(&batch)?.values)
 }
 
