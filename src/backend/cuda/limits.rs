@@ -18,8 +18,9 @@ const BLOCKS: usize = 8;
 const THREADS: usize = 256;
 /// Multiply-adds of a thread: turns of eight.
 const TURNS: usize = 4096;
-/// The same with tensor cores: turns of eight products of 16 x 8 x 16.
-const TENSOR_TURNS: usize = 1024;
+/// The same with tensor cores: turns of eight products of 16 x 8 x 16, at least and at most; as many as take a while.
+const TENSOR_TURNS: [usize; 2] = [16, 4096];
+const A_WHILE: f64 = 1e-3;
 
 /// What a GPU can do at most, in one second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,16 +61,27 @@ impl<'a> LimitsMeter<'a> {
         let device = &self.cuda.device;
         let result = Argument::Address(device.address(&self.result));
         let (bytes, operations) = (self.buffer.len(), 2 * 8 * TURNS * self.blocks * THREADS);
-        let warps = self.blocks * THREADS / 32;
-        let of_tensors = 2 * 16 * 8 * 16 * 8 * TENSOR_TURNS * warps;
-        let add_many = [int(TENSOR_TURNS), Argument::Float(0.999), result];
         let read = [Argument::Address(device.address(&self.buffer)), Argument::Size(bytes / 16), result];
         let add = [int(TURNS), Argument::Float(0.999), result];
         Ok(Limits {
             read_bytes_per_second: bytes as f64 / self.best(Kernel::ReadAll, &read)?,
-            bf16_flops: of_tensors as f64 / self.best(Kernel::MultiplyAddTensors, &add_many)?,
+            bf16_flops: self.tensor_flops(result)?,
             f32_flops: operations as f64 / self.best(Kernel::MultiplyAdd, &add)?,
         })
+    }
+
+    /// With so many turns that starting them does not count.
+    fn tensor_flops(&self, result: Argument<'_>) -> Result<f64, BackendError> {
+        let of_turn = 2 * 16 * 8 * 16 * 8 * (self.blocks * THREADS / 32);
+        let [mut turns, most] = TENSOR_TURNS;
+        loop {
+            let arguments = [int(turns), Argument::Float(0.999), result];
+            let seconds = self.best(Kernel::MultiplyAddTensors, &arguments)?;
+            if seconds > A_WHILE || turns >= most {
+                return Ok((turns * of_turn) as f64 / seconds);
+            }
+            turns *= 4;
+        }
     }
 
     /// Seconds of one start.
