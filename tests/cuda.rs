@@ -97,6 +97,28 @@ fn memory_for_the_largest_step_is_there_before_the_first_request_or_the_reason_i
     }
 }
 
+#[test]
+fn a_step_that_fails_leaves_nothing_behind() {
+    let (base, name) = NETS[0];
+    let net = Supernet::open(base, name);
+    let gpu = Cuda::open(0).unwrap();
+    let mut executor = LlamaExecutor::new(net.load(&gpu), gpu.clone(), 200, 4).unwrap();
+    let step = |blocks: &[u32]| {
+        let mut batch = Batch::default();
+        push(&mut batch, net.selection(0, &net.space.maximal()), &[5, 6, 7], 0, blocks);
+        batch
+    };
+    let expected = executor.forward(&step(&[0])).unwrap().values;
+    let before = gpu.counts();
+    // Found out by the attention of the first layer, when its products are on the tape already.
+    assert!(executor.forward(&step(&[200])).is_err());
+    assert_eq!(gpu.counts(), before);
+    assert!(executor.forward(&step(&[0])).unwrap().values == expected);
+    let kernels =
+        gpu.counts().launches + gpu.counts().graph_launches - before.launches - before.graph_launches;
+    assert!(kernels == 1, "the same tape again, and so a graph, not {kernels} kernels");
+}
+
 /// The log-probabilities of the likeliest first tokens of an answer.
 fn first_tokens(server: &Server, model: &str) -> serde_json::Map<String, Value> {
     let request =

@@ -1,5 +1,7 @@
 //! One token chosen from a row of logits: what a backend is told, and the readable way to do it.
 
+use std::borrow::Cow;
+
 /// How to choose a token from logits `(V)`: edit them, then draw from what temperature, top-k, top-p and min-p leave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
@@ -37,9 +39,11 @@ impl Draw {
     ///
     /// # Errors
     /// There is no other.
-    pub fn choose(&self, mut logits: Vec<f32>) -> Result<u32, SamplingError> {
+    pub fn choose(&self, logits: &[f32]) -> Result<u32, SamplingError> {
+        let mut logits = Cow::Borrowed(logits);
         for edit in &self.edits {
-            if let Some(logit) = logits.get_mut(edit.token as usize) {
+            if (edit.token as usize) < logits.len() {
+                let logit = &mut logits.to_mut()[edit.token as usize];
                 *logit = if *logit > 0.0 { *logit / edit.penalty } else { *logit * edit.penalty } + edit.add;
             }
         }

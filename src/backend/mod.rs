@@ -181,7 +181,7 @@ pub trait Backend: Send + Sync + 'static {
         let values = self.host(self.select(logits, &rows)?)?;
         let vocabulary = values.len() / draws.len().max(1);
         let rows = values.chunks_exact(vocabulary.max(1));
-        Ok(draws.iter().zip(rows).map(|((_, draw), row)| draw.choose(row.to_vec())).collect())
+        Ok(draws.iter().zip(rows).map(|((_, draw), row)| draw.choose(row)).collect())
     }
 
     /// The rows as row-major f32 in host memory.
@@ -191,6 +191,9 @@ pub trait Backend: Send + Sync + 'static {
     fn finish(&self) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// Gives up what a step that failed has put off.
+    fn forget(&self) {}
 
     /// Whether a step asks for memory that can be short, and keeps it for the next ones: then the largest step comes first.
     fn keeps_step_memory(&self) -> bool {

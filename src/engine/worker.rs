@@ -264,7 +264,7 @@ impl Task {
     /// The next token: as it was drawn, or drawn now from logits of which the event's log probability is wanted too.
     fn next_token(&mut self, outputs: &Outputs, output: usize) -> Result<(u32, Event), String> {
         let logits = outputs.logits(output).unwrap_or_default();
-        let choice = outputs.token(output).unwrap_or_else(|| self.draw().choose(logits.to_vec()));
+        let choice = outputs.token(output).unwrap_or_else(|| self.draw().choose(logits));
         let token = choice.map_err(|e| e.to_string())?;
         let logprob = self.request.logprobs.map(|top| {
             let (logprob, top) = token_logprob(logits, token, top);

@@ -68,7 +68,7 @@ mod tests {
 
     impl Sampler {
         fn sample(&mut self, logits: &[f32], forbidden: &[u32]) -> Result<u32, SamplingError> {
-            let token = self.draw(forbidden).choose(logits.to_vec())?;
+            let token = self.draw(forbidden).choose(logits)?;
             self.note(token);
             Ok(token)
         }

@@ -107,8 +107,7 @@ pub trait Executor: Send {
         let count = batch.outputs.len();
         let drawn = |i: usize| draws.iter().any(|(row, _)| *row as usize == i);
         let left = (0..count).filter(|&i| !drawn(i)).flat_map(|i| all.row(i)).copied().collect();
-        let tokens =
-            draws.iter().map(|(row, draw)| (*row as usize, draw.choose(all.row(*row as usize).to_vec())));
+        let tokens = draws.iter().map(|(row, draw)| (*row as usize, draw.choose(all.row(*row as usize))));
         Ok(Outputs::arranged(count, tokens, Logits { values: left, vocabulary: all.vocabulary }))
     }
 

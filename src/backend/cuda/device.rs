@@ -242,6 +242,11 @@ impl Device {
         self.step().run(self)
     }
 
+    /// Empties the tape without starting it.
+    pub(super) fn forget(&self) {
+        self.step().forget();
+    }
+
     /// Until all that was started is done.
     pub(super) fn wait(&self) -> Result<(), BackendError> {
         self.stream.synchronize().map_err(|error| failed("cuStreamSynchronize", 0, error))

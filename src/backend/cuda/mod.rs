@@ -342,6 +342,10 @@ impl Backend for Cuda {
         self.device.run()
     }
 
+    fn forget(&self) {
+        self.device.forget();
+    }
+
     fn keeps_step_memory(&self) -> bool {
         true
     }

@@ -155,21 +155,27 @@ impl Step {
             return Ok(());
         }
         let ran = self.upload(device).and_then(|()| self.start(device));
-        let tape = std::mem::take(&mut self.tape);
         if ran.is_ok() {
+            let tape = std::mem::take(&mut self.tape);
             self.remember(tape);
         }
-        self.shared.clear();
-        // Freed in the stream's order, after what was just started.
-        self.retired.clear();
+        // What it retired is freed in the stream's order, after what was just started.
+        self.forget();
         if self.tables.len() > 1 {
             // One that is large enough, from the next step on.
             let bytes = self.tables.iter().map(|table| table.buffer.len()).sum();
             self.tables.clear();
             self.add_table(device, bytes)?;
         }
-        self.tables.iter_mut().for_each(|table| table.bytes.clear());
         ran
+    }
+
+    /// Begins anew, whatever was written down.
+    pub(super) fn forget(&mut self) {
+        self.tape = Tape::default();
+        self.shared.clear();
+        self.retired.clear();
+        self.tables.iter_mut().for_each(|table| table.bytes.clear());
     }
 
     fn upload(&mut self, device: &Device) -> Result<(), BackendError> {

@@ -158,20 +158,29 @@ impl<B: Backend> LlamaExecutor<B> {
         let cache = backend.cache(layout)?;
         Ok(Self { model, backend, cache, layout })
     }
+
+    /// Logits of the rows that the batch wants.
+    fn step(&mut self, batch: &Batch) -> Result<B::Rows, BackendError> {
+        self.model.check(batch)?;
+        let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache));
+        if logits.is_err() {
+            self.backend.forget();
+        }
+        logits
+    }
 }
 
 impl<B: Backend> Executor for LlamaExecutor<B> {
     fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError> {
-        self.model.check(batch)?;
         let vocabulary = self.model.vocabulary;
         if batch.outputs.is_empty() {
             // Nobody reads this step's logits, but its keys and values are wanted: one row stands in.
             let batch = Batch { outputs: vec![0], ..batch.clone() };
-            self.model.forward(&self.backend, &batch, Some(&mut self.cache))?;
+            self.step(&batch)?;
             self.backend.finish()?;
             return Ok(Logits { values: Vec::new(), vocabulary });
         }
-        let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
+        let logits = self.step(batch)?;
         Ok(Logits { values: self.backend.host(logits)?, vocabulary })
     }
 
@@ -180,8 +189,7 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
         if draws.is_empty() {
             return Ok(Outputs::arranged(count, std::iter::empty(), self.forward(batch)?));
         }
-        self.model.check(batch)?;
-        let logits = self.model.forward(&self.backend, batch, Some(&mut self.cache))?;
+        let logits = self.step(batch)?;
         let choices = self.backend.choose(&logits, draws)?;
         let drawn = |row: &u32| draws.binary_search_by_key(row, |(row, _)| *row).is_ok();
         let left = (0..count as u32).filter(|row| !drawn(row)).collect::<Vec<_>>();
@@ -207,7 +215,7 @@ impl<B: Backend> Executor for LlamaExecutor<B> {
             spans: vec![SequenceSpan { rows: 0..rows, start: 0, blocks: (0..blocks).collect() }],
             outputs: (0..rows as u32).collect(),
         };
-        self.model.forward(&self.backend, &batch, Some(&mut self.cache))?;
+        self.step(&batch)?;
         self.backend.finish()
     }
 
