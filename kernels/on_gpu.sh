@@ -40,7 +40,7 @@ step() {
   fi
 }
 
-step gpu nvidia-smi
+if command -v nvidia-smi >/dev/null; then step gpu nvidia-smi; fi
 step tests "$tests" backend::cuda::
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1)
 if [[ -n $sanitizer ]]; then
@@ -50,7 +50,8 @@ if [[ -n $sanitizer ]]; then
 else
   echo "left out: compute-sanitizer, which is not here"
 fi
-step bench "$lonas" bench --device cuda --report "$report" "$@"
+# The report itself writes bench.txt.
+step bench-log "$lonas" bench --device cuda --report "$report" "$@"
 if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   step cublas python3 "$root/kernels/cublas.py"
 else

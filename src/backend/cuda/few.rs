@@ -18,6 +18,7 @@ const ROWS: usize = 8;
 pub(super) const MOST_PARTS: usize = 3;
 /// What ranks are padded to there.
 const RANKS: usize = 32;
+
 /// One Linear of a launch: `Part` of kernels/few_rows.cu.
 pub(super) struct Part {
     words: [u64; PART_WORDS],

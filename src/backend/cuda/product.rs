@@ -20,7 +20,7 @@ pub(super) struct Inputs<'a> {
     pub(super) norm: Option<Norm<'a, Cuda>>,
 }
 
-/// Several Linears of the same rows; one of them may be added to rows that are there.
+/// Several Linears of the same rows.
 pub(super) fn linears<const N: usize>(
     cuda: &Cuda,
     x: &Rows,

@@ -106,7 +106,7 @@ pub(super) struct TrainArgs {
     #[arg(long, env = "LONAS_THREADS", default_value_t = 0)]
     threads: usize,
 
-    /// Remember only each layer's input for the backward pass and compute the rest again: a tenth to a third slower, in
+    /// Remember only each layer's input for the backward pass and compute the rest again: about a third slower, in
     /// less than half the memory. The result is the same bit for bit.
     #[arg(long)]
     gradient_checkpointing: bool,
