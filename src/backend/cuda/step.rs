@@ -1,8 +1,8 @@
 //! What a step is to do, written down before any of it is done: kernels on a tape, and the tables that they read.
 //!
 //! Operations only write. When somebody wants a result, the tables go to the device in one upload, and the tape runs: as a
-//! CUDA graph where the same tape has run before, which decoding the same number of rows makes it do. Nothing in a tape
-//! depends on which sub-networks the rows use, nor, up to the next power of two, on how long their contexts are.
+//! CUDA graph where the same tape has run before, which decoding the same number of rows makes it do. Nothing in a tape of
+//! few rows depends on which sub-networks the rows use, nor, up to the next power of two, on how long their contexts are.
 
 use super::arena::{Arena, Place};
 use super::device::{Device, Graph};
