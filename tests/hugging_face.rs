@@ -57,6 +57,22 @@ fn one_file_and_several_shards_have_the_same_tensors() {
 }
 
 #[test]
+fn a_bases_tensors_are_known_from_its_sizes() {
+    for name in [SINGLE, SHARDED, "tiny-bias-headdim/base"] {
+        let (folder, mut expected) = (Folder::copy_of(name), BTreeMap::new());
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            if file.ends_with(".safetensors") {
+                expected.extend(folder.tensors(&file).into_iter().map(|(name, (_, shape, _))| (name, shape)));
+            }
+        }
+        let config = Base::open(folder.path()).unwrap().config;
+        let tensors = llama::base_tensors(&config).into_iter().map(|t| (t.name, t.shape));
+        assert_eq!(tensors.collect::<BTreeMap<_, _>>(), expected, "{name}");
+    }
+}
+
+#[test]
 fn a_missing_or_foreign_shard_is_refused_by_name() {
     let message = refused(SHARDED, |f| f.remove("model-00002-of-00003.safetensors"));
     assert_names(&message, &["model-00002-of-00003.safetensors", "No such file"]);

@@ -139,7 +139,7 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
     names.into_iter().map(path).collect()
 }
 
-fn read_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
+pub(super) fn read_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
     let json: Value = read_json(path)?;
     let fields = Fields { path, json: &json };
     let family = fields.text("model_type")?.unwrap_or_default();

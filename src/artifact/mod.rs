@@ -12,6 +12,7 @@ mod gguf;
 mod gguf_header;
 mod hugging_face;
 mod model_folder;
+mod random;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};
 pub use model_folder::{BaseReference, ModelFolder};
+pub use random::{BaseTensor, read_base_config, write_random_base};
 
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -51,14 +53,18 @@ fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
     temporary.write_all(contents).map_err(io)?;
-    let file = temporary.persist(path).map_err(|e| io(e.error))?;
-    // A temporary file is private to its owner; what it becomes is as readable as any other file.
+    temporary.persist(path).map_err(|e| io(e.error))?;
+    readable_by_all(path)
+}
+
+/// A temporary file is private to its owner; what it becomes is as readable as any other file.
+fn readable_by_all(path: &Path) -> Result<(), ArtifactError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
+        let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(io)?;
     }
-    drop(file);
     Ok(())
 }
 

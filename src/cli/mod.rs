@@ -9,8 +9,10 @@ mod eval;
 mod inspect;
 mod open;
 mod progress;
+mod random;
 mod serve;
 mod settings;
+mod space;
 mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -49,6 +51,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show a super-network's groups, sub-networks, parameters and MACs.
     Inspect(inspect::InspectArgs),
+    /// Write a super-network of random weights, to measure a shape before there is a model of it.
+    Random(random::RandomArgs),
 }
 
 /// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
@@ -73,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Random(args) => random::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

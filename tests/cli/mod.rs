@@ -3,5 +3,6 @@
 mod bench;
 mod clients;
 pub(crate) mod process;
+mod random;
 mod serve;
 mod train;

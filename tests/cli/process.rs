@@ -57,7 +57,6 @@ impl Server {
     }
 
     /// As [`Self::get`], with a body of JSON.
-    #[cfg(feature = "cuda")]
     pub(crate) fn post(&self, path: &str, body: &serde_json::Value) -> (String, String) {
         let body = body.to_string();
         let head = format!(

@@ -117,7 +117,17 @@ fn names(facts: &Facts) -> usize {
 fn cell(figure: &Figure) -> String {
     let Spread { median, min, max } = figure.tokens_per_second;
     let bound = if figure.bound == Bound::Memory { 'm' } else { 'a' };
-    format!("{median:.0} {min:.0}..{max:.0} {:.0}%{bound}", 100.0 * figure.share)
+    let digits = decimals(min);
+    format!("{median:.digits$} {min:.digits$}..{max:.digits$} {:.0}%{bound}", 100.0 * figure.share)
+}
+
+/// So many that a rate has three digits.
+fn decimals(rate: f64) -> usize {
+    match rate {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    }
 }
 
 /// What adapters cost, where it was measured.

@@ -3,27 +3,15 @@
 use super::{TrainArgs, device};
 use crate::artifact::{AdapterConfig, Base, BaseReference, ModelFolder};
 use crate::backend::reference::Compute;
+use crate::cli::space::SpaceFile;
 use crate::cli::{Failure, open};
 use crate::data::{self, PromptForm};
-use crate::model::llama::{self, GroupTemplate, MODULES};
+use crate::model::llama;
 use crate::supernet::{ModelShape, SearchSpace, is_model_name};
 use crate::text::Tokenizer;
 use crate::train::{CALIBRATION_SEQUENCES, Recipe, importance_orders};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// A search-space file.
-#[derive(Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SpaceFile {
-    /// The adapters' full rank.
-    rank: usize,
-    /// The adapters' scale is `alpha / rank`.
-    alpha: f64,
-    /// Short names of the modules that get an adapter.
-    targets: Vec<String>,
-    groups: Vec<GroupTemplate>,
-}
 
 /// Everything a training starts from, all of it decided by the arguments.
 pub(super) struct Plan {
@@ -55,19 +43,10 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
     let base = open::base(&base_reference)?;
     let sha256 = Some(base_reference.sha256.clone().map_or_else(|| base.sha256(), Ok)?);
     let base_reference = BaseReference { sha256, ..base_reference };
-    let space_text = std::fs::read(&args.space).map_err(|e| format!("{}: {e}", args.space.display()))?;
-    let file: SpaceFile =
-        serde_json::from_slice(&space_text).map_err(|e| format!("{}: {e}", args.space.display()))?;
-    let adapter = AdapterConfig {
-        rank: file.rank,
-        alpha: file.alpha,
-        dropout: args.dropout,
-        target_modules: file.targets,
-        base_model_name: open::name_of(base.path()),
-    };
-    check_targets(&adapter)?;
+    let file = SpaceFile::read(&args.space)?;
+    let adapter = file.adapter(args.dropout, open::name_of(base.path()))?;
     let shape = llama::model_shape(&base.config, Some(&adapter));
-    let space = llama::search_space(&shape, &file.groups)?;
+    let space = llama::search_space(&shape, file.groups())?;
     let (sequences, validation) = sequences(args, &base, &open::tokenizer(&base)?)?;
     let orders = if let Some(folder) = &args.order {
         order_of(folder, &base, &base_reference)?
@@ -111,25 +90,6 @@ fn order_of(
     let shape = llama::model_shape(&base.config, Some(&other.adapter_config));
     let space = other.search_space(&shape)?;
     Ok(open::orders_by_layer(&space, other.orders()))
-}
-
-fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
-    let usable = (1..=4096).contains(&adapter.rank) && adapter.alpha.is_finite() && adapter.alpha > 0.0;
-    if !usable {
-        return Err(format!(
-            "search space: rank {} or alpha {} is out of range",
-            adapter.rank, adapter.alpha
-        )
-        .into());
-    }
-    let known = |t: &String| MODULES.iter().any(|m| m.rsplit('.').next() == Some(t));
-    match adapter.target_modules.iter().find(|t| !known(t)) {
-        Some(unknown) => {
-            Err(format!("search space: targets: a LLaMA layer has no module `{unknown}`").into())
-        }
-        None if adapter.target_modules.is_empty() => Err("search space: targets: none".into()),
-        None => Ok(()),
-    }
 }
 
 /// Calibration should not see what is trained on, where something was held out.

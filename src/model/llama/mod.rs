@@ -5,7 +5,7 @@ mod load;
 mod shape;
 
 pub use load::{LoadError, SuperAdapter, load, load_merged};
-pub use shape::{GroupTemplate, MODULES, TemplateError, model_shape, search_space};
+pub use shape::{GroupTemplate, MODULES, TemplateError, base_tensors, model_shape, search_space};
 
 use super::{Batch, Executor, Logits, MultiplyAdds, Outputs};
 use crate::backend::{

@@ -1,6 +1,6 @@
 //! Which Linears a LLaMA has, in which order, and which of them an elastic choice ties together.
 
-use crate::artifact::{AdapterConfig, BaseConfig};
+use crate::artifact::{AdapterConfig, BaseConfig, BaseTensor};
 use crate::supernet::{
     Channels, Group, Kind, LinearShape, ModelShape, Part, SearchSpace, SpaceError, TensorRef,
 };
@@ -55,6 +55,31 @@ pub fn model_shape(config: &BaseConfig, adapter: Option<&AdapterConfig>) -> Mode
         readers: vec![first(layer) + down],
     };
     ModelShape { linears, channels: (0..config.layers).map(mlp).collect() }
+}
+
+/// Every tensor of a base, as [`super::load`] will ask for them.
+pub fn base_tensors(config: &BaseConfig) -> Vec<BaseTensor> {
+    let tensor = |name: String, shape: &[usize]| BaseTensor { name, shape: shape.to_vec() };
+    let hidden = config.hidden;
+    let mut tensors = vec![tensor("model.embed_tokens.weight".into(), &[config.vocabulary, hidden])];
+    for (index, linear) in model_shape(config, None).linears.into_iter().enumerate() {
+        let LinearShape { name, out, inp, .. } = linear;
+        let place = (index / MODULES.len() < config.layers).then_some(index % MODULES.len());
+        let (there, bias) = match place {
+            Some(place) if MLP.contains(&place) => (true, config.mlp_bias),
+            Some(_) => (true, config.attention_bias),
+            None => (!config.tied_embeddings, false),
+        };
+        tensors.extend(there.then(|| tensor(format!("{name}.weight"), &[out, inp])));
+        tensors.extend(bias.then(|| tensor(format!("{name}.bias"), &[out])));
+    }
+    for layer in 0..config.layers {
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.push(tensor(format!("model.layers.{layer}.{norm}.weight"), &[hidden]));
+        }
+    }
+    tensors.push(tensor("model.norm.weight".into(), &[hidden]));
+    tensors
 }
 
 /// One group of a search space, repeated in every layer.
