@@ -52,6 +52,17 @@ else
 fi
 # The report itself writes bench.txt.
 step bench-log "$lonas" bench --device cuda --report "$report" "$@"
+# A whole LLaMA-7B of random weights, which takes 14 GB of disk; LLAMA_7B=no leaves it out.
+if [[ ${LLAMA_7B:-yes} == yes ]]; then
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  shape=$root/benches/shapes/llama-7b
+  step random-7b "$lonas" random --config "$shape/config.json" --space "$shape/space.json" --out "$scratch/llama-7b"
+  for dtype in bf16 int8; do
+    step "llama-7b-$dtype" "$lonas" bench "$scratch/llama-7b" --device cuda --dtype $dtype --rounds 3 --prompt 2048 \
+      --step-tokens 2048 --context 128 --streams 1,8 --mixed-streams 32 --without-adapter
+  done
+fi
 if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   step cublas python3 "$root/kernels/cublas.py"
 else

@@ -152,9 +152,9 @@ fn the_server_answers_for_every_sub_network_as_on_the_processor() {
 fn bench_sets_its_rates_beside_what_the_gpu_can_do() {
     let tiny = Tiny::write();
     let model = tiny.model(NAME);
-    let quick =
-        ["--rounds", "1", "--prompt", "20", "--output", "2", "--streams", "1", "--json", "--device", "cuda"];
-    let output = lonas(&["bench", model.to_str().unwrap()]).args(quick).output().unwrap();
+    let quick = "--rounds 1 --prompt 20 --output 2 --streams 1 --mixed-streams 5 --without-adapter --json \
+                 --device cuda";
+    let output = lonas(&["bench", model.to_str().unwrap()]).args(quick.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
@@ -164,7 +164,9 @@ fn bench_sets_its_rates_beside_what_the_gpu_can_do() {
     assert!(limits["read_bytes_per_second"]["median"].as_f64() > Some(0.0), "{limits}");
     assert!(limits["f32_flops"]["median"].as_f64() > Some(0.0), "{limits}");
     assert!(limits["bf16_flops"]["median"].as_f64() > Some(0.0) && limits["int8_ops"].is_null(), "{limits}");
-    assert_eq!((of("prefill").len(), of("mixed").len()), (3, 1));
+    // Three sub-networks, each with and without adapters; alone, in five streams, and all mixed in five.
+    assert_eq!((of("prefill").len(), of("decode").len(), of("mixed").len()), (6, 12, 1));
+    assert_eq!(of("mixed")[0]["streams"], 5);
 }
 
 #[test]

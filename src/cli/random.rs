@@ -18,8 +18,8 @@ use std::path::PathBuf;
 
 /// Write a super-network of random weights, to measure a shape before there is a model of it.
 ///
-/// The base goes to OUT/base, in bf16, with a tokenizer of single bytes; the model folder is OUT itself. Everything takes it
-/// as any other super-network; what it says makes no sense.
+/// The base goes to OUT/base, in bf16, with a tokenizer of single bytes; the model folder is OUT itself. Its catalog has one
+/// more sub-network, `uneven`, of random choices. Everything takes it as any other super-network; what it says makes no sense.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  lonas random --config benches/shapes/llama-7b/config.json \
     --space benches/shapes/llama-7b/space.json --out /tmp/llama-7b\n  lonas bench /tmp/llama-7b")]
@@ -43,6 +43,9 @@ pub(super) struct RandomArgs {
     #[arg(long)]
     overwrite: bool,
 }
+
+/// One more sub-network, with another choice in each group.
+const UNEVEN: &str = "uneven";
 
 pub(super) fn run(args: &RandomArgs) -> Result<(), Failure> {
     let (out, name) = (args.out.display(), open::name_of(&args.out));
@@ -71,7 +74,10 @@ pub(super) fn run(args: &RandomArgs) -> Result<(), Failure> {
     write_adapter(&args.out, &adapter, &random_adapter(&shape, args.seed), TensorType::Bf16)?;
     let orders = std::collections::BTreeMap::new();
     ModelFolder::write_supernet(&args.out, &name, &reference, adapter.scale(), &shape, &space, &orders)?;
-    ModelFolder::open(&args.out)?.write_catalog(&Catalog::new(&shape, &space))?;
+    let mut catalog = Catalog::new(&shape, &space);
+    let mut random = ChaCha8Rng::seed_from_u64(args.seed);
+    catalog.add(&shape, &space, UNEVEN, space.pick(|_, choices| random.random_range(0..choices)))?;
+    ModelFolder::open(&args.out)?.write_catalog(&catalog)?;
     tracing::info!("wrote it; measure it with: lonas bench {out}");
     Ok(())
 }

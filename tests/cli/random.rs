@@ -40,7 +40,8 @@ fn a_random_super_network_is_served_and_measured_as_any_other() {
         ["bench", "--threads", "1", "--prompt", "9", "--output", "2", "--rounds", "1", "--streams", "1"];
     let bench = lonas(&quick).arg(&model).output().unwrap();
     done(&bench);
-    assert!(String::from_utf8_lossy(&bench.stdout).contains("minimal"));
+    let text = String::from_utf8_lossy(&bench.stdout);
+    assert!(text.contains("minimal") && text.contains("uneven"), "{text}");
 }
 
 #[test]

@@ -55,6 +55,10 @@ pub(super) struct BenchArgs {
     #[arg(long, default_value = "1,4,8,16", value_delimiter = ',', value_parser = positive, value_name = "N,...")]
     streams: Vec<usize>,
 
+    /// Streams of the batch in which all sub-networks are mixed; at least one for each.
+    #[arg(long, default_value_t = 8, value_parser = positive, value_name = "N")]
+    mixed_streams: usize,
+
     /// Tokens of context at which decoding starts; without it, the prompt's length.
     #[arg(long, value_delimiter = ',', value_parser = positive, value_name = "N,...")]
     context: Vec<usize>,
@@ -106,9 +110,6 @@ pub(super) struct BenchArgs {
 fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a number of at least 1".to_string())
 }
-
-/// Streams of the mixed batch, or as many as there are sub-networks.
-const MIXED_STREAMS: usize = 8;
 
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
@@ -199,7 +200,7 @@ struct Plan {
 impl Plan {
     fn new(args: &BenchArgs, max_positions: usize, sub_networks: usize) -> Result<Self, Failure> {
         let contexts = if args.context.is_empty() { vec![args.prompt] } else { args.context.clone() };
-        let mixed_streams = (sub_networks > 1).then_some(MIXED_STREAMS.max(sub_networks));
+        let mixed_streams = (sub_networks > 1).then_some(args.mixed_streams.max(sub_networks));
         let mut streams = args.streams.clone();
         streams.extend(mixed_streams);
         streams.sort_unstable();

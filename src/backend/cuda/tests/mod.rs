@@ -179,8 +179,9 @@ fn product_of<B: Backend>(
 
 #[test]
 fn the_low_rank_product_is_what_the_reference_computes() {
-    for (out, inp, rank) in [(1, 1, 1), (5, 17, 3), (33, 100, 8), (48, 64, 24), (23, 131, 33), (17, 1100, 3)]
-    {
+    let sizes =
+        [(1, 1, 1), (5, 17, 3), (33, 100, 8), (48, 64, 24), (23, 131, 33), (17, 1100, 3), (13, 20, 300)];
+    for (out, inp, rank) in sizes {
         let actives = [(1, 1), (3, 4), (2, 3), (1, 2)].map(|(n, d)| {
             let part = |size: usize| (size * n / d).max(1);
             vec![ActiveLinear { out: part(out), inp: part(inp), rank: part(rank) }]
