@@ -3,6 +3,8 @@
 //! `artifact` makes them, `backend` takes them, and neither knows the other; so they stand below both.
 
 use half::bf16;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A matrix in host memory, row-major.
 #[derive(Debug, Clone)]
@@ -25,9 +27,45 @@ pub struct HostVector {
 #[derive(Debug, Clone)]
 pub enum HostData {
     F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    Bf16(Bf16Values),
     /// Holds Q8_0, Q4_0 and Q4_1 exactly; `columns` is a multiple of 32.
     Blocks(Blocks),
+}
+
+/// Numbers in bf16, in memory of their own or where somebody else keeps them: a base of many gigabytes is not copied on its way.
+#[derive(Clone)]
+pub enum Bf16Values {
+    Owned(Vec<bf16>),
+    Kept(Arc<dyn AsRef<[bf16]> + Send + Sync>),
+}
+
+impl std::ops::Deref for Bf16Values {
+    type Target = [bf16];
+
+    fn deref(&self) -> &[bf16] {
+        match self {
+            Self::Owned(values) => values,
+            Self::Kept(values) => (**values).as_ref(),
+        }
+    }
+}
+
+impl From<Vec<bf16>> for Bf16Values {
+    fn from(values: Vec<bf16>) -> Self {
+        Self::Owned(values)
+    }
+}
+
+impl FromIterator<bf16> for Bf16Values {
+    fn from_iter<I: IntoIterator<Item = bf16>>(values: I) -> Self {
+        Self::Owned(values.into_iter().collect())
+    }
+}
+
+impl std::fmt::Debug for Bf16Values {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// Blocks of 32 consecutive values of one row: `value = scale * quant + minimum`.
@@ -54,7 +92,7 @@ impl HostMatrix {
     pub fn permute_rows(self, order: &[usize]) -> Self {
         let data = match &self.data {
             HostData::F32(values) => HostData::F32(gather_rows(values, self.columns, order)),
-            HostData::Bf16(values) => HostData::Bf16(gather_rows(values, self.columns, order)),
+            HostData::Bf16(values) => HostData::Bf16(gather_rows(values, self.columns, order).into()),
             HostData::Blocks(blocks) => {
                 let per_row = self.columns / BLOCK;
                 HostData::Blocks(Blocks {
@@ -77,7 +115,7 @@ impl HostMatrix {
     pub fn permute_columns(self, order: &[usize]) -> Self {
         let data = match self.data {
             HostData::F32(values) => HostData::F32(gather_columns(&values, self.columns, order)),
-            HostData::Bf16(values) => HostData::Bf16(gather_columns(&values, self.columns, order)),
+            HostData::Bf16(values) => HostData::Bf16(gather_columns(&values, self.columns, order).into()),
             HostData::Blocks(blocks) => HostData::Blocks(blocks.permute_columns(order)),
         };
         Self { data, ..self }
@@ -97,10 +135,16 @@ impl HostMatrix {
 
     /// All values as f32, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
+        self.rows_to_f32(0..self.rows)
+    }
+
+    /// The values of some rows as f32, row-major.
+    pub fn rows_to_f32(&self, rows: Range<usize>) -> Vec<f32> {
+        let values = rows.start * self.columns..rows.end * self.columns;
         match &self.data {
-            HostData::F32(values) => values.clone(),
-            HostData::Bf16(values) => values.iter().map(|v| v.to_f32()).collect(),
-            HostData::Blocks(blocks) => blocks.to_f32(self.columns),
+            HostData::F32(all) => all[values].to_vec(),
+            HostData::Bf16(all) => all[values].iter().map(|v| v.to_f32()).collect(),
+            HostData::Blocks(blocks) => blocks.to_f32(self.columns, values),
         }
     }
 }
@@ -125,15 +169,17 @@ impl Blocks {
         }
     }
 
-    fn to_f32(&self, columns: usize) -> Vec<f32> {
+    /// Of some rows, given by where their values are among all.
+    fn to_f32(&self, columns: usize, values: Range<usize>) -> Vec<f32> {
         let value = |(i, &q): (usize, &i8)| {
             let block = i / BLOCK;
             let minimum = self.minimums.as_ref().map_or(0.0, |m| m[block]);
             self.scales[block] * f32::from(q) + minimum
         };
-        let in_place = self.quants.iter().enumerate().map(value);
+        let quants = &self.quants[values.clone()];
+        let in_place = quants.iter().zip(values.start..).map(|(q, i)| value((i, q)));
         let Some(places) = &self.places else { return in_place.collect() };
-        let mut values = vec![0.0; self.quants.len()];
+        let mut values = vec![0.0; quants.len()];
         for (i, value) in in_place.enumerate() {
             values[i / columns * columns + places[i % columns] as usize] = value;
         }

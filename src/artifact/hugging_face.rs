@@ -2,13 +2,15 @@
 
 use super::base::{BaseConfig, TokenizerSource, even_share};
 use super::{ArtifactError, read_json};
-use crate::weights::{HostData, HostMatrix, HostVector};
+use crate::weights::{Bf16Values, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub(super) struct HuggingFaceFolder {
@@ -22,7 +24,7 @@ pub(super) struct HuggingFaceFolder {
 #[derive(Debug)]
 pub(super) struct SafetensorsFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
 }
 
 impl SafetensorsFile {
@@ -32,7 +34,7 @@ impl SafetensorsFile {
         #[expect(unsafe_code, reason = "a memory map")]
         // SAFETY: as for GGUF files: read only, and what we write ourselves is renamed, never truncated in place.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let file = Self { path: path.into(), map };
+        let file = Self { path: path.into(), map: Arc::new(map) };
         file.tensors()?;
         Ok(file)
     }
@@ -66,15 +68,59 @@ impl SafetensorsFile {
                 let widen = |b: &[u8]| f16::from_le_bytes(two(b)).to_f32();
                 Ok(HostData::F32(bytes.chunks_exact(2).map(widen).collect()))
             }
-            Dtype::BF16 => {
-                let take = |b: &[u8]| bf16::from_le_bytes(two(b));
-                Ok(HostData::Bf16(bytes.chunks_exact(2).map(take).collect()))
-            }
+            Dtype::BF16 => Ok(HostData::Bf16(self.bf16(bytes))),
             other => Err(ArtifactError::TensorType {
                 path: self.path.clone(),
                 tensor: name.into(),
                 got: format!("{other:?}"),
             }),
+        }
+    }
+}
+
+impl SafetensorsFile {
+    /// Where they lie, if they can be read there as they are.
+    fn bf16(&self, bytes: &[u8]) -> Bf16Values {
+        let start = bytes.as_ptr() as usize - self.map.as_ptr() as usize;
+        let mapped = MappedBf16 { map: Arc::clone(&self.map), range: start..start + bytes.len() };
+        if cfg!(target_endian = "little") && mapped.values().is_some() {
+            return Bf16Values::Kept(Arc::new(mapped));
+        }
+        bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect()
+    }
+}
+
+/// A tensor in a mapped file.
+struct MappedBf16 {
+    map: Arc<Mmap>,
+    /// Of the file's bytes.
+    range: Range<usize>,
+}
+
+impl MappedBf16 {
+    /// Unless they begin at an odd address.
+    fn values(&self) -> Option<&[bf16]> {
+        bytemuck::try_cast_slice(&self.map[self.range.clone()]).ok()
+    }
+}
+
+impl AsRef<[bf16]> for MappedBf16 {
+    fn as_ref(&self) -> &[bf16] {
+        self.values().unwrap_or_default()
+    }
+}
+
+impl Drop for MappedBf16 {
+    /// What has been read need not stay in memory beside what was made of it.
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        {
+            #[expect(unsafe_code, reason = "memmap2 cannot know that the map is read only")]
+            // SAFETY: pages of a map that nobody writes to are read from the file again when they are needed.
+            let _ = unsafe {
+                let dropped = memmap2::UncheckedAdvice::DontNeed;
+                self.map.unchecked_advise_range(dropped, self.range.start, self.range.len())
+            };
         }
     }
 }

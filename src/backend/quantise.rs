@@ -10,10 +10,10 @@ use half::f16;
 /// may be shorter. `places` gives the order in which a row is cut into blocks (see [`Blocks::places`]).
 pub(super) fn to_bytes(values: &[f32], columns: usize, places: Option<&[u32]>) -> Blocks {
     let round = |block: &[f32], quants: &mut Vec<i8>| {
-        let largest = block.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let scale = at_least(largest / 127.0);
+        let (low, high) = extremes(block);
+        let scale = at_least(high.max(-low).max(0.0) / 127.0);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        quants.extend(block.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8));
+        quants.extend(block.iter().map(|v| nearest(v * inverse, -127.0, 127.0)));
         (scale, 0.0)
     };
     Blocks { minimums: None, ..blocks(values, columns, places, round) }
@@ -22,12 +22,11 @@ pub(super) fn to_bytes(values: &[f32], columns: usize, places: Option<&[u32]>) -
 /// `0..=15` above the smallest value of each block.
 pub(super) fn to_halves(values: &[f32], columns: usize) -> Blocks {
     blocks(values, columns, None, |block, quants| {
-        let (low, high) =
-            block.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
+        let (low, high) = extremes(block);
         let minimum = -at_least(-low);
         let scale = at_least((high - minimum) / 15.0);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        quants.extend(block.iter().map(|v| ((v - minimum) * inverse).round().clamp(0.0, 15.0) as i8));
+        quants.extend(block.iter().map(|v| nearest((v - minimum) * inverse, 0.0, 15.0)));
         (scale, minimum)
     })
 }
@@ -59,6 +58,28 @@ fn blocks(
         }
     }
     Blocks { quants, scales, minimums: Some(minimums), places: places.map(<[u32]>::to_vec) }
+}
+
+/// The smallest and the largest value; what is no number does not count. In lanes, so that it compiles to vectors.
+fn extremes(block: &[f32]) -> (f32, f32) {
+    const LANES: usize = 8;
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    for values in block.chunks(LANES) {
+        for ((low, high), &value) in low.iter_mut().zip(&mut high).zip(values) {
+            *low = if value < *low { value } else { *low };
+            *high = if value > *high { value } else { *high };
+        }
+    }
+    (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// The nearest whole number within the limits, halves away from zero: `f32::round`, which is a call where it is not an
+/// instruction.
+fn nearest(value: f32, low: f32, high: f32) -> i8 {
+    /// The largest below a half: a half itself would carry what is just below one over.
+    const HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+    let value = value.clamp(low, high);
+    (value + HALF.copysign(value)) as i8
 }
 
 /// The smallest f16 that is not below `x`, as f32; beyond its range, the largest.
@@ -96,6 +117,21 @@ mod tests {
                 assert!((got - value).abs() <= 0.5001 * scale, "{i}: {got} not {value}, steps of {scale}");
             }
         }
+    }
+
+    #[test]
+    fn the_nearest_whole_number_is_that_of_round() {
+        let bits = |x: f32| (-3..=3).map(move |off| f32::from_bits(x.to_bits().wrapping_add_signed(off)));
+        let near = (0..=260).map(|i| i as f32 / 2.0).flat_map(bits).flat_map(|x| [x, -x]);
+        for x in near.chain([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30]) {
+            assert_eq!(nearest(x, -127.0, 127.0), x.round().clamp(-127.0, 127.0) as i8, "{x:e}");
+        }
+    }
+
+    #[test]
+    fn extremes_are_those_of_numbers() {
+        assert_eq!(extremes(&[1.0, f32::NAN, -3.0, 2.0, 0.0, 0.0, 0.0, 0.0, 9.0, -0.5]), (-3.0, 9.0));
+        assert_eq!(extremes(&[4.0]), (4.0, 4.0));
     }
 
     #[test]

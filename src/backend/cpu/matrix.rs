@@ -1,15 +1,13 @@
-//! Weights as the kernels read them.
+//! Weights as the kernels read them; `pack` makes them.
 //!
 //! A matrix `(out, inp)` is cut into panels of 32 outputs; within a panel all outputs of the first inputs come first, then
 //! those of the next, and so on. A prefix of the outputs is then a prefix of the panels, a prefix of the inputs a prefix
 //! within each panel: every sub-network reads contiguous memory and nothing is copied for it. Where a file's blocks run
 //! across an order of channels, the prefix is one within each block (see [`Blocks::places`]).
 
-use super::super::BackendError;
-use super::memory::{Memory, Packed};
+use super::memory::Packed;
 use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
-use crate::backend::quantise;
-use crate::weights::{BLOCK, Blocks, HostData, HostMatrix};
+use crate::weights::{BLOCK, Blocks};
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::Arc;
@@ -82,7 +80,7 @@ impl Layout {
         [Self::Bytes, Self::BytesWithMinimums, Self::Halves, Self::HalvesWithMinimums];
 
     /// The most compact one that holds the quants.
-    fn of(blocks: &Blocks, bytes: bool) -> Self {
+    pub(super) fn of(blocks: &Blocks, bytes: bool) -> Self {
         let within = |low, high| blocks.quants.iter().all(|q| (low..=high).contains(q));
         match blocks.minimums {
             Some(_) if !bytes && within(0, 15) => Self::HalvesWithMinimums,
@@ -92,7 +90,7 @@ impl Layout {
         }
     }
 
-    fn offset(self) -> i8 {
+    pub(super) fn offset(self) -> i8 {
         match self {
             Self::Bytes | Self::BytesWithMinimums => -128,
             Self::Halves => -8,
@@ -148,60 +146,8 @@ impl Panels {
 }
 
 impl Matrix {
-    /// # Errors
-    /// A matrix without rows or columns, or no memory.
-    pub(super) fn pack(how: &Packing<'_>, host: HostMatrix, dtype: Dtype) -> Result<Self, BackendError> {
-        let host = sized(host)?;
-        let (name, rows, columns) = (host.name.clone(), host.rows, host.columns);
-        let packer = Packer { how, name: &name, rows, columns };
-        let panels = match (dtype, host.data) {
-            (Dtype::Auto, HostData::F32(values)) => packer.f32(&values)?,
-            // What is to lose nothing does not round its inputs either.
-            (Dtype::Auto, HostData::Bf16(values)) => packer.bf16(&values, false)?,
-            (Dtype::Bf16, HostData::Bf16(values)) => packer.bf16(&values, how.bf16_products)?,
-            (Dtype::Auto, HostData::Blocks(blocks)) => packer.blocks(&blocks, false, None)?,
-            (Dtype::Q4, HostData::Blocks(blocks)) if Layout::of(&blocks, false).is_halves() => {
-                packer.blocks(&blocks, false, None)?
-            }
-            (Dtype::Int8, HostData::Blocks(blocks)) if blocks.minimums.is_none() => {
-                packer.blocks(&blocks, true, None)?
-            }
-            (dtype, data) => {
-                let values = HostMatrix { name: host.name, rows, columns, data }.to_f32();
-                match dtype {
-                    Dtype::Auto | Dtype::F32 => packer.f32(&values)?,
-                    Dtype::Bf16 => {
-                        let rounded = values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
-                        packer.bf16(&rounded, how.bf16_products)?
-                    }
-                    Dtype::Int8 => packer.blocks(&quantise::to_bytes(&values, columns, None), true, None)?,
-                    Dtype::Q4 => packer.blocks(&quantise::to_halves(&values, columns), false, None)?,
-                }
-            }
-        };
-        Ok(Self { rows, columns, panels })
-    }
-
-    /// An adapter's A and B, so that they take the inputs of the weight that they stand beside as these have been prepared:
-    /// beside a quantised one as bytes, else as `dtype` says.
-    pub(super) fn pack_adapter(
-        how: &Packing<'_>,
-        [a, b]: [HostMatrix; 2],
-        beside: &Self,
-        dtype: Dtype,
-    ) -> Result<[Self; 2], BackendError> {
-        let dtype = if matches!(beside.panels, Panels::Blocks(_)) { Dtype::Int8 } else { dtype };
-        let a = match &beside.panels {
-            Panels::Blocks(BlockPanels { places: Some(places), .. }) if places.len() == a.columns => {
-                let a = sized(a)?;
-                let packer = Packer { how, name: &a.name, rows: a.rows, columns: a.columns };
-                let blocks = quantise::to_bytes(&a.to_f32(), a.columns, Some(places));
-                let panels = packer.blocks(&blocks, true, Some(Arc::clone(places)))?;
-                Self { rows: a.rows, columns: a.columns, panels }
-            }
-            _ => Self::pack(how, a, dtype)?,
-        };
-        Ok([a, Self::pack(how, b, dtype)?])
+    pub(super) fn new(rows: usize, columns: usize, panels: Panels) -> Self {
+        Self { rows, columns, panels }
     }
 
     /// Outputs.
@@ -299,107 +245,6 @@ impl BlockPanels {
                 let place = block * BLOCK + i;
                 let input = self.places.as_ref().map_or(place, |places| places[place] as usize);
                 into[input] = scale * (f32::from(byte) + f32::from(layout.offset())) + minimum;
-            }
-        }
-    }
-}
-
-fn sized(host: HostMatrix) -> Result<HostMatrix, BackendError> {
-    if host.rows > 0 && host.columns > 0 {
-        return Ok(host);
-    }
-    Err(BackendError::Shape {
-        operation: "pack",
-        expected: format!("`{}` with rows and columns", host.name),
-        got: format!("({}, {})", host.rows, host.columns),
-    })
-}
-
-/// Where and for which processor weights are packed.
-pub(super) struct Packing<'a> {
-    pub(super) memory: &'a Memory,
-    /// Whether the processor multiplies bf16 as such.
-    pub(super) bf16_products: bool,
-}
-
-/// Row-major values to panels.
-struct Packer<'a> {
-    how: &'a Packing<'a>,
-    name: &'a str,
-    rows: usize,
-    columns: usize,
-}
-
-impl Packer<'_> {
-    fn f32(&self, values: &[f32]) -> Result<Panels, BackendError> {
-        Ok(Panels::F32(self.dense(values, 1)?))
-    }
-
-    fn bf16(&self, values: &[bf16], rounds_inputs: bool) -> Result<Panels, BackendError> {
-        Ok(Panels::Bf16(PairPanels { packed: self.dense(values, 2)?, rounds_inputs }))
-    }
-
-    /// `[panel][group of inputs][PANEL][group]`
-    fn dense<T: bytemuck::Pod>(&self, values: &[T], group: usize) -> Result<Packed, BackendError> {
-        let of_panel = self.columns.next_multiple_of(group) * PANEL;
-        let bytes = self.rows.div_ceil(PANEL) * of_panel * size_of::<T>();
-        self.how.memory.take(self.name, bytes, |packed| {
-            let packed: &mut [T] = bytemuck::cast_slice_mut(packed);
-            for (panel, rows) in packed.chunks_exact_mut(of_panel).zip(values.chunks(self.columns * PANEL)) {
-                for (lane, row) in rows.chunks_exact(self.columns).enumerate() {
-                    for (group_of_lanes, inputs) in
-                        panel.chunks_exact_mut(PANEL * group).zip(row.chunks(group))
-                    {
-                        group_of_lanes[lane * group..lane * group + inputs.len()].copy_from_slice(inputs);
-                    }
-                }
-            }
-        })
-    }
-
-    /// `bytes`: a byte a quant even where half a byte would do.
-    fn blocks(
-        &self,
-        blocks: &Blocks,
-        bytes: bool,
-        places: Option<Arc<[u32]>>,
-    ) -> Result<Panels, BackendError> {
-        let layout = Layout::of(blocks, bytes);
-        let (per_row, record) = (self.columns.div_ceil(BLOCK), layout.record());
-        let total = self.rows.div_ceil(PANEL) * per_row * record;
-        let packed = self.how.memory.take(self.name, total, |packed| {
-            for (index, record) in packed.chunks_exact_mut(record).enumerate() {
-                let (panel, block) = (index / per_row, index % per_row);
-                let (header, quants) = record.split_at_mut(layout.header());
-                let header: &mut [f16] = bytemuck::cast_slice_mut(header);
-                let rows = panel * PANEL..self.rows.min((panel + 1) * PANEL);
-                for (lane, row) in rows.enumerate() {
-                    header[lane] = f16::from_f32(blocks.scales[row * per_row + block]);
-                    if let Some(minimums) = blocks.minimums.as_ref().filter(|_| layout.has_minimums()) {
-                        header[PANEL + lane] = f16::from_f32(minimums[row * per_row + block]);
-                    }
-                    let columns = block * BLOCK..self.columns.min((block + 1) * BLOCK);
-                    let row = &blocks.quants[row * self.columns..(row + 1) * self.columns][columns];
-                    pack_quants(layout, lane, row, quants);
-                }
-            }
-        })?;
-        let own = || blocks.places.as_ref().map(|places| places.as_slice().into());
-        Ok(Panels::Blocks(BlockPanels { packed, layout, places: places.or_else(own) }))
-    }
-}
-
-/// One lane's quants of one block, at most [`BLOCK`].
-fn pack_quants(layout: Layout, lane: usize, row: &[i8], quants: &mut [u8]) {
-    for (quad, four) in row.chunks(QUAD).enumerate() {
-        for (i, &quant) in four.iter().enumerate() {
-            // Within 0..=255, or 0..=15 for halves: `Layout::of` has looked.
-            let byte = quant.wrapping_sub(layout.offset()) as u8;
-            let at = lane * QUAD + i;
-            match (layout.is_halves(), quad % 2) {
-                (false, _) => quants[quad * QUAD_BYTES + at] = byte,
-                (true, 0) => quants[quad / 2 * QUAD_BYTES + at] |= byte,
-                (true, _) => quants[quad / 2 * QUAD_BYTES + at] |= byte << 4,
             }
         }
     }

@@ -12,6 +12,7 @@ mod kernel;
 mod limits;
 mod matrix;
 mod memory;
+mod pack;
 mod plan;
 mod product;
 mod rotary;
@@ -36,8 +37,8 @@ use crate::weights::{HostData, HostMatrix, HostVector};
 use ahead::Order;
 use inputs::Form;
 use kernel::Kernel;
-use matrix::Packing;
 use memory::Memory;
+use pack::Packing;
 use product::Scratch;
 use rows::Pool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -102,7 +103,7 @@ impl Cpu {
     }
 
     fn packing(&self) -> Packing<'_> {
-        Packing { memory: &self.memory, bf16_products: self.kernel == Kernel::Avx512Bf16 }
+        Packing { memory: &self.memory, team: &self.team, bf16_products: self.kernel == Kernel::Avx512Bf16 }
     }
 
     /// Rows whose numbers have no meaning yet; the caller writes all.
@@ -124,7 +125,7 @@ impl Backend for Cpu {
     type Angles = Angles;
 
     fn matrix(&self, host: HostMatrix) -> Result<Matrix, BackendError> {
-        Matrix::pack(&self.packing(), host, self.dtype)
+        self.packing().pack(&host, self.dtype)
     }
 
     /// Half a byte is too coarse for an embedding, unless the file has it so.
@@ -135,11 +136,11 @@ impl Backend for Cpu {
             Dtype::Q4 => Dtype::Int8,
             dtype => dtype,
         };
-        Matrix::pack(&self.packing(), host, dtype)
+        self.packing().pack(&host, dtype)
     }
 
     fn adapter(&self, a: HostMatrix, b: HostMatrix, beside: &Matrix) -> Result<[Matrix; 2], BackendError> {
-        Matrix::pack_adapter(&self.packing(), [a, b], beside, self.dtype)
+        self.packing().pack_adapter([&a, &b], beside, self.dtype)
     }
 
     fn vector(&self, host: HostVector) -> Result<Vec<f32>, BackendError> {

@@ -73,7 +73,7 @@ impl Matrix {
             for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(columns.max(1))) {
                 to[..columns].copy_from_slice(from);
             }
-            padded
+            padded.into()
         };
         let values = device.upload(&format!("`{name}`"), &padded)?;
         Ok(Self { rows, columns, stride, format: Format::Bf16, values, scales: None })
