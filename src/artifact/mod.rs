@@ -6,26 +6,37 @@
 
 mod adapter;
 mod base;
+mod encode;
 mod error;
 mod fetch;
 mod gguf;
 mod gguf_header;
+mod gguf_layout;
+mod gguf_writer;
 mod hugging_face;
 mod model_folder;
+mod safetensors_writer;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 pub use adapter::{
     AdapterConfig, AdapterTensors, TensorType, read_adapter, read_adapter_config, write_adapter,
 };
 pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
+pub use encode::{NumberFormat, OutTensor};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};
+pub use gguf_layout::{gguf_name, interleaved};
+pub use gguf_writer::{GgufValue, GgufWriter};
 pub use model_folder::{BaseReference, ModelFolder};
+pub use safetensors_writer::SafetensorsWriter;
+pub use whole::WholeFolder;
 
 use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
+use whole::WholeFile;
 
 /// The sha256 of a file, in hex.
 pub fn sha256_of_file(path: &Path) -> Result<String, ArtifactError> {
@@ -46,24 +57,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Writes a file so that it appears whole or not at all.
-fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
-    let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    temporary.write_all(contents).map_err(io)?;
-    let file = temporary.persist(path).map_err(|e| io(e.error))?;
-    // A temporary file is private to its owner; what it becomes is as readable as any other file.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    drop(file);
-    Ok(())
+pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
+    let mut file = WholeFile::create(path)?;
+    file.write(contents)?;
+    file.finish()
 }
 
 /// Reads a JSON file into `T`; an error names the field where it can.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
     let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > MAX_JSON_BYTES {

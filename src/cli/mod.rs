@@ -6,6 +6,7 @@ mod bench;
 mod compute;
 mod device;
 mod eval;
+mod export;
 mod inspect;
 mod open;
 mod progress;
@@ -45,13 +46,15 @@ enum Command {
     Train(train::TrainArgs),
     /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
     Eval(eval::EvalArgs),
+    /// Write one sub-network as a plain model: for llama.cpp, transformers or PEFT.
+    Export(export::ExportArgs),
     /// Measure latency and throughput of each sub-network on this machine.
     Bench(bench::BenchArgs),
     /// Show a super-network's groups, sub-networks, parameters and MACs.
     Inspect(inspect::InspectArgs),
 }
 
-/// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
+/// What `serve`, `eval`, `export`, `bench` and `inspect` take without an argument; relative to the working directory.
 const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
 
 /// Any failure on its way to the terminal.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };

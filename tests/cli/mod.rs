@@ -2,6 +2,7 @@
 
 mod bench;
 mod clients;
+mod export;
 pub(crate) mod process;
 mod serve;
 mod train;
