@@ -417,7 +417,7 @@ fn a_tokenizer_that_llama_cpp_would_not_compute_is_refused_with_the_reason() {
             j["post_processor"]["single"]
                 .as_array_mut()
                 .unwrap()
-                .push(json!({"SpecialToken": {"id": "<s>", "type_id": 0}}))
+                .push(json!({"SpecialToken": {"id": "<s>", "type_id": 0}}));
         },
         "post-processor",
     );

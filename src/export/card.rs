@@ -9,7 +9,9 @@ use std::fmt::Write;
 pub(super) fn card(source: Source<'_>, library: &str, numbers: &str, how: &str, notes: &[String]) -> String {
     let (name, entry) = (&source.folder.name, &source.entry);
     let base = source.base.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let licence = source.base.licence();
+    // As licences are called; a file may say anything, and this goes into the card's YAML.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._+".contains(c);
+    let licence = source.base.licence().filter(|licence| licence.chars().all(plain));
     let mut text = String::from("---\n");
     if let Some(licence) = &licence {
         text += &format!("license: {licence}\n");

@@ -137,7 +137,9 @@ fn tokenizer(source: Source<'_>, notes: &mut Notes) -> Result<Metadata, ExportEr
     let read = gguf_tokenizer(tokenizer_json, bos.as_deref(), eos.as_deref(), config.vocabulary)?;
     let GgufTokenizer { parts, scores, unknown, add_eos, add_space_prefix } = read;
     let eos = parts.eos.or(config.eos_tokens.first().copied());
-    let mut metadata = vec![
+    let bos = parts.bos.or(config.bos_token);
+    let ends = config.eos_tokens.iter().copied().filter(|&token| Some(token) != eos).collect::<Vec<_>>();
+    let mut own = vec![
         ("model", GgufValue::Text(parts.model)),
         ("pre", GgufValue::Text(parts.pre)),
         ("tokens", GgufValue::Texts(parts.tokens)),
@@ -146,27 +148,26 @@ fn tokenizer(source: Source<'_>, notes: &mut Notes) -> Result<Metadata, ExportEr
         ("add_eos_token", GgufValue::Flag(add_eos)),
         ("add_space_prefix", GgufValue::Flag(add_space_prefix)),
     ];
-    if scores.is_empty() {
-        metadata.push(("merges", GgufValue::Texts(parts.merges)));
-    } else {
-        metadata.push(("scores", GgufValue::F32s(scores)));
-    }
-    let bos = parts.bos.or(config.bos_token);
-    let ends = config.eos_tokens.iter().copied().filter(|&token| Some(token) != eos).collect::<Vec<_>>();
-    let special = [("bos", bos), ("eos", eos), ("eot", ends.first().copied()), ("unknown", unknown)];
-    let present = special.into_iter().filter_map(|(name, id)| Some((name, id?)));
-    let mut metadata = metadata.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<Metadata>();
-    metadata.extend(present.map(|(name, id)| (format!("{name}_token_id"), GgufValue::U32(id))));
+    own.push(match scores.is_empty() {
+        true => ("merges", GgufValue::Texts(parts.merges)),
+        false => ("scores", GgufValue::F32s(scores)),
+    });
+    let special = [
+        ("bos_token_id", bos),
+        ("eos_token_id", eos),
+        ("eot_token_id", ends.first().copied()),
+        ("unknown_token_id", unknown),
+    ];
+    own.extend(special.into_iter().filter_map(|(key, id)| Some((key, GgufValue::U32(id?)))));
     if ends.len() > 1 {
         notes.push(format!("Of the tokens that end a text, the file cannot name {:?}.", &ends[1..]));
     }
-    let mut metadata =
-        metadata.into_iter().map(|(key, v)| (format!("tokenizer.ggml.{key}"), v)).collect::<Metadata>();
-    match chat_template {
-        Some(template) => {
-            metadata.push(("tokenizer.chat_template".into(), GgufValue::Text(template.clone())))
-        }
-        None => notes.push("The base has no chat template, and so has this file none.".into()),
+    let named = |(key, value)| (format!("tokenizer.ggml.{key}"), value);
+    let mut metadata = own.into_iter().map(named).collect::<Metadata>();
+    if let Some(template) = chat_template {
+        metadata.push(("tokenizer.chat_template".into(), GgufValue::Text(template.clone())));
+    } else {
+        notes.push("The base has no chat template, and so has this file none.".into());
     }
     Ok(metadata)
 }

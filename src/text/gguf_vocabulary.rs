@@ -150,20 +150,16 @@ fn tokens(file: &File, vocabulary: usize) -> Result<(Vec<String>, Vec<i32>), Str
         (*token, *its_kind) = (text.to_string(), kind);
         Ok::<_, String>(())
     };
+    let spm = file.model.byte_fallback;
+    let is_unknown = |text: &String| spm && file.model.unk_token.as_ref() == Some(text);
     for (text, &id) in &file.model.vocab {
-        let is_unknown = file.model.byte_fallback && file.model.unk_token.as_ref() == Some(text);
-        let kind = match () {
-            () if is_unknown => UNKNOWN,
-            () if file.model.byte_fallback && is_byte(text) => BYTE,
-            () => NORMAL,
-        };
-        put(text, id, kind)?;
+        let kind = if spm && is_byte(text) { BYTE } else { NORMAL };
+        put(text, id, if is_unknown(text) { UNKNOWN } else { kind })?;
     }
     // Some tokenizers add tokens for which the model has no row, such as a padding; it could not take them anyway.
     for Added { id, content, special } in file.added_tokens.iter().filter(|t| (t.id as usize) < vocabulary) {
-        let is_unknown = file.model.byte_fallback && file.model.unk_token.as_ref() == Some(content);
         let kind = if *special { CONTROL } else { USER_DEFINED };
-        put(content, *id, if is_unknown { UNKNOWN } else { kind })?;
+        put(content, *id, if is_unknown(content) { UNKNOWN } else { kind })?;
     }
     Ok((tokens, types))
 }

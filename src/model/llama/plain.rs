@@ -66,8 +66,8 @@ impl<'a> Plain<'a> {
         for layer in 0..config.layers {
             let norm = |name| whole(&format!("model.layers.{layer}.{name}.weight"), vec![config.hidden]);
             tensors.push(norm("input_layernorm"));
-            for place in 0..MODULES.len() {
-                if MODULES[place] == "mlp.gate_proj" {
+            for (place, module) in MODULES.into_iter().enumerate() {
+                if module == "mlp.gate_proj" {
                     tensors.push(norm("post_attention_layernorm"));
                 }
                 tensors.extend(self.linear(layer * MODULES.len() + place));
