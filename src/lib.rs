@@ -18,9 +18,10 @@ pub mod text;
 // Floor 2: each model family's forward, written once over `backend::Backend`.
 pub mod model;
 
-// Floor 3: serving, training, scoring.
+// Floor 3: serving, training, scoring, plain models of single sub-networks.
 pub mod engine;
 pub mod evaluate;
+pub mod export;
 pub mod train;
 
 // Floor 4: HTTP.

@@ -121,16 +121,40 @@ impl HostMatrix {
         Self { data, ..self }
     }
 
+    /// The first `rows` and `columns`, in f32; at most as many as there are.
+    pub fn prefix(self, rows: usize, columns: usize) -> Self {
+        let (name, full) = (self.name.clone(), self.columns);
+        let mut values = self.into_f32();
+        values.truncate(rows * full);
+        if columns < full {
+            // In place: a row never moves to the right.
+            for row in 0..rows {
+                values.copy_within(row * full..row * full + columns, row * columns);
+            }
+            values.truncate(rows * columns);
+        }
+        Self { name, rows, columns, data: HostData::F32(values) }
+    }
+
     /// `self + scale b a` in f32; `b (rows, r)`, `a (r, columns)`, as the caller has checked.
     pub fn plus_product(self, scale: f32, b: &Self, a: &Self) -> Self {
-        let (mut sums, b_values, a_values) = (self.to_f32(), b.to_f32(), a.to_f32());
-        let rows = sums.chunks_exact_mut(self.columns.max(1)).zip(b_values.chunks_exact(b.columns.max(1)));
-        for (sums, b) in rows {
-            for (a, b) in a_values.chunks_exact(self.columns.max(1)).zip(b) {
+        let (name, rows, columns) = (self.name.clone(), self.rows, self.columns);
+        let (mut sums, b_values, a_values) = (self.into_f32(), b.to_f32(), a.to_f32());
+        let of_rows = sums.chunks_exact_mut(columns.max(1)).zip(b_values.chunks_exact(b.columns.max(1)));
+        for (sums, b) in of_rows {
+            for (a, b) in a_values.chunks_exact(columns.max(1)).zip(b) {
                 sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += scale * b * a);
             }
         }
-        Self { data: HostData::F32(sums), ..self }
+        Self { name, rows, columns, data: HostData::F32(sums) }
+    }
+
+    /// As [`Self::to_f32`], without a copy of what is f32 already.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self.data {
+            HostData::F32(values) => values,
+            _ => self.to_f32(),
+        }
     }
 
     /// All values as f32, row-major.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each room with its floor. A room may use rooms of lower floors only.
-const FLOORS: [(&str, u32); 15] = [
+const FLOORS: [(&str, u32); 16] = [
     ("supernet", 0),
     ("weights", 0),
     ("artifact", 1),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u32); 15] = [
     ("model", 2),
     ("engine", 3),
     ("evaluate", 3),
+    ("export", 3),
     ("train", 3),
     ("server", 4),
     ("cli", 5),

@@ -61,6 +61,16 @@ fn with_tensor(at: usize, value: &[u8]) -> String {
     })
 }
 
+/// LLaMA 3.1's way to stretch positions: a file that has it computes something else than we would.
+#[test]
+fn rotary_factors_are_refused_and_never_ignored() {
+    let message = refused(|b| {
+        let at = after(b, "token_embd.weight");
+        b[at - 17..at].copy_from_slice(b"rope_freqs.weight");
+    });
+    assert_names(&message, &["`rope_freqs.weight` is not supported"]);
+}
+
 #[test]
 fn a_header_with_impossible_sizes_is_refused_by_key() {
     assert_names(&with("llama.block_count", 0), &["num_hidden_layers", "0 is out of range"]);

@@ -16,6 +16,8 @@ mod cuda;
 mod demand;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
 mod dtypes;
+/// Sub-networks as plain models, read back by our own readers.
+mod export;
 /// GGUF files against gguf-py and transformers.
 mod gguf;
 /// GGUF files that are damaged or lie.

@@ -5,7 +5,7 @@ use super::{ArtifactError, read_json, write_whole};
 use crate::weights::{HostData, HostMatrix};
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -159,7 +159,8 @@ pub fn read_adapter_config(folder: &Path) -> Result<AdapterConfig, ArtifactError
     })
 }
 
-/// Writes the two files that `PeftModel.from_pretrained` reads.
+/// Writes the two files that `PeftModel.from_pretrained` reads. A module may have fewer ranks than the configuration says;
+/// PEFT then scales it by the same `alpha / r` as the others.
 pub fn write_adapter(
     folder: &Path,
     config: &AdapterConfig,
@@ -194,11 +195,11 @@ pub fn write_adapter(
     let views = views.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
     let metadata = Some([("format".to_string(), "pt".to_string())].into());
     write_whole(&path, &safetensors::serialize(views, metadata).map_err(wrong)?)?;
-    write_whole(&folder.join(CONFIG), &config_json(config))
+    write_whole(&folder.join(CONFIG), &config_json(config, tensors))
 }
 
-fn config_json(config: &AdapterConfig) -> Vec<u8> {
-    let json = json!({
+fn config_json(config: &AdapterConfig, tensors: &AdapterTensors) -> Vec<u8> {
+    let mut json = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.base_model_name,
@@ -211,5 +212,16 @@ fn config_json(config: &AdapterConfig) -> Vec<u8> {
         "inference_mode": true,
         "init_lora_weights": true,
     });
+    let fewer =
+        tensors.iter().map(|(module, (a, _))| (module, a.rows)).filter(|(_, rank)| *rank != config.rank);
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for (module, rank) in fewer {
+        ranks.insert(module.clone(), rank.into());
+        alphas.insert(module.clone(), (config.scale() * rank as f64).into());
+    }
+    if !ranks.is_empty() {
+        json["rank_pattern"] = ranks.into();
+        json["alpha_pattern"] = alphas.into();
+    }
     format!("{json:#}\n").into_bytes()
 }

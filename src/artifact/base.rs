@@ -166,6 +166,22 @@ impl Base {
         }
     }
 
+    /// The metadata of a GGUF file, in the file's order: each value's bytes, its type included; `None` of a folder.
+    pub fn gguf_metadata(&self) -> Option<Vec<(&str, &[u8])>> {
+        match &self.tensors {
+            Tensors::HuggingFace(_) => None,
+            Tensors::Gguf(file) => Some(file.metadata().collect()),
+        }
+    }
+
+    /// What the base says its licence is: `general.license` of a GGUF file, `license` in the head of a folder's README.md.
+    pub fn licence(&self) -> Option<String> {
+        match &self.tensors {
+            Tensors::HuggingFace(folder) => folder.licence(),
+            Tensors::Gguf(file) => file.text("general.license").map(String::from),
+        }
+    }
+
     /// Bytes of all files that hold tensors.
     pub fn bytes(&self) -> Result<u64, ArtifactError> {
         let size = |path: &PathBuf| {

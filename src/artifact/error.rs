@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 pub enum ArtifactError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    /// Something stands where a file or folder was to be written.
+    #[error("{}: there is something already", path.display())]
+    Exists { path: PathBuf },
     /// Damaged, truncated, hostile, or simply not what it should be.
     #[error("{}: {reason}", path.display())]
     Wrong { path: PathBuf, reason: String },

@@ -1,12 +1,13 @@
 //! GGUF files of the LLaMA family, under Hugging Face's tensor names.
 //!
-//! The tensors come from a memory map, every range checked against the file. llama.cpp stores the rows of q and k so
-//! that the two halves of a head interleave; here they are put back into Hugging Face's order, which is exact, since
-//! blocks run along a row.
+//! The tensors come from a memory map, every range checked against the file. What they are called there and in which order
+//! rows stand says `gguf_layout`; here they are put back into Hugging Face's order, which is exact, since blocks run along
+//! a row.
 
 use super::base::{BaseConfig, GgufVocabulary, even_share};
 use super::error::ArtifactError;
 use super::gguf_header::{Header, TensorInfo, Value};
+use super::gguf_layout::{gguf_name, halves_apart};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix, HostVector};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::TensorInfo as CandleTensor;
@@ -62,6 +63,19 @@ impl GgufFile {
         let data = self.decode(name, format, bytes, &[length])?;
         let matrix = HostMatrix { name: name.into(), rows: 1, columns: length, data };
         Ok(HostVector { data: matrix.to_f32(), name: matrix.name })
+    }
+
+    /// The metadata in the file's order: each value's bytes, its type included.
+    pub(super) fn metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.header.places.iter().map(|(key, place)| (key.as_str(), &self.map[place.clone()]))
+    }
+
+    /// A text of the metadata.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        match self.header.metadata.get(key) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
     }
 
     /// The tensor's number format and bytes, all checked.
@@ -171,46 +185,6 @@ fn nibbles(bytes: &[u8]) -> impl Iterator<Item = i8> {
     bytes.iter().map(|b| (b & 15) as i8).chain(bytes.iter().map(|b| (b >> 4) as i8))
 }
 
-/// Row `i` of Hugging Face's order is this row of llama.cpp's: within a head of `D` rows, `d` of the first half stands
-/// at `2 d`, `d` of the second half at `2 d + 1`.
-fn halves_apart(rows: usize, heads: usize) -> Vec<usize> {
-    let size = rows / heads;
-    let half = size / 2;
-    let place = |row: usize| {
-        let (head, d) = (row / size, row % size);
-        head * size + if d < half { 2 * d } else { 2 * (d - half) + 1 }
-    };
-    (0..rows).map(place).collect()
-}
-
-/// llama.cpp's name of a Hugging Face tensor.
-fn gguf_name(name: &str) -> Option<String> {
-    let whole = match name {
-        "model.embed_tokens.weight" => Some("token_embd.weight"),
-        "model.norm.weight" => Some("output_norm.weight"),
-        "lm_head.weight" => Some("output.weight"),
-        _ => None,
-    };
-    if let Some(whole) = whole {
-        return Some(whole.into());
-    }
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (module, kind) = rest.rsplit_once('.')?;
-    let module = match module {
-        "input_layernorm" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "post_attention_layernorm" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => return None,
-    };
-    Some(format!("blk.{layer}.{module}.{kind}"))
-}
-
 /// The header's key-value part.
 struct Metadata<'a> {
     path: &'a Path,
@@ -228,6 +202,10 @@ impl Metadata<'_> {
         if self.header.metadata.contains_key(scaling) && self.text(scaling)? != "none" {
             let reason = format!("`{}` rope scaling is not supported", self.text(scaling)?);
             return Err(ArtifactError::field(self.path, scaling, reason));
+        }
+        if self.header.tensors.contains_key("rope_freqs.weight") {
+            let reason = "rope scaling by tensor `rope_freqs.weight` is not supported";
+            return Err(ArtifactError::wrong(self.path, reason));
         }
         let (hidden, heads) =
             (self.size("llama.embedding_length")?, self.size("llama.attention.head_count")?);

@@ -5,11 +5,14 @@
 
 use super::ArtifactError;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) metadata: HashMap<String, Value>,
+    /// The keys in the file's order, each with where its value lies in the file, its type included.
+    pub(super) places: Vec<(String, Range<usize>)>,
     pub(super) tensors: HashMap<String, TensorInfo>,
     /// Where the tensors' bytes begin.
     pub(super) data: u64,
@@ -56,10 +59,13 @@ impl Header {
         }
         let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);
         let mut metadata = HashMap::new();
+        let mut places = Vec::new();
         for _ in 0..value_count {
             let key = reader.text()?;
+            let start = file.len() - reader.rest.len();
             let kind = reader.u32()?;
             let value = reader.value(kind, 0)?;
+            places.push((key.clone(), start..file.len() - reader.rest.len()));
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(reader.wrong(format!("key `{}` stands there twice", shortened(&key))));
             }
@@ -80,7 +86,7 @@ impl Header {
             }
         } as u64;
         let end = (file.len() - reader.rest.len()) as u64;
-        Ok(Self { metadata, tensors, data: end.next_multiple_of(alignment) })
+        Ok(Self { metadata, places, tensors, data: end.next_multiple_of(alignment) })
     }
 }
 

@@ -8,9 +8,13 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Model cards are a few pages; what is longer is none.
+const MAX_CARD_BYTES: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct HuggingFaceFolder {
@@ -157,6 +161,16 @@ impl HuggingFaceFolder {
         let data = self.file(name)?.matrix(name, &[length])?;
         let matrix = HostMatrix { name: name.into(), rows: 1, columns: length, data };
         Ok(HostVector { data: matrix.to_f32(), name: matrix.name })
+    }
+
+    /// `license` in the YAML between two `---` with which the README.md of a model begins.
+    pub(super) fn licence(&self) -> Option<String> {
+        let file = std::fs::File::open(self.path.join("README.md")).ok()?;
+        let mut text = String::new();
+        file.take(MAX_CARD_BYTES).read_to_string(&mut text).ok()?;
+        let (head, _) = text.strip_prefix("---\n")?.split_once("\n---")?;
+        let licence = head.lines().find_map(|line| line.strip_prefix("license:"))?;
+        Some(licence.trim().trim_matches(['"', '\'']).to_string()).filter(|l| !l.is_empty())
     }
 
     pub(super) fn files(&self) -> Vec<PathBuf> {

@@ -6,28 +6,39 @@
 
 mod adapter;
 mod base;
+mod encode;
 mod error;
 mod fetch;
 mod gguf;
 mod gguf_header;
+mod gguf_layout;
+mod gguf_writer;
 mod hugging_face;
 mod model_folder;
 mod random;
+mod safetensors_writer;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 pub use adapter::{
     AdapterConfig, AdapterTensors, TensorType, read_adapter, read_adapter_config, write_adapter,
 };
 pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
+pub use encode::{NumberFormat, OutTensor};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};
+pub use gguf_layout::{gguf_name, interleaved};
+pub use gguf_writer::{GgufValue, GgufWriter};
 pub use model_folder::{BaseReference, ModelFolder};
 pub use random::{BaseTensor, read_base_config, write_random_base};
+pub use safetensors_writer::SafetensorsWriter;
+pub use whole::WholeFolder;
 
 use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
+use whole::WholeFile;
 
 /// The sha256 of a file, in hex.
 pub fn sha256_of_file(path: &Path) -> Result<String, ArtifactError> {
@@ -48,28 +59,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Writes a file so that it appears whole or not at all.
-fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
-    let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    temporary.write_all(contents).map_err(io)?;
-    temporary.persist(path).map_err(|e| io(e.error))?;
-    readable_by_all(path)
-}
-
-/// A temporary file is private to its owner; what it becomes is as readable as any other file.
-fn readable_by_all(path: &Path) -> Result<(), ArtifactError> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    Ok(())
+pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
+    let mut file = WholeFile::create(path)?;
+    file.write(contents)?;
+    file.finish()
 }
 
 /// Reads a JSON file into `T`; an error names the field where it can.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
     let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > MAX_JSON_BYTES {

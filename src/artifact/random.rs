@@ -3,15 +3,10 @@
 
 use super::base::BaseConfig;
 use super::hugging_face::read_config;
-use super::{ArtifactError, readable_by_all, write_whole};
-use half::bf16;
+use super::{ArtifactError, NumberFormat, OutTensor, SafetensorsWriter, write_whole};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use safetensors::Dtype;
-use safetensors::tensor::{View, serialize_to_file};
 use serde_json::{Map, Value, json};
-use std::borrow::Cow;
-use std::cell::RefCell;
 use std::path::Path;
 
 /// The standard deviation that LLaMA's weights begin their training with (`initializer_range`).
@@ -49,59 +44,33 @@ pub fn write_random_base(
     let io = |source| ArtifactError::Io { path: folder.into(), source };
     std::fs::create_dir_all(folder).map_err(io)?;
 
+    let out = |tensor: &BaseTensor| {
+        let BaseTensor { name, shape } = tensor.clone();
+        OutTensor { name, shape, format: NumberFormat::Bf16 }
+    };
     let path = folder.join("model.safetensors");
-    let mut done = 0;
-    let drawn = RefCell::new(|| {
-        done += 1;
+    let mut file = SafetensorsWriter::create(&path, tensors.iter().map(out).collect())?;
+    for ((tensor, seed), done) in tensors.iter().zip(seed..).zip(1..) {
+        file.tensor(&numbers(&tensor.shape, seed))?;
         progress(done);
-    });
-    let views = tensors.iter().zip(seed..).map(|(tensor, seed)| {
-        let drawn = &drawn as &RefCell<dyn FnMut()>;
-        (tensor.name.as_str(), Drawn { shape: &tensor.shape, seed, drawn })
-    });
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    serialize_to_file(views, metadata, &path).map_err(|e| ArtifactError::wrong(&path, e.to_string()))?;
-    readable_by_all(&path)?;
+    }
+    file.finish()?;
     write_whole(&folder.join("tokenizer.json"), tokenizer(vocabulary).to_string().as_bytes())?;
     write_whole(&folder.join("config.json"), &text)
 }
 
-/// A tensor whose numbers come into being when they are written.
-struct Drawn<'a> {
-    shape: &'a [usize],
-    seed: u64,
-    /// Told when they have.
-    drawn: &'a RefCell<dyn FnMut() + 'a>,
-}
-
-impl View for Drawn<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::BF16
+/// A matrix's are drawn, a vector's are ones.
+fn numbers(shape: &[usize], seed: u64) -> Vec<f32> {
+    let count = shape.iter().product();
+    if shape.len() == 1 {
+        return vec![1.0; count];
     }
-
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-
-    fn data_len(&self) -> usize {
-        2 * self.shape.iter().product::<usize>()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.data_len()];
-        if self.shape.len() == 1 {
-            bytes.as_chunks_mut::<2>().0.fill(bf16::ONE.to_le_bytes());
-        } else {
-            ChaCha8Rng::seed_from_u64(self.seed).fill_bytes(&mut bytes);
-            // Even numbers in -a..a have a deviation of a / sqrt(3).
-            let step = DEVIATION * 3f32.sqrt() / 32768.0;
-            for pair in bytes.as_chunks_mut::<2>().0 {
-                *pair = bf16::from_f32(f32::from(i16::from_le_bytes(*pair)) * step).to_le_bytes();
-            }
-        }
-        (self.drawn.borrow_mut())();
-        bytes.into()
-    }
+    let mut bytes = vec![0; 2 * count];
+    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    // Even numbers in -a..a have a deviation of a / sqrt(3).
+    let step = DEVIATION * 3f32.sqrt() / 32768.0;
+    let number = |pair: &[u8; 2]| f32::from(i16::from_le_bytes(*pair)) * step;
+    bytes.as_chunks::<2>().0.iter().map(number).collect()
 }
 
 /// Byte-level BPE without merges: the first 256 tokens are the bytes, the others have names that no text contains.

@@ -1,7 +1,11 @@
 //! What of this room needs no golden file: digests, files that appear whole, where a base is looked for. Files as a user
 //! meets them are tested under `tests`.
 
-use super::{BaseSource, locate, sha256_of_file, write_whole};
+use super::encode::append;
+use super::whole::WholeFile;
+use super::{BaseSource, NumberFormat, OutTensor, WholeFolder, locate, sha256_of_file, write_whole};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 
 /// Of `abc`, from FIPS 180-2.
@@ -25,6 +29,46 @@ fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let error = write_whole(&folder.path().join("missing/a"), b"x").unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_folder_that_is_not_finished_was_never_there() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("a");
+    let all =
+        || std::fs::read_dir(parent.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    let start = |replace| WholeFolder::create(&path, replace, |name| name == "x");
+    let folder = start(false).unwrap();
+    write_whole(&folder.path().join("x"), b"new").unwrap();
+    assert!(!path.exists());
+    drop(folder);
+    assert_eq!(all(), [""; 0]);
+    let folder = start(false).unwrap();
+    write_whole(&folder.path().join("x"), b"new").unwrap();
+    folder.finish().unwrap();
+    assert_eq!(all(), ["a"]);
+    assert!(start(false).unwrap_err().to_string().contains("something already"));
+    // What is replaced stays until the new one is whole.
+    let folder = start(true).unwrap();
+    assert_eq!(std::fs::read(path.join("x")).unwrap(), b"new");
+    folder.finish().unwrap();
+    assert_eq!((all().len(), std::fs::read_dir(&path).unwrap().count()), (1, 0));
+}
+
+/// The same rounding as ggml's, which candle follows too.
+#[test]
+fn blocks_of_bytes_are_those_of_candle() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let values = (0..320).map(|i| ((i * 7919 % 641) as f32 - 320.0) * 1.7e-3).collect::<Vec<_>>();
+    let values = [vec![0.0; 32], values].concat();
+    let tensor = OutTensor { name: "t".into(), shape: vec![11, 32], format: NumberFormat::Q8_0 };
+    let mut file = WholeFile::create(&path).unwrap();
+    append(&mut file, &path, &tensor, &values).unwrap();
+    file.finish().unwrap();
+    let theirs = Tensor::from_vec(values, (11, 32), &Device::Cpu).unwrap();
+    let theirs = QTensor::quantize(&theirs, GgmlDType::Q8_0).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), theirs.data().unwrap().as_ref());
 }
 
 #[test]

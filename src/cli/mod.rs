@@ -6,6 +6,7 @@ mod bench;
 mod compute;
 mod device;
 mod eval;
+mod export;
 mod inspect;
 mod open;
 mod progress;
@@ -47,6 +48,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
     Eval(eval::EvalArgs),
+    /// Write one sub-network as a plain model: for llama.cpp, transformers or PEFT.
+    Export(export::ExportArgs),
     /// Measure latency and throughput of each sub-network on this machine.
     Bench(bench::BenchArgs),
     /// Show a super-network's groups, sub-networks, parameters and MACs.
@@ -55,7 +58,7 @@ enum Command {
     Random(random::RandomArgs),
 }
 
-/// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
+/// What `serve`, `eval`, `export`, `bench` and `inspect` take without an argument; relative to the working directory.
 const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
 
 /// Any failure on its way to the terminal.
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Random(args) => random::run(&args),

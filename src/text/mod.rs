@@ -3,12 +3,14 @@
 //! Knows no files of a model and no HTTP; whoever opens a base passes the parts.
 
 mod chat;
+mod gguf_vocabulary;
 mod stop;
 mod stream;
 mod tokenizer;
 mod tokenizer_json;
 
 pub use chat::{ChatError, ChatTemplate, Message};
+pub use gguf_vocabulary::{GgufTokenizer, gguf_tokenizer};
 pub use stop::{Pushed, StopMatcher};
 pub use stream::StreamDecoder;
 pub use tokenizer::{TextError, Tokenizer, VocabularyParts};

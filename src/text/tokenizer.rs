@@ -1,6 +1,7 @@
 //! Text to token ids and back.
 
 use super::tokenizer_json;
+use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::BPE;
@@ -19,6 +20,9 @@ pub enum TextError {
         "the base's tokenizer `{model}` with pre-tokenizer `{pre}` is not supported; supported: {SUPPORTED}"
     )]
     Unsupported { model: String, pre: String },
+    /// A tokenizer that works, but that a GGUF file cannot say.
+    #[error("{}: a GGUF file cannot hold this tokenizer: {reason}", path.display())]
+    NotInGguf { path: PathBuf, reason: String },
     #[error("the base's tokenizer: {reason}")]
     Vocabulary { reason: String },
     #[error("cannot tokenize: {reason}")]
@@ -129,6 +133,25 @@ impl Tokenizer {
         let bytes = bytes.collect();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         Self { inner, bytes, special, bos, eos, add_bos }
+    }
+
+    /// tokenizer.json: what [`Self::from_hugging_face`] and Hugging Face's own library build the same tokenizer from.
+    pub fn to_json(&self) -> Result<String, TextError> {
+        let wrong = |reason: String| TextError::Vocabulary { reason };
+        let text = self.inner.to_string(false).map_err(|e| wrong(e.to_string()))?;
+        let bos = self.bos.filter(|_| self.add_bos).and_then(|id| Some((id, self.token_text(id)?)));
+        let Some((id, bos)) = bos else { return Ok(text) };
+        // What `encode` does itself, the file's own post-processor has to do.
+        let front = json!({"SpecialToken": {"id": bos, "type_id": 0}});
+        let of = |text: &str| json!({"Sequence": {"id": text, "type_id": 0}});
+        let mut file: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        file["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [front, of("A")],
+            "pair": [front, of("A"), of("B")],
+            "special_tokens": {bos.as_str(): {"id": bos, "ids": [id], "tokens": [bos]}},
+        });
+        Ok(file.to_string())
     }
 
     /// Token ids of `text`. Special tokens spelled out in the text become those tokens, as in Hugging Face; with

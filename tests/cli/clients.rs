@@ -6,12 +6,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-fn python_folder() -> PathBuf {
+pub(super) fn python_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python")
 }
 
 /// Runs a command that must succeed; `needs` says what to install where it is missing.
-fn must(command: &mut Command, needs: &str) -> String {
+pub(super) fn must(command: &mut Command, needs: &str) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; {needs}"));
     let (said, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -20,7 +20,7 @@ fn must(command: &mut Command, needs: &str) -> String {
 }
 
 /// The Python of a virtual environment with tests/python/requirements.txt, made on first use and when that changes.
-fn python() -> PathBuf {
+pub(super) fn python() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     let (python, made_of) = (folder.join("bin/python"), folder.join("made-of.txt"));
     let requirements = std::fs::read_to_string(python_folder().join("requirements.txt")).unwrap();

@@ -2,6 +2,7 @@
 
 mod bench;
 mod clients;
+mod export;
 pub(crate) mod process;
 mod random;
 mod serve;

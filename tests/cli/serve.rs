@@ -108,7 +108,7 @@ fn a_base_without_a_tokenizer_is_named() {
 
 #[test]
 fn help_says_how_with_an_example() {
-    for command in ["serve", "train", "eval", "bench", "inspect"] {
+    for command in ["serve", "train", "eval", "export", "bench", "inspect"] {
         let output = lonas(&[command, "--help"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = String::from_utf8(output.stdout).unwrap();

@@ -17,6 +17,31 @@ pub struct SuperAdapter {
     pub scale: f32,
 }
 
+impl SuperAdapter {
+    /// Whether it has the tensors that its shape says, and no others.
+    pub fn check(&self) -> Result<(), LoadError> {
+        for module in self.tensors.keys() {
+            let place = self.shape.find(module).map(|i| &self.shape.linears[i]);
+            if place.is_none_or(|linear| linear.rank.is_none()) {
+                return Err(LoadError::StrayAdapter { module: module.clone() });
+            }
+        }
+        for linear in &self.shape.linears {
+            let Some(rank) = linear.rank else { continue };
+            let Some((a, b)) = self.tensors.get(&linear.name) else {
+                return Err(LoadError::MissingAdapter { module: linear.name.clone() });
+            };
+            for (matrix, expected) in [(a, (rank, linear.inp)), (b, (linear.out, rank))] {
+                let got = (matrix.rows, matrix.columns);
+                if got != expected {
+                    return Err(LoadError::AdapterSize { tensor: matrix.name.clone(), expected, got });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Why a model could not be put together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -47,7 +72,7 @@ pub fn load<B: Backend>(
     orders: &BTreeMap<usize, Vec<usize>>,
 ) -> Result<Llama<B>, LoadError> {
     for adapter in &super_adapters {
-        check_adapter(adapter)?;
+        adapter.check()?;
     }
     let shape = super::model_shape(&base.config, None);
     Loader { backend, base, shape, super_adapters, merged: None, orders }.model()
@@ -64,32 +89,10 @@ pub fn load_merged<B: Backend>(
     super_adapter: SuperAdapter,
     orders: &BTreeMap<usize, Vec<usize>>,
 ) -> Result<Llama<B>, LoadError> {
-    check_adapter(&super_adapter)?;
+    super_adapter.check()?;
     let shape = super::model_shape(&base.config, None);
     let merged = Some(super_adapter);
     Loader { backend, base, shape, super_adapters: Vec::new(), merged, orders }.model()
-}
-
-fn check_adapter(adapter: &SuperAdapter) -> Result<(), LoadError> {
-    for module in adapter.tensors.keys() {
-        let place = adapter.shape.find(module).map(|i| &adapter.shape.linears[i]);
-        if place.is_none_or(|linear| linear.rank.is_none()) {
-            return Err(LoadError::StrayAdapter { module: module.clone() });
-        }
-    }
-    for linear in &adapter.shape.linears {
-        let Some(rank) = linear.rank else { continue };
-        let Some((a, b)) = adapter.tensors.get(&linear.name) else {
-            return Err(LoadError::MissingAdapter { module: linear.name.clone() });
-        };
-        for (matrix, expected) in [(a, (rank, linear.inp)), (b, (linear.out, rank))] {
-            let got = (matrix.rows, matrix.columns);
-            if got != expected {
-                return Err(LoadError::AdapterSize { tensor: matrix.name.clone(), expected, got });
-            }
-        }
-    }
-    Ok(())
 }
 
 struct Loader<'a, B: Backend> {
@@ -104,10 +107,21 @@ struct Loader<'a, B: Backend> {
 
 /// Which axis of a Linear carries a layer's MLP channels.
 #[derive(Clone, Copy, PartialEq)]
-enum Channels {
+pub(super) enum Channels {
     None,
     Rows,
     Columns,
+}
+
+impl Channels {
+    /// By the Linear's place in its layer.
+    pub(super) fn of(place: usize) -> Self {
+        match MODULES[place] {
+            "mlp.gate_proj" | "mlp.up_proj" => Self::Rows,
+            "mlp.down_proj" => Self::Columns,
+            _ => Self::None,
+        }
+    }
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -150,15 +164,15 @@ impl<B: Backend> Loader<'_, B> {
         let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
         Ok(Layer {
             attention_norm: self.vector(&norm("input_layernorm"), hidden)?,
-            q: self.linear(layer, 0, Channels::None, attention_bias)?,
-            k: self.linear(layer, 1, Channels::None, attention_bias)?,
-            v: self.linear(layer, 2, Channels::None, attention_bias)?,
-            o: self.linear(layer, 3, Channels::None, attention_bias)?,
+            q: self.linear(layer, 0, attention_bias)?,
+            k: self.linear(layer, 1, attention_bias)?,
+            v: self.linear(layer, 2, attention_bias)?,
+            o: self.linear(layer, 3, attention_bias)?,
             mlp_norm: self.vector(&norm("post_attention_layernorm"), hidden)?,
             mlp: GatedMlp {
-                gate: self.linear(layer, 4, Channels::Rows, mlp_bias)?,
-                up: self.linear(layer, 5, Channels::Rows, mlp_bias)?,
-                down: self.linear(layer, 6, Channels::Columns, mlp_bias)?,
+                gate: self.linear(layer, 4, mlp_bias)?,
+                up: self.linear(layer, 5, mlp_bias)?,
+                down: self.linear(layer, 6, mlp_bias)?,
             },
         })
     }
@@ -167,14 +181,9 @@ impl<B: Backend> Loader<'_, B> {
         Ok(self.backend.vector(self.base.vector(name, length)?)?)
     }
 
-    fn linear(
-        &mut self,
-        layer: usize,
-        place: usize,
-        channels: Channels,
-        bias: bool,
-    ) -> Result<Linear<B>, LoadError> {
+    fn linear(&mut self, layer: usize, place: usize, bias: bool) -> Result<Linear<B>, LoadError> {
         let index = layer * MODULES.len() + place;
+        let channels = Channels::of(place);
         let LinearShape { name, out, inp, .. } = self.shape.linears[index].clone();
         let order = self.orders.get(&layer).filter(|_| channels != Channels::None);
         let rows = order.filter(|_| channels == Channels::Rows);
@@ -208,7 +217,11 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-fn permuted(matrix: HostMatrix, rows: Option<&Vec<usize>>, columns: Option<&Vec<usize>>) -> HostMatrix {
+pub(super) fn permuted(
+    matrix: HostMatrix,
+    rows: Option<&Vec<usize>>,
+    columns: Option<&Vec<usize>>,
+) -> HostMatrix {
     let matrix = if let Some(order) = rows { matrix.permute_rows(order) } else { matrix };
     if let Some(order) = columns { matrix.permute_columns(order) } else { matrix }
 }

@@ -2,9 +2,11 @@
 
 mod demand;
 mod load;
+mod plain;
 mod shape;
 
 pub use load::{LoadError, SuperAdapter, load, load_merged};
+pub use plain::{Plain, PlainTensor};
 pub use shape::{GroupTemplate, MODULES, TemplateError, base_tensors, model_shape, search_space};
 
 use super::{Batch, Executor, Logits, MultiplyAdds, Outputs};

@@ -1,0 +1,85 @@
+//! A GGUF file as llama.cpp reads it.
+//!
+//! llama.cpp's `llama` has one MLP width for all layers. Its `deci`, made for pruned LLaMAs, is the same computation with
+//! a width for each layer, so a sub-network whose layers differ is written as one of those.
+
+use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, gguf_metadata, out, write};
+use crate::artifact::{
+    ArtifactError, BaseConfig, GgufWriter, NumberFormat, OutTensor, WholeFolder, gguf_name, interleaved,
+};
+use crate::model::llama::{Plain, PlainTensor};
+use crate::weights::BLOCK;
+use std::path::Path;
+
+/// Writes the sub-network's GGUF file: to the target itself if that ends in `.gguf`, else into a folder of that name,
+/// with a model card.
+///
+/// # Errors
+/// Beside files that cannot be read or written: a tokenizer.json that a GGUF file cannot hold.
+pub fn gguf(
+    source: Source<'_>,
+    dtype: NumberFormat,
+    target: Target<'_>,
+    on_tensor: OnTensor<'_>,
+) -> Result<Notes, ExportError> {
+    let Target { path, overwrite } = target;
+    if path.extension().is_some_and(|e| e == "gguf") {
+        if path.exists() && (!overwrite || path.is_dir()) {
+            return Err(ArtifactError::Exists { path: path.into() }.into());
+        }
+        return file(source, dtype, path, on_tensor);
+    }
+    let folder = WholeFolder::create(path, overwrite, |name| name == CARD || name.ends_with(".gguf"))?;
+    let name = format!("{}.gguf", source.name());
+    let notes = file(source, dtype, &folder.path().join(&name), on_tensor)?;
+    let how = format!("    llama-server -m {name}\n    llama-cli -m {name} -p \"...\"");
+    write(&folder, CARD, &card::card(source, "gguf", dtype.name(), &how, &notes))?;
+    folder.finish()?;
+    Ok(notes)
+}
+
+fn file(
+    source: Source<'_>,
+    dtype: NumberFormat,
+    path: &Path,
+    on_tensor: OnTensor<'_>,
+) -> Result<Notes, ExportError> {
+    let plain = source.plain()?;
+    let mut notes = Notes::new();
+    let metadata = gguf_metadata::metadata(source, &plain.widths(), dtype, &mut notes)?;
+    let tensors = plain.tensors();
+    let planned = tensors.iter().map(|t| planned(t, dtype)).collect::<Vec<_>>();
+    let fallen = |t: &&OutTensor| dtype == NumberFormat::Q8_0 && t.format == NumberFormat::F16;
+    let fallen = planned.iter().filter(fallen).count();
+    if fallen > 0 {
+        notes.push(format!("{fallen} matrices are f16: their rows are not whole blocks of {BLOCK}."));
+    }
+    let mut writer = GgufWriter::create(path, &metadata, planned)?;
+    for (done, tensor) in tensors.iter().enumerate() {
+        on_tensor(done, tensors.len(), &tensor.name);
+        writer.tensor(&values(&source.base.config, &plain, tensor)?)?;
+    }
+    writer.finish()?;
+    Ok(notes)
+}
+
+fn planned(tensor: &PlainTensor, dtype: NumberFormat) -> OutTensor {
+    let blocks = tensor.shape.last().is_some_and(|row| row.is_multiple_of(BLOCK));
+    let dtype = if dtype == NumberFormat::Q8_0 && !blocks { NumberFormat::F16 } else { dtype };
+    // Every tensor of a LLaMA has a name there.
+    let name = gguf_name(&tensor.name).unwrap_or_else(|| tensor.name.clone());
+    out(tensor, name, dtype, NumberFormat::F32)
+}
+
+/// Row-major, the rows of q and k (and their biases) in llama.cpp's order.
+fn values(config: &BaseConfig, plain: &Plain<'_>, tensor: &PlainTensor) -> Result<Vec<f32>, ExportError> {
+    let values = plain.read(tensor)?;
+    let heads = match &tensor.name {
+        name if name.contains(".q_proj.") => config.query_heads,
+        name if name.contains(".k_proj.") => config.kv_heads,
+        _ => return Ok(values),
+    };
+    let columns = tensor.shape.get(1).copied().unwrap_or(1);
+    let rows = interleaved(tensor.shape[0], heads).into_iter();
+    Ok(rows.flat_map(|row| &values[row * columns..(row + 1) * columns]).copied().collect())
+}

@@ -1,0 +1,177 @@
+//! A folder that `transformers` loads as an ordinary LLaMA: config.json, model.safetensors, the tokenizer's files.
+
+use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, out, short, widths_by_layer, write};
+use crate::artifact::{
+    ArtifactError, BaseConfig, GgufVocabulary, NumberFormat, SafetensorsWriter, TokenizerSource, WholeFolder,
+    read_json,
+};
+use crate::text::{Tokenizer, VocabularyParts};
+use serde_json::{Map, Value, json};
+
+const CONFIG: &str = "config.json";
+const TENSORS: &str = "model.safetensors";
+const GENERATION: &str = "generation_config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// What a folder takes over from a Hugging Face base as it is.
+const COPIED: [&str; 9] = [
+    GENERATION,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Writes the sub-network's folder.
+///
+/// # Errors
+/// Beside files that cannot be read or written: widths that differ by layer, Q8_0.
+pub fn hugging_face(
+    source: Source<'_>,
+    dtype: NumberFormat,
+    target: Target<'_>,
+    on_tensor: OnTensor<'_>,
+) -> Result<Notes, ExportError> {
+    if dtype == NumberFormat::Q8_0 {
+        let (dtype, format, possible) = (dtype.name(), "a Hugging Face folder", "f32, f16 and bf16");
+        return Err(ExportError::Dtype { dtype, format, possible });
+    }
+    let plain = source.plain()?;
+    let widths = plain.widths();
+    if widths.iter().any(|&width| width != widths[0]) {
+        let (name, widths) = (source.entry.name.clone(), widths_by_layer(&widths));
+        return Err(ExportError::UnevenWidths { name, widths });
+    }
+    let ours = |name: &str| [CARD, CONFIG, TENSORS].contains(&name) || COPIED.contains(&name);
+    let folder = WholeFolder::create(target.path, target.overwrite, ours)?;
+    let mut notes = Notes::new();
+    write(&folder, CONFIG, &pretty(&config(source, widths[0], dtype)?))?;
+    tokenizer(source, &folder, &mut notes)?;
+
+    let tensors = plain.tensors();
+    let planned = tensors.iter().map(|t| out(t, t.name.clone(), dtype, dtype)).collect();
+    let mut writer = SafetensorsWriter::create(&folder.path().join(TENSORS), planned)?;
+    for (done, tensor) in tensors.iter().enumerate() {
+        on_tensor(done, tensors.len(), &tensor.name);
+        writer.tensor(&plain.read(tensor)?)?;
+    }
+    writer.finish()?;
+    let how = "    from transformers import AutoModelForCausalLM, AutoTokenizer\n\n    \
+               model = AutoModelForCausalLM.from_pretrained(\"DIR\")\n    \
+               tokenizer = AutoTokenizer.from_pretrained(\"DIR\")";
+    write(&folder, CARD, &card::card(source, "transformers", dtype.name(), how, &notes))?;
+    folder.finish()?;
+    Ok(notes)
+}
+
+/// The base's config.json with another MLP width; or one made from what a GGUF file says.
+fn config(source: Source<'_>, width: usize, dtype: NumberFormat) -> Result<Value, ArtifactError> {
+    let mut config = match &source.base.tokenizer {
+        TokenizerSource::HuggingFace { .. } => read_json(&source.base.path().join(CONFIG))?,
+        TokenizerSource::Gguf(vocabulary) => config_of(&source.base.config, vocabulary),
+    };
+    let dtype = match dtype {
+        NumberFormat::F16 => "float16",
+        NumberFormat::Bf16 => "bfloat16",
+        NumberFormat::F32 | NumberFormat::Q8_0 => "float32",
+    };
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("_name_or_path");
+        // The older of the two names, which newer versions read too.
+        fields.remove("dtype");
+        fields.insert("torch_dtype".into(), dtype.into());
+        fields.insert("intermediate_size".into(), width.into());
+    }
+    Ok(config)
+}
+
+fn config_of(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden,
+        "intermediate_size": config.intermediate,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.query_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": short(config.rms_eps),
+        "rope_theta": short(config.rope_theta),
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "bos_token_id": config.bos_token,
+        "eos_token_id": config.eos_tokens.first(),
+        "pad_token_id": vocabulary.padding,
+        "use_cache": true,
+    })
+}
+
+fn tokenizer(source: Source<'_>, folder: &WholeFolder, notes: &mut Notes) -> Result<(), ExportError> {
+    match &source.base.tokenizer {
+        TokenizerSource::HuggingFace { .. } => {
+            for name in COPIED {
+                let (from, to) = (source.base.path().join(name), folder.path().join(name));
+                if from.exists() {
+                    let io = |source| ArtifactError::Io { path: from.clone(), source };
+                    std::fs::copy(&from, &to).map_err(io)?;
+                }
+            }
+            if !folder.path().join(TOKENIZER).exists() {
+                notes.push("The base has no tokenizer.json, and so has this folder none.".into());
+            }
+        }
+        TokenizerSource::Gguf(vocabulary) => {
+            let tokenizer = Tokenizer::from_vocabulary(parts(vocabulary.clone()))?;
+            write(folder, TOKENIZER, &tokenizer.to_json()?)?;
+            let config = &source.base.config;
+            write(folder, TOKENIZER_CONFIG, &pretty(&tokenizer_config(config, vocabulary)))?;
+            let generation = [
+                ("bos_token_id", vocabulary.bos),
+                ("eos_token_id", vocabulary.eos),
+                ("pad_token_id", vocabulary.padding),
+            ];
+            let known = generation.into_iter().filter_map(|(name, id)| Some((name.to_string(), json!(id?))));
+            write(folder, GENERATION, &pretty(&Value::Object(known.collect())))?;
+        }
+    }
+    Ok(())
+}
+
+fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {
+    let GgufVocabulary { model, pre, tokens, token_types, merges, bos, eos, add_bos, .. } = vocabulary;
+    VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos }
+}
+
+fn tokenizer_config(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Value {
+    let mut fields = Map::new();
+    fields.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    fields.insert("model_max_length".into(), config.max_positions.into());
+    fields.insert("clean_up_tokenization_spaces".into(), false.into());
+    for (name, id) in [
+        ("bos_token", vocabulary.bos),
+        ("eos_token", vocabulary.eos),
+        ("unk_token", vocabulary.unknown),
+        ("pad_token", vocabulary.padding),
+    ] {
+        if let Some(text) = id.and_then(|id| vocabulary.tokens.get(id as usize)) {
+            fields.insert(name.into(), text.as_str().into());
+        }
+    }
+    if let Some(template) = &vocabulary.chat_template {
+        fields.insert("chat_template".into(), template.as_str().into());
+    }
+    Value::Object(fields)
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}

@@ -1,0 +1,159 @@
+//! One sub-network as a plain model that other programs load: a GGUF file, a Hugging Face folder, a PEFT adapter.
+//!
+//! Nothing of the super-network is left but what the sub-network computes. Every format is written tensor by tensor into
+//! a place of its own and renamed, so that no reader ever sees half of it. Knows no command line.
+
+mod card;
+mod gguf;
+mod gguf_metadata;
+mod hugging_face;
+mod peft;
+
+pub use gguf::gguf;
+pub use hugging_face::hugging_face;
+pub use peft::peft;
+
+use crate::artifact::{ArtifactError, Base, ModelFolder, NumberFormat, OutTensor, WholeFolder};
+use crate::model::llama::{LoadError, Plain, PlainTensor, SuperAdapter};
+use crate::supernet::{ActiveShape, CatalogEntry, ModelShape, SearchSpace};
+use crate::text::TextError;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What is exported: a sub-network of an opened super-network.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub base: &'a Base,
+    pub folder: &'a ModelFolder,
+    pub shape: &'a ModelShape,
+    pub space: &'a SearchSpace,
+    pub entry: &'a CatalogEntry,
+    /// By layer: the order of the MLP's channels.
+    pub orders: &'a BTreeMap<usize, Vec<usize>>,
+}
+
+/// Where an export goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub path: &'a Path,
+    /// Whether an earlier export may be replaced.
+    pub overwrite: bool,
+}
+
+/// What somebody should know about a finished export, in whole sentences.
+pub type Notes = Vec<String>;
+
+/// Told of each tensor before it is written: how many have been, of how many, and its name.
+pub type OnTensor<'a> = &'a mut dyn FnMut(usize, usize, &str);
+
+/// Why a sub-network was not exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(
+        "sub-network `{name}`: a Hugging Face LLaMA has one MLP width, and this one has {widths}; a GGUF file can hold it"
+    )]
+    UnevenWidths { name: String, widths: String },
+    #[error(
+        "sub-network `{name}`: group {group} (`{member}`) is cut to width {width} of {full}, but an adapter leaves the \
+         base as it is and can only have fewer ranks; gguf and hf can hold it"
+    )]
+    CutWidth { name: String, group: usize, member: String, width: usize, full: usize },
+    #[error("number format {dtype} is not for {format}; it has {possible}")]
+    Dtype { dtype: &'static str, format: &'static str, possible: &'static str },
+}
+
+/// A model card's file.
+const CARD: &str = "README.md";
+
+impl<'a> Source<'a> {
+    /// `NAME-SUBNETWORK`
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.folder.name, self.entry.name)
+    }
+
+    fn active(&self) -> ActiveShape {
+        self.space.resolve(self.shape, &self.entry.sub_network)
+    }
+
+    fn adapter(&self) -> Result<SuperAdapter, ExportError> {
+        let adapter = SuperAdapter {
+            shape: self.shape.clone(),
+            tensors: self.folder.adapter()?,
+            scale: self.folder.adapter_config.scale() as f32,
+        };
+        adapter.check()?;
+        Ok(adapter)
+    }
+
+    fn plain(&self) -> Result<Plain<'a>, ExportError> {
+        Ok(Plain::new(self.base, self.adapter()?, self.active(), self.orders)?)
+    }
+}
+
+/// A tensor as it is written: a matrix in `dtype`, a vector, of which there are few numbers, in `vectors`.
+fn out(tensor: &PlainTensor, name: String, dtype: NumberFormat, vectors: NumberFormat) -> OutTensor {
+    let format = if tensor.shape.len() > 1 { dtype } else { vectors };
+    OutTensor { name, shape: tensor.shape.clone(), format }
+}
+
+/// `1536 in layers 0-3, 7; 768 in layers 4-6`, in falling width.
+fn widths_by_layer(widths: &[usize]) -> String {
+    let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (layer, &width) in widths.iter().enumerate() {
+        layers.entry(width).or_default().push(layer);
+    }
+    let of = |(width, layers): (&usize, &Vec<usize>)| format!("{width} in layers {}", ranges(layers));
+    layers.iter().rev().map(of).collect::<Vec<_>>().join("; ")
+}
+
+/// `0-3, 7` of rising numbers.
+fn ranges(numbers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let shown = |(first, last): &(usize, usize)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    runs.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes a file into a folder on its way.
+fn write(folder: &WholeFolder, name: &str, text: &str) -> Result<(), ArtifactError> {
+    crate::artifact::write_whole(&folder.path().join(name), text.as_bytes())
+}
+
+/// A number as its shortest decimal, which 32 bits read back to the same; as 64 bits it would have digits of noise.
+fn short(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_are_told_by_runs_of_layers() {
+        assert_eq!(
+            widths_by_layer(&[8, 8, 8, 4, 4, 8, 6]),
+            "8 in layers 0-2, 5; 6 in layers 6; 4 in layers 3-4"
+        );
+    }
+
+    #[test]
+    fn a_number_is_written_without_noise() {
+        assert_eq!(short(1e-5), 1e-5);
+        assert_eq!(short(10000.0), 10000.0);
+    }
+}

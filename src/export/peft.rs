@@ -1,0 +1,70 @@
+//! A PEFT adapter with fewer ranks: `A[:r]` and `B[:, :r]` for the plain base, in the base's own channel order.
+//!
+//! PEFT scales each module by its own `alpha / r`. LoNAS's scale is `alpha / R` for every active rank, so a module that
+//! keeps `r` of `R` gets `r` in `rank_pattern` and `alpha r / R` in `alpha_pattern`.
+
+use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, write};
+use crate::artifact::{AdapterTensors, NumberFormat, TensorType, WholeFolder, write_adapter};
+use crate::supernet::Kind;
+use crate::weights::HostData;
+
+/// Writes the sub-network's adapter; without `dtype` in the super-adapter's own number format.
+///
+/// # Errors
+/// Beside files that cannot be read or written: a width that is cut, a number format that adapters have not.
+pub fn peft(
+    source: Source<'_>,
+    dtype: Option<NumberFormat>,
+    target: Target<'_>,
+    on_tensor: OnTensor<'_>,
+) -> Result<Notes, ExportError> {
+    check_widths(source)?;
+    let full = source.adapter()?.tensors;
+    let in_bf16 = full.values().all(|(a, b)| [a, b].iter().all(|m| matches!(m.data, HostData::Bf16(_))));
+    let number_type = match dtype {
+        None if in_bf16 => TensorType::Bf16,
+        None | Some(NumberFormat::F32) => TensorType::F32,
+        Some(NumberFormat::Bf16) => TensorType::Bf16,
+        Some(other) => {
+            let (dtype, format, possible) = (other.name(), "a PEFT adapter", "f32 and bf16");
+            return Err(ExportError::Dtype { dtype, format, possible });
+        }
+    };
+    let files = [CARD, "adapter_config.json", "adapter_model.safetensors"];
+    let folder = WholeFolder::create(target.path, target.overwrite, |name| files.contains(&name))?;
+    let tensors = prefixes(source, full, on_tensor);
+    write_adapter(folder.path(), &source.folder.adapter_config, &tensors, number_type)?;
+    let how = "    from peft import PeftModel\n    from transformers import AutoModelForCausalLM\n\n    \
+               base = AutoModelForCausalLM.from_pretrained(\"BASE\")\n    \
+               model = PeftModel.from_pretrained(base, \"DIR\")";
+    let numbers = if number_type == TensorType::F32 { "f32" } else { "bf16" };
+    let notes = Notes::new();
+    write(&folder, CARD, &card::card(source, "peft", numbers, how, &notes))?;
+    folder.finish()?;
+    Ok(notes)
+}
+
+fn check_widths(source: Source<'_>) -> Result<(), ExportError> {
+    let choices = source.entry.sub_network.choices().iter();
+    for (id, (group, &width)) in source.space.groups().iter().zip(choices).enumerate() {
+        if group.kind != Kind::Rank && width != group.maximal() {
+            let member = group.members.first().map_or(String::new(), |&t| source.shape.tensor_name(t));
+            let (name, full) = (source.entry.name.clone(), group.maximal());
+            return Err(ExportError::CutWidth { name, group: id, member, width, full });
+        }
+    }
+    Ok(())
+}
+
+fn prefixes(source: Source<'_>, full: AdapterTensors, on_tensor: OnTensor<'_>) -> AdapterTensors {
+    let (active, count) = (source.active(), full.len());
+    let mut cut = AdapterTensors::new();
+    for (done, (module, (a, b))) in full.into_iter().enumerate() {
+        on_tensor(done, count, &module);
+        // The adapter has been checked against the model: every module of it has a place.
+        let Some(index) = source.shape.find(&module) else { continue };
+        let (rank, inp, out) = (active.linears[index].rank, a.columns, b.rows);
+        cut.insert(module, (a.prefix(rank, inp), b.prefix(out, rank)));
+    }
+    cut
+}

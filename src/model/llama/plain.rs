@@ -1,0 +1,148 @@
+//! One sub-network as an ordinary LLaMA: the super-adapter folded into the base, everything cut to its prefixes.
+//!
+//!     W'[:o, :i] = W[:o, :i] + s B[:o, :r] A[:r, :i]      in f32, in the super-network's channel order
+//!
+//! Tensors are read one by one, so that a model of any size needs the memory of its largest tensor.
+
+use super::load::{Channels, permuted};
+use super::{LoadError, MODULES, SuperAdapter};
+use crate::artifact::{Base, BaseConfig};
+use crate::supernet::{ActiveLinear, ActiveShape};
+use std::collections::BTreeMap;
+
+/// A sub-network's tensors as a LLaMA without adapters has them.
+pub struct Plain<'a> {
+    base: &'a Base,
+    adapter: SuperAdapter,
+    active: ActiveShape,
+    orders: &'a BTreeMap<usize, Vec<usize>>,
+}
+
+/// A tensor of the plain model, in Hugging Face's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainTensor {
+    pub name: String,
+    /// `(rows, columns)` of a matrix, `(n)` of a norm's weight or a bias.
+    pub shape: Vec<usize>,
+    part: Part,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The embedding, the vocabulary product, norms: no sub-network cuts them.
+    Whole,
+    Weight(usize),
+    Bias(usize),
+}
+
+impl<'a> Plain<'a> {
+    /// `active` is the sub-network's; `orders` as for [`super::load`].
+    ///
+    /// # Errors
+    /// An adapter that does not fit the base.
+    pub fn new(
+        base: &'a Base,
+        adapter: SuperAdapter,
+        active: ActiveShape,
+        orders: &'a BTreeMap<usize, Vec<usize>>,
+    ) -> Result<Self, LoadError> {
+        adapter.check()?;
+        Ok(Self { base, adapter, active, orders })
+    }
+
+    /// The MLP's width, layer by layer.
+    pub fn widths(&self) -> Vec<usize> {
+        let gate = MODULES.iter().position(|m| *m == "mlp.gate_proj").unwrap_or(0);
+        let layers = self.active.linears.chunks_exact(MODULES.len());
+        layers.take(self.config().layers).map(|layer| layer[gate].out).collect()
+    }
+
+    /// All tensors, in the order in which the model uses them.
+    pub fn tensors(&self) -> Vec<PlainTensor> {
+        let config = self.config();
+        let whole = |name: &str, shape| PlainTensor { name: name.into(), shape, part: Part::Whole };
+        let table = || vec![config.vocabulary, config.hidden];
+        let mut tensors = vec![whole("model.embed_tokens.weight", table())];
+        for layer in 0..config.layers {
+            let norm = |name| whole(&format!("model.layers.{layer}.{name}.weight"), vec![config.hidden]);
+            tensors.push(norm("input_layernorm"));
+            for (place, module) in MODULES.into_iter().enumerate() {
+                if module == "mlp.gate_proj" {
+                    tensors.push(norm("post_attention_layernorm"));
+                }
+                tensors.extend(self.linear(layer * MODULES.len() + place));
+            }
+        }
+        tensors.push(whole("model.norm.weight", vec![config.hidden]));
+        if !config.tied_embeddings {
+            tensors.push(whole("lm_head.weight", table()));
+        }
+        tensors
+    }
+
+    /// A Linear's weight, and its bias if it has one.
+    fn linear(&self, index: usize) -> impl Iterator<Item = PlainTensor> {
+        let config = self.config();
+        let has_bias = match MODULES[index % MODULES.len()].starts_with("mlp.") {
+            true => config.mlp_bias,
+            false => config.attention_bias,
+        };
+        let name = &self.adapter.shape.linears[index].name;
+        let ActiveLinear { out, inp, .. } = self.active.linears[index];
+        let weight =
+            PlainTensor { name: format!("{name}.weight"), shape: vec![out, inp], part: Part::Weight(index) };
+        let bias = PlainTensor { name: format!("{name}.bias"), shape: vec![out], part: Part::Bias(index) };
+        std::iter::once(weight).chain(Some(bias).filter(|_| has_bias))
+    }
+
+    /// The values of a tensor, row-major.
+    ///
+    /// # Errors
+    /// A tensor that the base has not, or in another size.
+    pub fn read(&self, tensor: &PlainTensor) -> Result<Vec<f32>, LoadError> {
+        match (tensor.part, tensor.shape.as_slice()) {
+            (Part::Weight(index), _) => self.weight(index),
+            (Part::Bias(index), _) => self.bias(index),
+            (Part::Whole, &[rows, columns]) => {
+                Ok(self.base.matrix(&tensor.name, rows, columns)?.prefix(rows, columns).into_f32())
+            }
+            (Part::Whole, shape) => Ok(self.base.vector(&tensor.name, shape.iter().product())?.data),
+        }
+    }
+
+    fn weight(&self, index: usize) -> Result<Vec<f32>, LoadError> {
+        let full = &self.adapter.shape.linears[index];
+        let ActiveLinear { out, inp, rank } = self.active.linears[index];
+        let (rows, columns) = self.orders(index);
+        let weight = self.base.matrix(&format!("{}.weight", full.name), full.out, full.inp)?;
+        let weight = permuted(weight, rows, columns).prefix(out, inp);
+        let Some((a, b)) = self.adapter.tensors.get(&full.name) else { return Ok(weight.into_f32()) };
+        let a = permuted(a.clone(), None, columns).prefix(rank, inp);
+        let b = permuted(b.clone(), rows, None).prefix(out, rank);
+        Ok(weight.plus_product(self.adapter.scale, &b, &a).into_f32())
+    }
+
+    fn bias(&self, index: usize) -> Result<Vec<f32>, LoadError> {
+        let full = &self.adapter.shape.linears[index];
+        let bias = self.base.vector(&format!("{}.bias", full.name), full.out)?.data;
+        let out = self.active.linears[index].out;
+        Ok(match self.orders(index).0 {
+            Some(order) => order.iter().take(out).map(|&channel| bias[channel]).collect(),
+            None => bias[..out].to_vec(),
+        })
+    }
+
+    /// The orders of a Linear's rows and columns, where they are not the file's.
+    fn orders(&self, index: usize) -> (Option<&Vec<usize>>, Option<&Vec<usize>>) {
+        let order = self.orders.get(&(index / MODULES.len()));
+        match Channels::of(index % MODULES.len()) {
+            Channels::Rows => (order, None),
+            Channels::Columns => (None, order),
+            Channels::None => (None, None),
+        }
+    }
+
+    fn config(&self) -> &BaseConfig {
+        &self.base.config
+    }
+}
