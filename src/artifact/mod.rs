@@ -46,7 +46,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Writes a file so that it appears whole or not at all.
-fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
+pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
     let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
@@ -63,7 +63,7 @@ fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
 }
 
 /// Reads a JSON file into `T`; an error names the field where it can.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
     let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > MAX_JSON_BYTES {

@@ -9,8 +9,10 @@ mod eval;
 mod inspect;
 mod open;
 mod progress;
+mod search;
 mod serve;
 mod settings;
+mod tasks;
 mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -45,13 +47,15 @@ enum Command {
     Train(train::TrainArgs),
     /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
     Eval(eval::EvalArgs),
+    /// Search for sub-networks that no other is both cheaper and better than.
+    Search(search::SearchArgs),
     /// Measure latency and throughput of each sub-network on this machine.
     Bench(bench::BenchArgs),
     /// Show a super-network's groups, sub-networks, parameters and MACs.
     Inspect(inspect::InspectArgs),
 }
 
-/// What `serve`, `eval`, `bench` and `inspect` take without an argument; relative to the working directory.
+/// What `serve`, `eval`, `search`, `bench` and `inspect` take without an argument; relative to the working directory.
 const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
 
 /// Any failure on its way to the terminal.
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };

@@ -3,5 +3,6 @@
 mod bench;
 mod clients;
 pub(crate) mod process;
+mod search;
 mod serve;
 mod train;
