@@ -7,12 +7,13 @@
 pub mod supernet;
 pub mod weights;
 
-// Floor 1: arithmetic, files, text, numbers from logits, training data, pictures.
+// Floor 1: arithmetic, files, text, numbers from logits, training data, pictures, search.
 pub mod artifact;
 pub mod backend;
 pub mod data;
 pub mod generation;
 pub mod plot;
+pub mod search;
 pub mod text;
 
 // Floor 2: each model family's forward, written once over `backend::Backend`.

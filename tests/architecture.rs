@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// Each room with its floor. A room may use rooms of lower floors only.
-const FLOORS: [(&str, u32); 16] = [
+const FLOORS: [(&str, u32); 17] = [
     ("supernet", 0),
     ("weights", 0),
     ("artifact", 1),
     ("backend", 1),
     ("data", 1),
     ("plot", 1),
+    ("search", 1),
     ("text", 1),
     ("generation", 2),
     ("model", 2),

@@ -32,6 +32,8 @@ mod hugging_face;
 mod logits;
 /// supernet.json and catalog.json, written, read back, damaged.
 mod model_folder;
+/// The search against pymoo, saved and restored.
+mod search;
 /// The HTTP server: every endpoint, every error, clients that go away.
 mod server;
 /// The default base: tokenizer, greedy text and losses against transformers.

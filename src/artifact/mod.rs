@@ -59,14 +59,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Writes a file so that it appears whole or not at all.
-pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
+pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), ArtifactError> {
     let mut file = WholeFile::create(path)?;
     file.write(contents)?;
     file.finish()
 }
 
 /// Reads a JSON file into `T`; an error names the field where it can.
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
     let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > MAX_JSON_BYTES {

@@ -243,14 +243,19 @@ impl ComputeArgs {
         })
     }
 
-    /// For people: device, instructions, threads, number format.
-    pub(super) fn describe(&self) -> Result<String, Failure> {
+    /// For people: number formats.
+    pub(super) fn numbers(&self) -> Result<String, Failure> {
         let kv = match self.kv_dtype() {
             KvDtype::F32 => "f32",
             KvDtype::Bf16 => "bf16",
         };
         let merged = if self.merge_adapter { " with the adapter merged into it" } else { "" };
-        let numbers = format!("base as {}{merged}, keys and values as {kv}", self.dtype_name()?);
+        Ok(format!("base as {}{merged}, keys and values as {kv}", self.dtype_name()?))
+    }
+
+    /// For people: device, instructions, threads, number format.
+    pub(super) fn describe(&self) -> Result<String, Failure> {
+        let numbers = self.numbers()?;
         Ok(match self.chosen()? {
             Chosen::Cpu => {
                 let cpu = self.cpu();

@@ -4,12 +4,11 @@ use super::Failure;
 use super::compute::ComputeArgs;
 use super::open::{self, BaseArg};
 use super::progress::Progress;
+use super::tasks::{POOL_TOKENS, Task};
 use crate::backend::Selection;
-use crate::data::{self, Choice};
-use crate::evaluate::{Item, Score, multiple_choice};
-use crate::text::Tokenizer;
+use crate::evaluate::{Score, multiple_choice};
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
 ///
@@ -55,9 +54,6 @@ pub(super) struct EvalArgs {
     compute: ComputeArgs,
 }
 
-/// Of the pool: one step's texts, or the longest single one.
-const POOL_TOKENS: usize = 8192;
-
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.compute.merge_adapter && args.without_adapter {
@@ -76,17 +72,12 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
         ..selection.clone()
     });
     let chosen = chosen.collect::<Vec<_>>();
-    let task = |task: &String| -> Result<(String, Vec<Item>), Failure> {
-        let (name, path) =
-            task.split_once('=').ok_or_else(|| format!("--task {task}: expected NAME=FILE"))?;
-        let longest = opened.base.config.max_positions.min(POOL_TOKENS);
-        Ok((name.into(), items(&tokenizer, Path::new(path), args.limit, longest)?))
-    };
+    let task = |task: &String| Task::read(task, &tokenizer, args.limit, opened.base.config.max_positions);
     // All of them are read before the first is scored, which can take an hour.
     let tasks = args.task.iter().map(task).collect::<Result<Vec<_>, _>>()?;
     let written = !args.without_adapter && !args.dry_run && args.limit.is_none();
     let mut results = Vec::new();
-    for (name, items) in &tasks {
+    for Task { name, items } in &tasks {
         let texts = items.iter().map(|i| i.options.len()).sum::<usize>() * chosen.len();
         let mut progress = Progress::new("text", texts as u64, 0);
         let scores = multiple_choice(&mut *executor, items, &chosen, |done| progress.set(done as u64, name))?;
@@ -127,45 +118,8 @@ fn names(args: &EvalArgs, selections: &[open::Named]) -> Result<Vec<String>, Fai
     Ok(known.into_iter().filter(wanted).collect())
 }
 
-fn items(
-    tokenizer: &Tokenizer,
-    path: &Path,
-    limit: Option<usize>,
-    longest: usize,
-) -> Result<Vec<Item>, Failure> {
-    let examples = data::read(path)?;
-    let choices = examples.iter().filter_map(Choice::of).collect::<Vec<_>>();
-    if choices.is_empty() {
-        return Err(format!("{}: no item is a question with options", path.display()).into());
-    }
-    if choices.len() < examples.len() {
-        tracing::warn!(
-            "{}: {} items are no questions with options",
-            path.display(),
-            examples.len() - choices.len()
-        );
-    }
-    let item = |choice: &Choice| -> Result<Item, Failure> {
-        let options =
-            (0..choice.options.len()).map(|i| Ok(tokenizer.encode(&choice.continuation(i), false)?));
-        let options = options.collect::<Result<Vec<_>, Failure>>()?;
-        let context = tokenizer.encode(&choice.prompt(), true)?;
-        let tokens = context.len() + options.iter().map(Vec::len).max().unwrap_or(0);
-        if tokens > longest {
-            let question = choice.question.chars().take(60).collect::<String>();
-            return Err(format!(
-                "{}: `{question}...` has {tokens} tokens, at most {longest}",
-                path.display()
-            )
-            .into());
-        }
-        Ok(Item { context, options, correct: choice.correct })
-    };
-    choices.iter().take(limit.unwrap_or(usize::MAX)).map(item).collect()
-}
-
 /// To the four digits that a test set of some thousand items can tell.
-fn rounded(share: f64) -> f64 {
+pub(super) fn rounded(share: f64) -> f64 {
     (share * 1e4).round() / 1e4
 }
 

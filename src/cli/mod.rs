@@ -11,9 +11,11 @@ mod inspect;
 mod open;
 mod progress;
 mod random;
+mod search;
 mod serve;
 mod settings;
 mod space;
+mod tasks;
 mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -48,6 +50,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
     Eval(eval::EvalArgs),
+    /// Search for sub-networks that no other is both cheaper and better than.
+    Search(search::SearchArgs),
     /// Write one sub-network as a plain model: for llama.cpp, transformers or PEFT.
     Export(export::ExportArgs),
     /// Measure latency and throughput of each sub-network on this machine.
@@ -58,7 +62,8 @@ enum Command {
     Random(random::RandomArgs),
 }
 
-/// What `serve`, `eval`, `export`, `bench` and `inspect` take without an argument; relative to the working directory.
+/// What `serve`, `eval`, `search`, `export`, `bench` and `inspect` take without an argument; relative to the working
+/// directory.
 const DEFAULT_MODEL: &str = "models/smollm2-135m-commonsense";
 
 /// Any failure on its way to the terminal.
@@ -78,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -66,6 +66,18 @@ impl Catalog {
         self.entries.iter_mut().find(|e| e.name == name)
     }
 
+    /// Whether a sub-network can be called so.
+    ///
+    /// # Errors
+    /// A name that a request's `model` field could not carry.
+    pub fn check_name(name: &str) -> Result<(), SpaceError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        match !name.is_empty() && name.len() <= 64 && name.chars().all(allowed) {
+            true => Ok(()),
+            false => Err(SpaceError::BadName { name: name.to_string() }),
+        }
+    }
+
     /// Adds one more named sub-network and counts its cost.
     ///
     /// # Errors
@@ -77,10 +89,7 @@ impl Catalog {
         name: &str,
         sub_network: SubNetwork,
     ) -> Result<&mut CatalogEntry, SpaceError> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
-            return Err(SpaceError::BadName { name: name.to_string() });
-        }
+        Self::check_name(name)?;
         if self.get(name).is_some() {
             return Err(SpaceError::DuplicateName { name: name.to_string() });
         }

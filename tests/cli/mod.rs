@@ -5,5 +5,6 @@ mod clients;
 mod export;
 pub(crate) mod process;
 mod random;
+mod search;
 mod serve;
 mod train;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// What is measured of a sub-network or of the mix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Test {
+pub(in crate::cli) enum Test {
     /// One prompt, in the server's steps.
     Prefill { prompt: usize },
     /// `streams` sequences with this much context, one token each a step.
@@ -15,7 +15,7 @@ pub(super) enum Test {
 }
 
 impl Test {
-    pub(super) fn tokens(self) -> usize {
+    pub(in crate::cli) fn tokens(self) -> usize {
         match self {
             Self::Prefill { prompt } => prompt,
             Self::Decode { streams, steps, .. } => streams * steps,
@@ -32,7 +32,7 @@ impl Test {
 
 /// Who computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mix {
+pub(in crate::cli) enum Mix {
     /// One sub-network, by its index.
     One { index: usize, adapter: bool },
     /// All sub-networks share the streams.
@@ -40,7 +40,7 @@ pub(super) enum Mix {
 }
 
 /// One thing to measure, with what was measured so far.
-pub(super) struct Case {
+pub(in crate::cli) struct Case {
     pub(super) test: Test,
     pub(super) mix: Mix,
     /// Streams take turns through these.
@@ -50,7 +50,7 @@ pub(super) struct Case {
     pub(super) traffic: usize,
     pub(super) multiply_adds: MultiplyAdds,
     /// By round, all steps together.
-    pub(super) seconds: Vec<f64>,
+    pub(in crate::cli) seconds: Vec<f64>,
 }
 
 impl Case {
@@ -90,7 +90,7 @@ pub(super) fn owner(stream: usize, streams: usize, count: usize) -> usize {
 }
 
 /// Runs steps on an executor whose pool is divided among streams.
-pub(super) struct Driver<'a> {
+pub(in crate::cli) struct Driver<'a> {
     executor: &'a mut dyn Executor,
     blocks_each: usize,
     step_tokens: usize,
@@ -100,13 +100,17 @@ pub(super) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     /// Every stream has room for `stream_tokens` positions.
-    pub(super) fn new(executor: &'a mut dyn Executor, stream_tokens: usize, step_tokens: usize) -> Self {
+    pub(in crate::cli) fn new(
+        executor: &'a mut dyn Executor,
+        stream_tokens: usize,
+        step_tokens: usize,
+    ) -> Self {
         let blocks_each = stream_tokens.div_ceil(executor.block_size());
         Self { executor, blocks_each, step_tokens, draws: false }
     }
 
     /// Where logits are on another machine than this program, `draws` leaves them there, as the server does.
-    pub(super) fn drawing(self, draws: bool) -> Self {
+    pub(in crate::cli) fn drawing(self, draws: bool) -> Self {
         Self { draws, ..self }
     }
 
@@ -123,7 +127,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    pub(super) fn case(&self, test: Test, mix: Mix, selections: &[Selection]) -> Case {
+    pub(in crate::cli) fn case(&self, test: Test, mix: Mix, selections: &[Selection]) -> Case {
         let batches = match test {
             Test::Prefill { prompt } => self.prefill(0, prompt, &selections[0]),
             Test::Decode { context, streams, steps } => {
@@ -147,7 +151,12 @@ impl<'a> Driver<'a> {
     }
 
     /// Computes `tokens` positions of one stream, so that there is something to attend to.
-    pub(super) fn fill(&mut self, stream: usize, tokens: usize, by: &Selection) -> Result<(), Failure> {
+    pub(in crate::cli) fn fill(
+        &mut self,
+        stream: usize,
+        tokens: usize,
+        by: &Selection,
+    ) -> Result<(), Failure> {
         for batch in self.prefill(stream, tokens, by) {
             self.executor.forward(&batch)?;
         }
@@ -155,14 +164,14 @@ impl<'a> Driver<'a> {
     }
 
     /// One step that does not count.
-    pub(super) fn warm_up(&mut self, case: &Case) -> Result<(), Failure> {
+    pub(in crate::cli) fn warm_up(&mut self, case: &Case) -> Result<(), Failure> {
         if let Some(first) = case.batches.first() {
             self.run(first)?;
         }
         Ok(())
     }
 
-    pub(super) fn time(&mut self, case: &mut Case) -> Result<(), Failure> {
+    pub(in crate::cli) fn time(&mut self, case: &mut Case) -> Result<(), Failure> {
         let began = Instant::now();
         for batch in &case.batches {
             self.run(batch)?;

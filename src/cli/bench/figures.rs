@@ -5,15 +5,15 @@ use crate::backend::cpu::Limits;
 
 /// One number by round.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(in crate::cli) struct Spread {
+    pub(in crate::cli) median: f64,
+    pub(in crate::cli) min: f64,
+    pub(in crate::cli) max: f64,
 }
 
 impl Spread {
     /// Of at least one value.
-    pub(super) fn of(values: impl Iterator<Item = f64>) -> Self {
+    pub(in crate::cli) fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut sorted = values.collect::<Vec<_>>();
         sorted.sort_by(f64::total_cmp);
         let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);

@@ -1,8 +1,8 @@
 //! `lonas bench`: arguments, the order in which things are measured, where the results go.
 
-mod case;
+pub(super) mod case;
 mod facts;
-mod figures;
+pub(super) mod figures;
 mod json;
 mod report;
 mod save;
