@@ -96,11 +96,12 @@ impl<'a> Packer<'a> {
     fn f32(&self) -> Result<Panels, BackendError> {
         let columns = self.host.columns;
         let of_panel = columns * PANEL * size_of::<f32>();
-        let packed = self.each_panel(of_panel, |rows, panel| match &self.host.data {
-            HostData::F32(values) => {
-                transpose(&values[rows.start * columns..rows.end * columns], columns, 1, panel)
+        let packed = self.each_panel(of_panel, |rows, panel| {
+            if let HostData::F32(values) = &self.host.data {
+                transpose(&values[rows.start * columns..rows.end * columns], columns, 1, panel);
+            } else {
+                transpose(&self.host.rows_to_f32(rows), columns, 1, panel);
             }
-            _ => transpose(&self.host.rows_to_f32(rows), columns, 1, panel),
         })?;
         Ok(Panels::F32(packed))
     }
