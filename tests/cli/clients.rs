@@ -5,6 +5,7 @@ use crate::tiny::{NAME, OTHER, Tiny};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 pub(super) fn python_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python")
@@ -19,8 +20,14 @@ pub(super) fn must(command: &mut Command, needs: &str) -> String {
     said.into_owned()
 }
 
-/// The Python of a virtual environment with tests/python/requirements.txt, made on first use and when that changes.
+/// The Python of a virtual environment with tests/python/requirements.txt, made on first use and when that changes. Tests that
+/// want it at the same time wait for the one that makes it.
 pub(super) fn python() -> PathBuf {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(environment).clone()
+}
+
+fn environment() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     let (python, made_of) = (folder.join("bin/python"), folder.join("made-of.txt"));
     let requirements = std::fs::read_to_string(python_folder().join("requirements.txt")).unwrap();
