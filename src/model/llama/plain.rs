@@ -1,6 +1,6 @@
 //! One sub-network as an ordinary LLaMA: the super-adapter folded into the base, everything cut to its prefixes.
 //!
-//!     W'[:o, :i] = W[:o, :i] + s B[:o, :r] A[:r, :i]      in f32, in the super-network's channel order
+//! `W'[:o, :i] = W[:o, :i] + s B[:o, :r] A[:r, :i]`, in f32, in the super-network's channel order.
 //!
 //! Tensors are read one by one, so that a model of any size needs the memory of its largest tensor.
 
