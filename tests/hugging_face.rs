@@ -56,6 +56,29 @@ fn one_file_and_several_shards_have_the_same_tensors() {
     }
 }
 
+/// Bytes can only be used where they lie if bf16 numbers may begin there.
+#[test]
+fn tensors_at_odd_addresses_are_read_as_well() {
+    let (plain, odd) = (Folder::copy_of(SHARDED), Folder::copy_of(SHARDED));
+    let shard = "model-00002-of-00003.safetensors";
+    let bytes = odd.read(shard);
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let (text, values) = bytes[8..].split_at(header as usize);
+    // One more space behind the header's JSON.
+    let moved = [&(header + 1).to_le_bytes()[..], text, b" ", values].concat();
+    odd.write(shard, moved);
+    let names = plain.tensors(shard).into_iter().filter(|(_, (_, shape, _))| shape.len() == 2);
+    let [plain, odd] = [plain, odd].map(|folder| Base::open(folder.path()).unwrap());
+    let mut count = 0;
+    for (name, (_, shape, _)) in names {
+        let [expected, got] =
+            [&plain, &odd].map(|base| base.matrix(&name, shape[0], shape[1]).unwrap().to_f32());
+        assert!(got == expected, "{name}");
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
 #[test]
 fn a_bases_tensors_are_known_from_its_sizes() {
     for name in [SINGLE, SHARDED, "tiny-bias-headdim/base"] {

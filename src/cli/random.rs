@@ -22,7 +22,7 @@ use std::path::PathBuf;
 /// more sub-network, `uneven`, of random choices. Everything takes it as any other super-network; what it says makes no sense.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  lonas random --config benches/shapes/llama-7b/config.json \
-    --space benches/shapes/llama-7b/space.json --out /tmp/llama-7b\n  lonas bench /tmp/llama-7b")]
+    --space benches/shapes/llama-7b/space.json --out llama-7b\n  lonas bench llama-7b")]
 pub(super) struct RandomArgs {
     /// The base's sizes, as Hugging Face writes them.
     #[arg(long, value_name = "FILE")]

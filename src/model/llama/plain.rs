@@ -5,8 +5,8 @@
 //! Tensors are read one by one, so that a model of any size needs the memory of its largest tensor.
 
 use super::load::{Channels, permuted};
-use super::{LoadError, MODULES, SuperAdapter};
-use crate::artifact::{Base, BaseConfig};
+use super::{LoadError, MODULES, SuperAdapter, base_tensors};
+use crate::artifact::{Base, BaseConfig, BaseTensor};
 use crate::supernet::{ActiveLinear, ActiveShape};
 use std::collections::BTreeMap;
 
@@ -59,40 +59,25 @@ impl<'a> Plain<'a> {
 
     /// All tensors, in the order in which the model uses them.
     pub fn tensors(&self) -> Vec<PlainTensor> {
-        let config = self.config();
-        let whole = |name: &str, shape| PlainTensor { name: name.into(), shape, part: Part::Whole };
-        let table = || vec![config.vocabulary, config.hidden];
-        let mut tensors = vec![whole("model.embed_tokens.weight", table())];
-        for layer in 0..config.layers {
-            let norm = |name| whole(&format!("model.layers.{layer}.{name}.weight"), vec![config.hidden]);
-            tensors.push(norm("input_layernorm"));
-            for (place, module) in MODULES.into_iter().enumerate() {
-                if module == "mlp.gate_proj" {
-                    tensors.push(norm("post_attention_layernorm"));
-                }
-                tensors.extend(self.linear(layer * MODULES.len() + place));
-            }
-        }
-        tensors.push(whole("model.norm.weight", vec![config.hidden]));
-        if !config.tied_embeddings {
-            tensors.push(whole("lm_head.weight", table()));
-        }
-        tensors
+        base_tensors(self.config()).into_iter().map(|tensor| self.cut(tensor)).collect()
     }
 
-    /// A Linear's weight, and its bias if it has one.
-    fn linear(&self, index: usize) -> impl Iterator<Item = PlainTensor> {
-        let config = self.config();
-        let has_bias = match MODULES[index % MODULES.len()].starts_with("mlp.") {
-            true => config.mlp_bias,
-            false => config.attention_bias,
+    /// What the sub-network keeps of a base's tensor.
+    fn cut(&self, BaseTensor { name, shape }: BaseTensor) -> PlainTensor {
+        let (module, kind) = name.rsplit_once('.').unwrap_or((&name, ""));
+        let layers = self.config().layers * MODULES.len();
+        let (shape, part) = match self.adapter.shape.find(module).filter(|&index| index < layers) {
+            None => (shape, Part::Whole),
+            Some(index) => {
+                let ActiveLinear { out, inp, .. } = self.active.linears[index];
+                if kind == "bias" {
+                    (vec![out], Part::Bias(index))
+                } else {
+                    (vec![out, inp], Part::Weight(index))
+                }
+            }
         };
-        let name = &self.adapter.shape.linears[index].name;
-        let ActiveLinear { out, inp, .. } = self.active.linears[index];
-        let weight =
-            PlainTensor { name: format!("{name}.weight"), shape: vec![out, inp], part: Part::Weight(index) };
-        let bias = PlainTensor { name: format!("{name}.bias"), shape: vec![out], part: Part::Bias(index) };
-        std::iter::once(weight).chain(Some(bias).filter(|_| has_bias))
+        PlainTensor { name, shape, part }
     }
 
     /// The values of a tensor, row-major.

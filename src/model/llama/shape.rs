@@ -57,28 +57,27 @@ pub fn model_shape(config: &BaseConfig, adapter: Option<&AdapterConfig>) -> Mode
     ModelShape { linears, channels: (0..config.layers).map(mlp).collect() }
 }
 
-/// Every tensor of a base, as [`super::load`] will ask for them.
+/// Every tensor of a base, as [`super::load`] will ask for them, in the order in which the model uses them.
 pub fn base_tensors(config: &BaseConfig) -> Vec<BaseTensor> {
     let tensor = |name: String, shape: &[usize]| BaseTensor { name, shape: shape.to_vec() };
-    let hidden = config.hidden;
-    let mut tensors = vec![tensor("model.embed_tokens.weight".into(), &[config.vocabulary, hidden])];
-    for (index, linear) in model_shape(config, None).linears.into_iter().enumerate() {
+    let norm = |name: String| tensor(name, &[config.hidden]);
+    let table = |name: &str| tensor(name.into(), &[config.vocabulary, config.hidden]);
+    let mut tensors = vec![table("model.embed_tokens.weight")];
+    let linears = model_shape(config, None).linears;
+    for (index, linear) in linears[..config.layers * MODULES.len()].iter().enumerate() {
         let LinearShape { name, out, inp, .. } = linear;
-        let place = (index / MODULES.len() < config.layers).then_some(index % MODULES.len());
-        let (there, bias) = match place {
-            Some(place) if MLP.contains(&place) => (true, config.mlp_bias),
-            Some(_) => (true, config.attention_bias),
-            None => (!config.tied_embeddings, false),
-        };
-        tensors.extend(there.then(|| tensor(format!("{name}.weight"), &[out, inp])));
-        tensors.extend(bias.then(|| tensor(format!("{name}.bias"), &[out])));
-    }
-    for layer in 0..config.layers {
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            tensors.push(tensor(format!("model.layers.{layer}.{norm}.weight"), &[hidden]));
+        let (layer, place) = (index / MODULES.len(), index % MODULES.len());
+        if place == 0 {
+            tensors.push(norm(format!("model.layers.{layer}.input_layernorm.weight")));
+        } else if place == MLP[0] {
+            tensors.push(norm(format!("model.layers.{layer}.post_attention_layernorm.weight")));
         }
+        tensors.push(tensor(format!("{name}.weight"), &[*out, *inp]));
+        let has_bias = if MLP.contains(&place) { config.mlp_bias } else { config.attention_bias };
+        tensors.extend(has_bias.then(|| tensor(format!("{name}.bias"), &[*out])));
     }
-    tensors.push(tensor("model.norm.weight".into(), &[hidden]));
+    tensors.push(norm("model.norm.weight".into()));
+    tensors.extend((!config.tied_embeddings).then(|| table("lm_head.weight")));
     tensors
 }
 
