@@ -30,10 +30,20 @@ fn compile(out: &Path) -> Result<(), String> {
     // Each source in a namespace of its own, as it is a file of its own for the emulator: what they share comes before.
     let include = |name: &str| format!("#include \"{name}\"\n");
     let part = |stem: &str| format!("namespace {stem} {{\n{}}}\n", include(&format!("{stem}.cu")));
-    let parts =
-        ["rows", "few_rows", "shrink_many", "many_rows", "attention", "attend_many", "sample", "limits"]
-            .map(part);
-    let text = format!("{}{}{}", include("formats.cuh"), include("mma.cuh"), parts.concat());
+    let parts = [
+        "rows",
+        "few_rows",
+        "shrink_many",
+        "many_rows",
+        "many_rows_wgmma",
+        "attention",
+        "attend_many",
+        "sample",
+        "limits",
+    ]
+    .map(part);
+    let shared = ["formats.cuh", "mma.cuh", "many_rows.cuh", "wgmma.cuh"].map(include);
+    let text = format!("{}{}", shared.concat(), parts.concat());
     std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
     let status = Command::new(&nvcc)
         .args(["-O3", "-std=c++17", "-fatbin"])

@@ -303,6 +303,7 @@ static_assert(Attend256::ROWS == 128 && Attend256::THREADS == 256 && Attend256::
     extern "C" __global__ void __launch_bounds__(CUT::THREADS, BLOCKS)                                                     \
         NAME(const float* q, int q_stride, const int4* tiles, const int* tables, const Heads heads, float scale,           \
              const bf16* keys, const bf16* values, bf16* y, int y_stride) {                                                \
+        begin_after_previous_kernel();                                                                                     \
         attend_many<CUT>(q, q_stride, tiles[blockIdx.x], tables, heads, scale, keys, values, y, y_stride);                 \
     }
 

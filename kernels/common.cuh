@@ -56,9 +56,9 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// Two numbers of a head, half a head apart, turned by an angle.
+// Two numbers of a head, half a head apart, turned by an angle; rounded in the same places wherever it is done.
 __device__ __forceinline__ float2 rotate(float2 pair, float cosine, float sine) {
-    return {pair.x * cosine - pair.y * sine, pair.y * cosine + pair.x * sine};
+    return {fmaf(pair.x, cosine, fmaf(pair.y, -sine, 0.0f)), fmaf(pair.y, cosine, fmaf(pair.x, sine, 0.0f))};
 }
 
 // What is read once leaves no trace in the first cache.
@@ -86,17 +86,47 @@ __device__ __forceinline__ float exp2_fast(float x) {
 #endif
 }
 
-// Waits until other blocks have counted so far, and sees what they wrote before they did. They must have begun: the
-// emulator, which runs one block after the other, stops where they have not.
+// How far other blocks have counted, and what they wrote before they did is seen.
+__device__ __forceinline__ unsigned counted(const unsigned* counter) {
+#ifdef LONAS_EMULATED
+    return *counter;
+#else
+    unsigned seen;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    return seen;
+#endif
+}
+
+// Waits until other blocks have counted so far. They must have begun: the emulator, which runs one block after the other, stops where
+// they have not.
 __device__ __forceinline__ void wait_for(const unsigned* counter, unsigned count) {
 #ifdef LONAS_EMULATED
     if (*counter < count) __builtin_trap();
 #else
-    unsigned seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen < count);
+    while (counted(counter) < count) {
+    }
 #endif
+}
+
+// A kernel that is started as a dependent of the one before it in the stream (programmatic dependent launch, from sm_90 on) may
+// begin while that one's last blocks run. What it does before this wait must not depend on other kernels' results of the step; after
+// it all of theirs are there. Every block of such a kernel waits, or the next one would not wait for what came before.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if !defined(LONAS_EMULATED) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// From when all blocks have said so, or have ended, the next kernel's blocks take what room there is.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if !defined(LONAS_EMULATED) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// What a kernel begins with that has nothing to do before.
+__device__ __forceinline__ void begin_after_previous_kernel() {
+    let_next_kernel_begin();
+    wait_for_previous_kernel();
 }
 
 // Eight consecutive bf16 numbers from a 16-byte boundary, as f32.

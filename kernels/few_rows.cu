@@ -1,445 +1,452 @@
 // The elastic low-rank product for few rows, one launch for up to three Linears of the same inputs:
 //   y = W[:o,:i] x + b[:o] + B[:o,:r] (s A[:r,:i] x), each row with its own o, i, r and super-adapter.
 //
-// Decoding reads every weight once and does little with it, so what counts is that many loads are under way: weights go
-// from memory straight into the registers that the tensor cores take them from, 16 bytes a lane, and rows of all
-// sub-networks share them. Blocks first take the shrinks s A x of the launch, then its expands; an expand multiplies W
-// before it waits for the shrinks, so that nothing waits in practice. See README.md for shapes, launches and bytes.
-#include "common.cuh"
-#include "formats.cuh"
-#include "mma.cuh"
+// Decoding reads every weight once and does little with it, so what counts is that many loads are under way, from a
+// kernel's first moment to its last. A block takes a tile of outputs and walks over the inputs; weights and inputs come
+// through a ring of asynchronous copies, and adapters are further stages of the same walk. Weights do not depend on the
+// kernel before, so a block asks for them before it waits for that one's results. See README.md for shapes, launches and bytes.
+#include "few_tiles.cuh"
 
-// Warps of a block; each sums up its own eighth of the inputs, or several of them where warps take several outputs.
-constexpr int WARPS = 8;
-// Outputs of a warp: the height of a tensor core's left matrix. Rows of a tile: the width of its right one.
-constexpr int OUTPUTS = 16, ROWS = 8;
-// Linears of one launch.
-constexpr int MOST_PARTS = 3;
+// Steps of a chunk that has numbers up to `end`.
+__device__ __forceinline__ int steps_of(int end, int chunk) { return (min(CHUNK, end - chunk * CHUNK) + STEP - 1) / STEP; }
 
-// One Linear of a launch; `Part` in src/backend/cuda/few.rs. `sizes` null: all rows take the whole of `w (out, inp)`
-// without an adapter. `shrunk (rows, rank)`: what the shrinks leave for the expands; `rank`, a multiple of 32, is the highest.
-struct Part {
-    const void* w;
-    const void* scales;
-    const float* bias;
-    const SegmentRow* sizes;
-    const AdapterEntry* adapters;
-    __nv_bfloat16* shrunk;
-    void* y;
-    int w_stride, out, inp, y_stride, adapter_count, rank;
+// One shrink: s A x for the rows of one super-adapter and a tile of its ranks, or a slice of the inputs' part of it: nobody is to wait
+// for one block that walks over all inputs.
+struct Shrink {
+    int weight, adapter, first_rank;
+    int slice, slices, first_chunk, end_chunk;
+    unsigned* done;  // slices that are
 };
 
-struct Parts {
-    Part of[MOST_PARTS];
-};
-
-// What a launch's blocks agree by, all zero before it and after it.
-struct Counters {
-    unsigned taken, shrunk, left;
-};
-
-// The rows' inputs. With a `norm` they are f32 and to be multiplied with it; else bf16.
-struct Inputs {
-    const void* x;
-    const float* norm;
-    int stride, width, rows;
-    float eps;
-};
-
-struct Fragments {
-    unsigned of[2][2];  // of two multiplications, the right matrix's
-};
-
-// How a warp goes through the inputs of weights in a format: RUN consecutive ones a lane, 16 bytes of a row; LOADS of them a
-// step. So a step is 128 bytes of a row in bf16, and 64 in 8 or 4 bits.
-template <int FORMAT>
-struct Walk {
-    static constexpr int RUN = FORMAT == BF16 ? 8 : FORMAT == INT8 ? 16 : 32, LOADS = FORMAT == BF16 ? 2 : 1;
-    static constexpr int STEP = 4 * RUN * LOADS, STRIDE = STEP * WARPS;
-};
-
-// Two outputs' weights, eight apart: a left matrix's.
-template <int FORMAT>
-struct Source {
-    const unsigned char* rows[2];
-    const void* scales[2];
-
-    __device__ __forceinline__ void set(int i, const void* w, const void* scale, int row, int stride) {
-        const size_t first = static_cast<size_t>(row) * stride;
-        rows[i] = static_cast<const unsigned char*>(w) + bytes_of<FORMAT>(first);
-        scales[i] = FORMAT == BF16 ? nullptr : static_cast<const __half*>(scale) + first / BLOCK * (FORMAT == INT4 ? 2 : 1);
+// Walks over the slice's inputs; after it `desk` has the sums.
+template <class R, int WEIGHTS, int ROWS, bool NORM>
+__device__ __forceinline__ void multiply_slice(R& ring, Table<WEIGHTS, ROWS>& table, const AdapterEntry& entry, const Shrink& of,
+                                               const Desk<ROWS>& desk) {
+    constexpr int COUNT = TILE / WARPS;
+    const int warp = threadIdx.x / WARP, group = warp % GROUPS, slice = warp / GROUPS;
+    const RowCopies<COUNT> a(entry.a, entry.a_stride, of.first_rank + warp * COUNT, entry.rank, table.most_inp);
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (of.first_chunk + i < of.end_chunk) a.copy(ring.slot(), (of.first_chunk + i) * CHUNK);
+        ring.copied();
     }
-};
-
-// The bits of two numbers, without the second or both where they lie beyond a row's inputs.
-__device__ __forceinline__ unsigned keep(unsigned two, int left) {
-    return left >= 2 ? two : left == 1 ? two & 0xffffu : 0u;
-}
-
-// Inputs k..k+8 of a row that has `inp` of them, as the tensor core takes them. The order of inputs within a step is our
-// own: a lane takes eight consecutive ones of a row, and so it does of a weight. `squares` gains those of all of a row's
-// numbers, beyond its inputs too, because that is what a norm is of.
-template <bool NORM>
-__device__ __forceinline__ Fragments inputs_at(const Inputs& inputs, int row, int inp, int k, float& squares) {
-    Fragments to = {};
-    if (row >= inputs.rows || k >= (NORM ? inputs.width : inp)) return to;
-    const size_t at = static_cast<size_t>(row) * inputs.stride + k;
-    unsigned two[4];
-    if constexpr (NORM) {
-        const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(inputs.x) + at);
-        const float4* norm = reinterpret_cast<const float4*>(inputs.norm + k);
-        const float4 x[2] = {from[0], from[1]}, by[2] = {norm[0], norm[1]};
-        const float values[8] = {x[0].x, x[0].y, x[0].z, x[0].w, x[1].x, x[1].y, x[1].z, x[1].w};
-        const float weights[8] = {by[0].x, by[0].y, by[0].z, by[0].w, by[1].x, by[1].y, by[1].z, by[1].w};
-#pragma unroll
-        for (int i = 0; i < 8; i++) squares += k + i < inputs.width ? values[i] * values[i] : 0.0f;
-#pragma unroll
-        for (int i = 0; i < 4; i++) two[i] = pack(values[2 * i] * weights[2 * i], values[2 * i + 1] * weights[2 * i + 1]);
-    } else {
-        const uint4 bits = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(inputs.x) + at);
-        two[0] = bits.x, two[1] = bits.y, two[2] = bits.z, two[3] = bits.w;
+    wait_for_previous_kernel();
+    ring.to = 0;
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (of.first_chunk + i < of.end_chunk) ring.copy_inputs(of.first_chunk + i);
+        ring.copied();
     }
-#pragma unroll
-    for (int i = 0; i < 4; i++) to.of[i / 2][i % 2] = keep(two[i], inp - k - 2 * i);
-    return to;
-}
-
-// Inputs k..k+RUN of two outputs' weights as they lie in memory, with their scales; zeros from `end` on.
-template <int FORMAT>
-struct Loaded {
-    uint4 bits[2];
-    Scale<FORMAT> scales[2];
-
-    __device__ __forceinline__ void load(const Source<FORMAT>& from, int k, int end) {
-        bits[0] = bits[1] = {};
-        scales[0] = scales[1] = {};
-        if (k >= end) return;
-        for (int i = 0; i < 2; i++) {
-            bits[i] = load_once(from.rows[i] + bytes_of<FORMAT>(k));
-            scales[i].load(from.scales[i], k / BLOCK);
+    if (NORM && of.first_chunk < of.end_chunk) ring.norm_inputs(table, of.first_chunk * PIECES, of.end_chunk * PIECES);
+    float sums[R::N][4] = {};
+    const Places places(group * OUTPUTS, slice, slice * (STEP / 8));
+    for (int chunk = of.first_chunk; chunk < of.end_chunk; chunk++) {
+        ring.wait();
+        if (chunk + STAGES - 1 < of.end_chunk) {
+            a.copy(ring.slot(), (chunk + STAGES - 1) * CHUNK);
+            ring.copy_inputs(chunk + STAGES - 1);
         }
-    }
-
-    // Eight of the inputs: left matrices of two multiplications.
-    __device__ __forceinline__ void eight(int which, unsigned (&to)[2][4]) const {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            unsigned pairs[4];
-            unpack(bits[i], scales[i], which, pairs);
-            to[0][i] = pairs[0], to[0][2 + i] = pairs[1], to[1][i] = pairs[2], to[1][2 + i] = pairs[3];
+        ring.copied();
+        if (slice < steps_of(ring.inp, chunk)) {
+            Shared x[R::N];
+            ring.rows_of(chunk, x);
+            multiply_bf16(ring.shared + ring.from, places, x, sums);
         }
+        ring.computed();
     }
-};
-
-// Sums of a warp's outputs for a tile's rows, as the tensor cores leave them: number `e` of a lane is of output
-// lane / 4 + e / 2 * 8 and row lane % 4 * 2 + e % 2.
-template <int WEIGHTS, int TILES>
-struct Sums {
-    float of[WEIGHTS][TILES][4];
-
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int i = 0; i < WEIGHTS * TILES * 4; i++) (&of[0][0][0])[i] = 0.0f;
-    }
-    __device__ __forceinline__ void add(const Sums& other) {
-#pragma unroll
-        for (int i = 0; i < WEIGHTS * TILES * 4; i++) (&of[0][0][0])[i] += (&other.of[0][0][0])[i];
-    }
-};
-
-// One eighth of the inputs: those of every eighth step from `slice` on.
-template <int FORMAT, int WEIGHTS, int TILES, bool NORM>
-__device__ __forceinline__ void multiply_slice(const Inputs& inputs, const Source<FORMAT> (&from)[WEIGHTS], int slice, int first,
-                                               int end, const int (&inp)[TILES], Sums<WEIGHTS, TILES>& sums,
-                                               float (&squares)[TILES]) {
-    using Steps = Walk<FORMAT>;
-    const int lane = threadIdx.x % WARP, most = NORM ? inputs.width : end;
-    // Two steps' loads are under way at once, where registers allow it.
-    [[maybe_unused]] constexpr int UNROLL = FORMAT == BF16 && WEIGHTS * TILES < 4 ? 2 : 1;
-#pragma unroll UNROLL
-    for (int step = slice * Steps::STEP; step < most; step += Steps::STRIDE) {
-#pragma unroll
-        for (int load = 0; load < Steps::LOADS; load++) {
-            const int k = step + (load * 4 + lane % 4) * Steps::RUN;
-            Loaded<FORMAT> loaded[WEIGHTS];
-#pragma unroll
-            for (int n = 0; n < WEIGHTS; n++) loaded[n].load(from[n], k, end);
-#pragma unroll
-            for (int eight = 0; eight < Steps::RUN / 8; eight++) {
-                unsigned w[WEIGHTS][2][4];
-#pragma unroll
-                for (int n = 0; n < WEIGHTS; n++) loaded[n].eight(eight, w[n]);
-#pragma unroll
-                for (int tile = 0; tile < TILES; tile++) {
-                    const int row = first + tile * ROWS + lane / 4;
-                    const Fragments x = inputs_at<NORM>(inputs, row, inp[tile], k + 8 * eight, squares[tile]);
-#pragma unroll
-                    for (int n = 0; n < WEIGHTS; n++) {
-                        mma_m16n8k16(sums.of[n][tile], w[n][0], x.of[0][0], x.of[0][1]);
-                        mma_m16n8k16(sums.of[n][tile], w[n][1], x.of[1][0], x.of[1][1]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-// `SLICES` eighths from `slice` on, added up as a binary tree, so that sums come out the same whoever adds them.
-template <int SLICES, int FORMAT, int WEIGHTS, int TILES, bool NORM>
-__device__ __forceinline__ void multiply(const Inputs& inputs, const Source<FORMAT> (&from)[WEIGHTS], int slice, int first, int end,
-                                         const int (&inp)[TILES], Sums<WEIGHTS, TILES>& sums, float (&squares)[TILES]) {
-    if constexpr (SLICES == 1) {
-        sums.clear();
-        multiply_slice<FORMAT, WEIGHTS, TILES, NORM>(inputs, from, slice, first, end, inp, sums, squares);
-    } else {
-        multiply<SLICES / 2, FORMAT, WEIGHTS, TILES, NORM>(inputs, from, slice, first, end, inp, sums, squares);
-        Sums<WEIGHTS, TILES> second;
-        multiply<SLICES / 2, FORMAT, WEIGHTS, TILES, NORM>(inputs, from, slice + SLICES / 2, first, end, inp, second, squares);
-        sums.add(second);
-    }
-}
-
-// What a lane knows of the row of its number: sizes, and whether it is one at all.
-__device__ __forceinline__ SegmentRow size_of(const Part& part, int row, bool present) {
-    if (!present) return {0, 0, 0, -1};
-    return part.sizes ? part.sizes[row] : SegmentRow{part.out, part.inp, 0, -1};
-}
-
-// Where a block adds up what its warps have summed: by warp, then the adapters' part by group.
-template <int WEIGHTS, int TILES, int GROUPS>
-struct Desk {
-    static constexpr int NUMBERS = WEIGHTS * TILES * 4 * WARP, OF_GROUP = WARPS / GROUPS;
-    float sums[WARPS][NUMBERS], adapted[GROUPS][NUMBERS], squares[WARPS][ROWS];
-
-    __device__ __forceinline__ void put(float (&to)[NUMBERS], const Sums<WEIGHTS, TILES>& from) {
-#pragma unroll
-        for (int i = 0; i < WEIGHTS * TILES * 4; i++) to[i * WARP + threadIdx.x % WARP] = (&from.of[0][0][0])[i];
-    }
-    // A number of a group, over all slices of the inputs.
-    __device__ __forceinline__ float total(int group, int number) const {
-        float parts[OF_GROUP];
-#pragma unroll
-        for (int i = 0; i < OF_GROUP; i++) parts[i] = sums[group * OF_GROUP + i][number];
-#pragma unroll
-        for (int width = 1; width < OF_GROUP; width *= 2) {
-#pragma unroll
-            for (int i = 0; i < OF_GROUP; i += 2 * width) parts[i] += parts[i + width];
-        }
-        return parts[0];
-    }
-    // 1 / sqrt(mean of the squares of a row's inputs + eps)
-    __device__ __forceinline__ float norm_of(int row, const Inputs& inputs) const {
-        float all = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < WARPS; warp++) all += squares[warp][row];
-        return rsqrtf(all / inputs.width + inputs.eps);
-    }
-};
-
-// The output and the row, counted within a block, of a number of a group's sums.
-template <int TILES>
-__device__ __forceinline__ int2 place_of(int number) {
-    const int lane = number % WARP, e = number / WARP % 4, tile = number / WARP / 4 % TILES;
-    return {lane / 4 + e / 2 * 8, tile * ROWS + lane % 4 * 2 + e % 2};
-}
-
-// shrunk = s A x for the rows of one super-adapter, and a few of its ranks.
-template <int TILES, int GROUPS, bool NORM, typename DESK>
-__device__ void shrink(const Inputs& inputs, const Part& part, int adapter, int first_rank, int first, DESK& desk) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / DESK::OF_GROUP;
-    const SegmentRow size = size_of(part, first + lane, lane < TILES * ROWS && first + lane < inputs.rows);
-    const unsigned mine = __ballot_sync(ALL_LANES, size.rank > 0 && size.adapter == adapter);
-    if (mine == 0) return;
-    const AdapterEntry entry = part.adapters[adapter];
-    const bool is_mine = mine >> lane & 1;
-    const int end = first_rank < warp_max(is_mine ? size.rank : 0) ? warp_max(is_mine ? size.inp : 0) : 0;
-    int inp[TILES];
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) inp[tile] = __shfl_sync(ALL_LANES, is_mine ? size.inp : 0, tile * ROWS + lane / 4);
-    const int rank = first_rank + group * OUTPUTS + lane / 4;
-    Source<BF16> from[1];
-    for (int i = 0; i < 2; i++) from[0].set(i, entry.a, nullptr, min(rank + 8 * i, entry.rank - 1), entry.a_stride);
-    Sums<1, TILES> sums;
-    float squares[TILES] = {};
-    multiply<GROUPS, BF16, 1, TILES, NORM>(inputs, from, warp % DESK::OF_GROUP * GROUPS, first, end, inp, sums, squares);
-    desk.put(desk.sums[warp], sums);
+    desk.put(slice, group, sums);
     __syncthreads();
-    for (int at = threadIdx.x; at < GROUPS * DESK::NUMBERS; at += WARPS * WARP) {
-        const int2 place = place_of<TILES>(at % DESK::NUMBERS);
-        const int to = first_rank + at / DESK::NUMBERS * OUTPUTS + place.x;
-        if (!(mine >> place.y & 1) || to >= part.rank) continue;
-        const size_t row = first + place.y;
-        const float value = to < part.sizes[row].rank ? entry.scale * desk.total(at / DESK::NUMBERS, at % DESK::NUMBERS) : 0.0f;
-        part.shrunk[row * part.rank + to] = __float2bfloat16(value);
-    }
 }
 
-// B t, each row with its own super-adapter: one pass over B for each of those that the rows have.
-template <int TILES>
-__device__ void add_adapters(const Part& part, const SegmentRow& size, int first, int output, float (&sums)[TILES][4]) {
-    const int lane = threadIdx.x % WARP;
-    unsigned left = __ballot_sync(ALL_LANES, size.rank > 0);
-    while (left != 0) {
-        const int adapter = __shfl_sync(ALL_LANES, size.adapter, __ffs(left) - 1);
-        const unsigned mine = __ballot_sync(ALL_LANES, size.rank > 0 && size.adapter == adapter);
-        left &= ~mine;
-        const AdapterEntry& entry = part.adapters[adapter];
-        Source<BF16> from;
-        for (int i = 0; i < 2; i++) from.set(i, entry.b, nullptr, min(output + 8 * i, part.out - 1), entry.b_stride);
-        for (int step = 0; step < part.rank; step += 32) {
-            const int k = step + lane % 4 * 8;
-            Loaded<BF16> loaded;
-            loaded.load(from, k, entry.b_stride);
-            unsigned b[2][4];
-            loaded.eight(0, b);
-#pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                const int row = tile * ROWS + lane / 4;
-                uint4 bits = {};
-                if (mine >> row & 1) {
-                    bits = *reinterpret_cast<const uint4*>(part.shrunk + static_cast<size_t>(first + row) * part.rank + k);
-                }
-                mma_m16n8k16(sums[tile], b[0], bits.x, bits.y);
-                mma_m16n8k16(sums[tile], b[1], bits.z, bits.w);
-            }
-        }
+// Who finishes the last slice adds them up, always in the same order, and leaves the ranks for the expands.
+template <class R, int WEIGHTS, int ROWS, bool NORM>
+__device__ void shrink(R& ring, Table<WEIGHTS, ROWS>& table, const Part& part, const Shrink& of, float* slices, unsigned* shrunk) {
+    __shared__ bool last;
+    bool any = false;
+    for (int row = 0; row < ring.rows; row++) {
+        const SegmentRow& size = table.rows[of.weight][row];
+        any = any || (size.adapter == of.adapter && size.rank > of.first_rank);
     }
-}
-
-// Outputs `first_output..` of one Linear, or of gate and up together.
-template <int FORMAT, int WEIGHTS, int TILES, int GROUPS, bool NORM, typename DESK>
-__device__ void expand(const Inputs& inputs, const Part* parts, int first_output, int first, const unsigned* shrunk,
-                       unsigned shrinks, bool onto, DESK& desk) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / DESK::OF_GROUP;
-    const bool present = lane < TILES * ROWS && first + lane < inputs.rows;
-    SegmentRow size[WEIGHTS];
-    for (int n = 0; n < WEIGHTS; n++) size[n] = size_of(parts[n], first + lane, present);
-    const int end = warp_max(size[0].inp), output = first_output + group * OUTPUTS + lane / 4;
-    const bool idle = first_output >= warp_max(size[0].out);
-    int inp[TILES];
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) inp[tile] = __shfl_sync(ALL_LANES, size[0].inp, tile * ROWS + lane / 4);
-    if (!idle) {
-        Source<FORMAT> from[WEIGHTS];
-#pragma unroll
-        for (int n = 0; n < WEIGHTS; n++) {
-            const Part& part = parts[n];
-            for (int i = 0; i < 2; i++) from[n].set(i, part.w, part.scales, min(output + 8 * i, part.out - 1), part.w_stride);
+    const Desk<ROWS> desk = {slices};
+    const AdapterEntry entry = part.adapters[of.adapter];
+    Shrink own = of;
+    if (!any) own.end_chunk = own.first_chunk;
+    multiply_slice<R, WEIGHTS, ROWS, NORM>(ring, table, entry, own, desk);
+    const size_t of_slice = static_cast<size_t>(ring.inputs.rows) * part.rank;
+    float* partial = part.partial + static_cast<size_t>(ring.first) * part.rank + of.first_rank;
+    if (of.slices > 1) {
+        for (int at = threadIdx.x; any && at < ring.rows * TILE; at += THREADS) {
+            const int row = at / TILE, rank = at % TILE;
+            // The other rows' places belong to other shrinks.
+            if (table.rows[of.weight][row].adapter != of.adapter) continue;
+            partial[of.slice * of_slice + row * part.rank + rank] = desk.total(rank / OUTPUTS, row, rank % OUTPUTS);
         }
-        Sums<WEIGHTS, TILES> sums;
-        float squares[TILES] = {};
-        multiply<GROUPS, FORMAT, WEIGHTS, TILES, NORM>(inputs, from, warp % DESK::OF_GROUP * GROUPS, first, end, inp, sums, squares);
-        desk.put(desk.sums[warp], sums);
-        if constexpr (NORM) {
-            static_assert(TILES == 1, "squares of one tile");
-            for (int lanes = 1; lanes < 4; lanes *= 2) squares[0] += __shfl_xor_sync(ALL_LANES, squares[0], lanes);
-            if (lane % 4 == 0) desk.squares[warp][lane / 4] = squares[0];
-        }
-        if (shrinks > 0 && threadIdx.x == 0) wait_for(shrunk, shrinks);
-        __syncthreads();
-        if (warp % DESK::OF_GROUP == 0) {
-            sums.clear();
-#pragma unroll
-            for (int n = 0; n < WEIGHTS; n++) add_adapters<TILES>(parts[n], size[n], first, output, sums.of[n]);
-            desk.put(desk.adapted[group], sums);
-        }
-        __syncthreads();
-    }
-    constexpr int OF_WEIGHT = DESK::NUMBERS / WEIGHTS;
-    for (int at = threadIdx.x; at < GROUPS * OF_WEIGHT; at += WARPS * WARP) {
-        const int of_group = at / OF_WEIGHT, number = at % OF_WEIGHT;
-        const int2 place = place_of<TILES>(number);
-        const int to = first_output + of_group * OUTPUTS + place.x, row = first + place.y;
-        if (to >= parts[0].out || row >= inputs.rows) continue;
-        float values[WEIGHTS] = {};
-#pragma unroll
-        for (int n = 0; n < WEIGHTS && !idle; n++) {
-            const int of_weight = number + n * OF_WEIGHT;
-            if (to >= (parts[n].sizes ? parts[n].sizes[row].out : parts[n].out)) continue;
-            const float sum = desk.total(of_group, of_weight) + desk.adapted[of_group][of_weight];
-            values[n] = (NORM ? sum * desk.norm_of(place.y, inputs) : sum) + (parts[n].bias ? parts[n].bias[to] : 0.0f);
-        }
-        const size_t y = static_cast<size_t>(row) * parts[0].y_stride + to;
-        if constexpr (WEIGHTS == 2) {
-            static_cast<__nv_bfloat16*>(parts[0].y)[y] = __float2bfloat16(silu(values[0]) * values[1]);
-        } else {
-            float* result = static_cast<float*>(parts[0].y) + y;
-            *result = onto ? *result + values[0] : values[0];
-        }
-    }
-}
-
-// What a block does, by the order in which blocks begin: who waits waits for blocks that have begun.
-template <int FORMAT, int WEIGHTS, int TILES, int GROUPS, bool NORM>
-__device__ __forceinline__ void work(const Inputs& inputs, const Parts& parts, int part_count, Counters* counters, bool onto) {
-    using BlockDesk = Desk<WEIGHTS, TILES, GROUPS>;
-    __shared__ BlockDesk desk;
-    __shared__ unsigned taken;
-    constexpr int BLOCK_OUTPUTS = GROUPS * OUTPUTS, BLOCK_ROWS = TILES * ROWS;
-    if (threadIdx.x == 0) taken = atomicAdd(&counters->taken, 1u);
-    __syncthreads();
-    const int row_blocks = (inputs.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    int item = static_cast<int>(taken) / row_blocks, shrinks = 0;
-    const int first = static_cast<int>(taken) % row_blocks * BLOCK_ROWS;
-    for (int n = 0; n < part_count; n++) shrinks += parts.of[n].adapter_count * ((parts.of[n].rank + BLOCK_OUTPUTS - 1) / BLOCK_OUTPUTS);
-    if (item < shrinks) {
-        int part = 0;
-        for (;; part++) {
-            const int of_part = parts.of[part].adapter_count * ((parts.of[part].rank + BLOCK_OUTPUTS - 1) / BLOCK_OUTPUTS);
-            if (item < of_part) break;
-            item -= of_part;
-        }
-        const int of_adapter = (parts.of[part].rank + BLOCK_OUTPUTS - 1) / BLOCK_OUTPUTS;
-        shrink<TILES, GROUPS, NORM>(inputs, parts.of[part], item / of_adapter, item % of_adapter * BLOCK_OUTPUTS, first,
-                                    reinterpret_cast<Desk<1, TILES, GROUPS>&>(desk));
         __threadfence();
         __syncthreads();
-        if (threadIdx.x == 0) atomicAdd(&counters->shrunk, 1u);
-    } else {
-        item -= shrinks;
-        int part = 0;
-        for (; WEIGHTS == 1; part++) {
-            const int of_part = (parts.of[part].out + BLOCK_OUTPUTS - 1) / BLOCK_OUTPUTS;
-            if (item < of_part) break;
-            item -= of_part;
+        if (threadIdx.x == 0) {
+            last = atomicAdd(of.done, 1u) + 1 == static_cast<unsigned>(of.slices);
+            if (last) *of.done = 0;
         }
-        expand<FORMAT, WEIGHTS, TILES, GROUPS, NORM>(inputs, parts.of + part, item * BLOCK_OUTPUTS, first, &counters->shrunk,
-                                             static_cast<unsigned>(shrinks * row_blocks), onto, desk);
+        __syncthreads();
+        if (!last) return;
+        __threadfence();
     }
-    // The last one to leave makes the counters ready for the next launch.
-    if (threadIdx.x == 0 && atomicAdd(&counters->left, 1u) == gridDim.x - 1) *counters = {};
+    for (int at = threadIdx.x; any && at < ring.rows * TILE; at += THREADS) {
+        const int row = at / TILE, rank = of.first_rank + at % TILE;
+        const SegmentRow& size = table.rows[of.weight][row];
+        if (size.adapter != of.adapter || size.rank == 0) continue;
+        float sum = of.slices == 1 ? desk.total(at % TILE / OUTPUTS, row, at % OUTPUTS) : 0.0f;
+        for (int slice = 0; of.slices > 1 && slice < of.slices; slice++) {
+            sum += __ldcg(partial + slice * of_slice + row * part.rank + at % TILE);
+        }
+        part.shrunk[static_cast<size_t>(ring.first + row) * part.rank + rank] = __float2bfloat16(rank < size.rank ? entry.scale * sum : 0.0f);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(shrunk, 1u);
 }
 
-// Blocks: for each BLOCK_ROWS rows those of all shrinks, then those of all expands; see `work`.
-#define FEW(NAME, FORMAT, WEIGHTS, TILES, GROUPS, NORM)                                                              \
-    extern "C" __global__ void __launch_bounds__(WARPS* WARP, (WEIGHTS) * (TILES) < 8 ? 2 : 1)                       \
-        NAME(const Inputs inputs, const Parts parts, int part_count, Counters* counters, int onto) {                 \
-        work<FORMAT, WEIGHTS, TILES, GROUPS, NORM>(inputs, parts, part_count, counters, onto != 0);                  \
+// The usual adapter, one for all rows and of few ranks, does not go through the ring: its tile of B is asked for with the first weights
+// and the rows' ranks as soon as they are there, each in rows of RANKS numbers.
+constexpr int RANKS = 64, RANK_BYTES = 2 * RANKS;
+
+// A tile of outputs of one Linear, or of gate and up together.
+template <class R, int FORMAT, int WEIGHTS, int ROWS, bool NORM>
+struct Expand {
+    static constexpr int OF_WEIGHT = TILE / WEIGHTS, OF_RANKS = CHUNK / WEIGHTS;
+    static constexpr int COUNT = TILE / WARPS, RANK_PIECES = RANKS / 8;
+    static constexpr int RESULTS = (ROWS * OF_WEIGHT + THREADS - 1) / THREADS, ROWS_AT_ONCE = THREADS / OF_WEIGHT;
+    static_assert(TILE * RANK_PIECES == THREADS, "a thread copies a piece of the tile of B");
+
+    R& ring;
+    Table<WEIGHTS, ROWS>& table;
+    const Part* parts;
+    int first_output;
+    const unsigned* counter;  // of the shrinks, and how many there are
+    unsigned shrinks;
+    float* slices;
+    unsigned char *b_tile, *rank_tiles;  // of the usual adapter
+    bool usual;
+    int chunks = 0, start = 0;  // of W, and the first one
+    int of_b = 0, b_tiles = 0;  // stages over B; tiles of ranks of one super-adapter
+
+    // Each tile begins elsewhere, so that not all of them read the same columns at the same time, which few of the memory's channels
+    // may hold. Where depends on the whole weight: so a row's sums are added up in the same order whatever the batch's widths.
+    __device__ __forceinline__ int chunk_of(int step) const {
+        const int chunk = step + start;
+        return chunk < chunks ? chunk : chunk - chunks;
     }
 
-FEW(linear_few_8, BF16, 1, 1, 1, false)
-FEW(linear_few_16, BF16, 1, 2, 2, false)
-FEW(linear_few_32, BF16, 1, 4, 4, false)
-FEW(gate_up_few_8, BF16, 2, 1, 1, false)
-FEW(gate_up_few_16, BF16, 2, 2, 2, false)
-FEW(gate_up_few_32, BF16, 2, 4, 2, false)
-FEW(normed_linear_few, BF16, 1, 1, 1, true)
-FEW(normed_gate_up_few, BF16, 2, 1, 1, true)
+    __device__ __forceinline__ void copy_usual_b() const {
+        const int row = threadIdx.x / RANK_PIECES, piece = threadIdx.x % RANK_PIECES, output = first_output + row % OF_WEIGHT;
+        const Part& part = parts[row / OF_WEIGHT];
+        const AdapterEntry entry = part.adapters[table.adapters[0]];
+        const bool has = entry.b && 8 * piece < entry.b_stride && output < min(part.out, table.most_out);
+        cp_async_16(shared_at(b_tile) + row * RANK_BYTES + 16 * swizzled_piece(row, piece),
+                    entry.b + static_cast<size_t>(output) * entry.b_stride + 8 * piece, has ? 16 : 0);
+    }
+    __device__ __forceinline__ void copy_usual_ranks() const {
+        for (int at = threadIdx.x; at < WEIGHTS * ring.rows * RANK_PIECES; at += THREADS) {
+            const int piece = at % RANK_PIECES, row = at / RANK_PIECES % ring.rows, weight = at / RANK_PIECES / ring.rows;
+            const __nv_bfloat16* from = parts[weight].shrunk + static_cast<size_t>(ring.first + row) * parts[weight].rank + 8 * piece;
+            cp_async_16(shared_at(rank_tiles) + (weight * ROWS + row) * RANK_BYTES + 16 * swizzled_piece(row, piece), from,
+                        chunk_bytes(8 * piece, table.rows[weight][row].rank));
+        }
+    }
 
-FEW(linear_few_8_int8, INT8, 1, 1, 1, false)
-FEW(linear_few_16_int8, INT8, 1, 2, 2, false)
-FEW(linear_few_32_int8, INT8, 1, 4, 4, false)
-FEW(gate_up_few_8_int8, INT8, 2, 1, 1, false)
-FEW(gate_up_few_16_int8, INT8, 2, 2, 2, false)
-FEW(gate_up_few_32_int8, INT8, 2, 4, 2, false)
-FEW(normed_linear_few_int8, INT8, 1, 1, 1, true)
-FEW(normed_gate_up_few_int8, INT8, 2, 1, 1, true)
+    // A stage over B: each Linear's ranks in its part of a row.
+    __device__ void copy_b(int stage) const {
+        const int tile = stage % b_tiles, row = threadIdx.x / WARP * COUNT, weight = row / OF_WEIGHT;
+        const AdapterEntry entry = parts[weight].adapters[table.adapters[stage / b_tiles]];
+        const RowCopies<COUNT> b(entry.b, entry.b_stride, first_output + row % OF_WEIGHT, min(parts[weight].out, table.most_out),
+                                 min(entry.b_stride, (tile + 1) * OF_RANKS));
+        b.copy(ring.slot(), tile * OF_RANKS);
+    }
+    __device__ void copy_ranks(int stage) const {
+        const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, weight = WEIGHTS * lane / WARP;
+        const int rank = stage % b_tiles * OF_RANKS + 8 * lane % OF_RANKS, adapter = table.adapters[stage / b_tiles];
+        wait_for(counter, shrinks);
+        for (int row = warp; row < ring.rows; row += WARPS) {
+            const SegmentRow& size = table.rows[weight][row];
+            const __nv_bfloat16* from = parts[weight].shrunk + static_cast<size_t>(ring.first + row) * parts[weight].rank + rank;
+            cp_async_16(ring.slot_inputs() + row * ROW_BYTES + 16 * swizzled_piece(row, lane), from,
+                        size.adapter == adapter ? chunk_bytes(rank, size.rank) : 0);
+        }
+    }
+    // The weights, or the inputs, of a stage.
+    __device__ __forceinline__ void copy_weights(const WeightCopies<FORMAT, WEIGHTS>& w, int stage) const {
+        if (stage < chunks) {
+            w.copy(ring.slot(), chunk_of(stage));
+        } else if (stage < chunks + of_b) {
+            copy_b(stage - chunks);
+        }
+    }
+    __device__ __forceinline__ void copy_inputs(int stage) const {
+        if (stage < chunks) {
+            ring.copy_inputs(chunk_of(stage));
+        } else if (stage < chunks + of_b) {
+            copy_ranks(stage - chunks);
+        }
+    }
 
-FEW(linear_few_8_int4, INT4, 1, 1, 1, false)
-FEW(linear_few_16_int4, INT4, 1, 2, 2, false)
-FEW(linear_few_32_int4, INT4, 1, 4, 4, false)
-FEW(gate_up_few_8_int4, INT4, 2, 1, 1, false)
-FEW(gate_up_few_16_int4, INT4, 2, 2, 2, false)
-FEW(gate_up_few_32_int4, INT4, 2, 4, 2, false)
-FEW(normed_linear_few_int4, INT4, 1, 1, 1, true)
-FEW(normed_gate_up_few_int4, INT4, 2, 1, 1, true)
+    // Starts the copies of the first stages: of weights at once, of inputs after the kernel before.
+    __device__ __forceinline__ void begin(const WeightCopies<FORMAT, WEIGHTS>& w) {
+        for (int i = 0; i < STAGES - 1; i++) {
+            copy_weights(w, i);
+            if (i == 0 && usual) copy_usual_b();
+            ring.copied();
+        }
+        wait_for_previous_kernel();
+        ring.to = 0;
+        for (int i = 0; i < STAGES - 1; i++) {
+            copy_inputs(i);
+            ring.copied();
+        }
+        if constexpr (NORM) ring.norm_inputs(table);
+    }
+    // A stage over W.
+    __device__ __forceinline__ void multiply(int chunk, int group, int slice, const Places& places, float (&sums)[R::N][4]) {
+        if (slice < steps_of(ring.inp, chunk)) {
+            if constexpr (FORMAT == BF16) {
+                Shared x[R::N];
+                ring.rows_of(chunk, x);
+                multiply_bf16(ring.shared + ring.from, places, x, sums);
+            } else {
+                const unsigned char* x[R::N];
+                ring.quarter_rows_of(chunk, x);
+                multiply_blocks<FORMAT>(ring.memory + ring.from, group * OUTPUTS, x, slice, sums);
+            }
+        }
+        ring.computed();
+    }
+    // All stages over W. The shrinks are looked after two stages before the ranks are asked for, and those while the last stages
+    // are on their way, so that nothing waits for either.
+    __device__ __forceinline__ void multiply_all(const WeightCopies<FORMAT, WEIGHTS>& w, int group, int slice, const Places& places,
+                                                 float (&sums)[R::N][4]) {
+        const int ask_at = max(chunks - STAGES, 0), look_at = max(ask_at - 2, 0);
+        unsigned shrunk = 0;
+        int chunk = chunk_of(0), next = STAGES - 1 < chunks ? chunk_of(STAGES - 1) : 0, stage = 0;
+        for (; stage + STAGES - 1 < chunks; stage++) {
+            ring.wait();
+            w.copy(ring.slot(), next);
+            ring.copy_inputs(next);
+            if (usual && stage == look_at) shrunk = counted(counter);
+            if (usual && stage == ask_at) {
+                if (shrunk < shrinks) wait_for(counter, shrinks);
+                copy_usual_ranks();
+            }
+            ring.copied();
+            multiply(chunk, group, slice, places, sums);
+            chunk = chunk + 1 == chunks ? 0 : chunk + 1;
+            next = next + 1 == chunks ? 0 : next + 1;
+        }
+        for (; stage < chunks; stage++) {
+            ring.wait();
+            copy_weights(w, stage + STAGES - 1);
+            copy_inputs(stage + STAGES - 1);
+            if (usual && stage == ask_at && ask_at + STAGES - 1 >= chunks) {
+                wait_for(counter, shrinks);
+                copy_usual_ranks();
+            }
+            ring.copied();
+            multiply(chunk_of(stage), group, slice, places, sums);
+        }
+    }
+
+    // B t, by the first slice of each group.
+    __device__ __forceinline__ void add_usual(int group, int slice, float (&sums)[R::N][4]) const {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (slice > 0) return;
+        const int lane = threadIdx.x % WARP, w_row = group * OUTPUTS + lane % 16, weight = WEIGHTS == 2 ? group : 0;
+        const Shared w = shared_at(b_tile) + w_row * RANK_BYTES, t = shared_at(rank_tiles) + weight * ROWS * RANK_BYTES;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            if (half * (RANKS / 2) >= table.most_rank) break;
+            unsigned a[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) ldmatrix_x4(a[i], w + 16 * swizzled_piece(w_row, 4 * half + 2 * i + lane / 16));
+#pragma unroll
+            for (int n = 0; n < R::N; n++) {
+                const int row = min(lane % 8 + 8 * n, ring.rows - 1);
+                unsigned b[4];
+                ldmatrix_x4(b, t + row * RANK_BYTES + 16 * swizzled_piece(row, 4 * half + lane / 8));
+                mma_m16n8k16(sums[n], a[0], b[0], b[1]);
+                mma_m16n8k16(sums[n], a[1], b[2], b[3]);
+            }
+        }
+    }
+    // The same through the ring, for each of the rows' super-adapters.
+    __device__ void add_adapters(int group, int slice, float (&sums)[R::N][4]) {
+        const int weight = WEIGHTS == 2 ? group : 0;
+        for (int at = 0; at < of_b; at++) {
+            ring.wait();
+            if (at + STAGES - 1 < of_b) copy_b(at + STAGES - 1), copy_ranks(at + STAGES - 1);
+            ring.copied();
+            if (slice * STEP < min(OF_RANKS, table.most_rank - at % b_tiles * OF_RANKS)) {
+                Shared x[R::N];
+#pragma unroll
+                for (int n = 0; n < R::N; n++) x[n] = ring.shared + ring.from + WEIGHT_BYTES + ring.x_rows[n];
+                // B stands at the beginning of its rows, the ranks at their Linear's part.
+                Places places(group * OUTPUTS, slice, weight * (OF_RANKS / 8) + slice * (STEP / 8));
+                multiply_bf16(ring.shared + ring.from, places, x, sums);
+            }
+            ring.computed();
+        }
+    }
+
+    __device__ __forceinline__ void run(bool onto) {
+        const int warp = threadIdx.x / WARP, group = warp % GROUPS, slice = warp / GROUPS;
+        const WeightCopies<FORMAT, WEIGHTS> w(parts, first_output, table.most_out, table.most_inp);
+        begin(w);
+        const int output = first_output + threadIdx.x % OF_WEIGHT, first_row = threadIdx.x / OF_WEIGHT;
+        float before[RESULTS] = {};
+        // Asked for early, where registers allow it.
+        if (FORMAT == BF16 && onto) read_before(output, first_row, before);
+        float sums[R::N][4] = {};
+        multiply_all(w, group, slice, Places(group * OUTPUTS, slice, slice * (STEP / 8)), sums);
+        if (FORMAT != BF16 && onto) read_before(output, first_row, before);
+        if (usual) {
+            add_usual(group, slice, sums);
+        } else {
+            add_adapters(group, slice, sums);
+        }
+        const Desk<ROWS> desk = {slices};
+        desk.put(slice, group, sums);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < RESULTS; i++) {
+            const int row = first_row + i * ROWS_AT_ONCE;
+            if (row < ring.rows && output < parts[0].out) write(desk, row, output, before[i]);
+        }
+    }
+
+    // What results are added to; a thread has an output of some rows.
+    __device__ __forceinline__ void read_before(int output, int first_row, float (&before)[RESULTS]) const {
+        if (WEIGHTS == 2 || output >= parts[0].out) return;
+        const float* y = static_cast<const float*>(parts[0].y) + static_cast<size_t>(ring.first) * parts[0].y_stride + output;
+#pragma unroll
+        for (int i = 0; i < RESULTS; i++) {
+            const int row = first_row + i * ROWS_AT_ONCE;
+            if (row < ring.rows) before[i] = y[static_cast<size_t>(row) * parts[0].y_stride];
+        }
+    }
+
+    __device__ __forceinline__ void write(const Desk<ROWS>& desk, int row, int output, float before) const {
+        const Part& part = parts[0];
+        const float norm = NORM ? norm_of(row) : 1.0f;
+        float values[WEIGHTS];
+#pragma unroll
+        for (int n = 0; n < WEIGHTS; n++) {
+            const float* bias = parts[n].bias;
+            const int of_tile = n * OF_WEIGHT + output - first_output;
+            const float sum = norm * desk.total(of_tile / OUTPUTS, row, of_tile % OUTPUTS);
+            values[n] = output < table.rows[n][row].out ? sum + (bias ? bias[output] : 0.0f) : 0.0f;
+        }
+        const size_t at = static_cast<size_t>(ring.first + row) * part.y_stride + output;
+        if constexpr (WEIGHTS == 2) {
+            static_cast<__nv_bfloat16*>(part.y)[at] = __float2bfloat16(silu(values[0]) * values[1]);
+        } else {
+            static_cast<float*>(part.y)[at] = before + values[0];
+        }
+    }
+
+    // 1 / sqrt(mean of the squares of a row's inputs + eps)
+    __device__ __forceinline__ float norm_of(int row) const {
+        float all = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) all += table.squares[warp][row];
+        return rsqrtf(all / ring.inputs.width + ring.inputs.eps);
+    }
+};
+
+// Slices that so many inputs are cut into: by the weight, so that ranks are added up in the same order whatever the batch's widths.
+__device__ __forceinline__ int slices_of(int inp, int shrink_chunks) {
+    const int chunks = (inp + CHUNK - 1) / CHUNK;
+    return chunks <= shrink_chunks ? 1 : (chunks + shrink_chunks - 1) / shrink_chunks;
+}
+
+// Blocks of shrinks come first: whoever waits, waits for blocks that began before.
+template <int FORMAT, int WEIGHTS, int ROWS, bool NORM>
+__device__ __forceinline__ void work(const Inputs& inputs, const Parts& parts, int part_count, Counters* counters, int shrink_chunks,
+                                     bool onto) {
+    DYN_SHARED(uint4, memory);
+    __shared__ Table<WEIGHTS, ROWS> table;
+    __shared__ float slices[SLICES * Desk<ROWS>::NUMBERS];
+    __shared__ uint4 b_tile[TILE * RANK_BYTES / 16], rank_tiles[WEIGHTS * ROWS * RANK_BYTES / 16];
+    using ThisRing = Ring<ROWS, NORM>;
+    using ThisExpand = Expand<ThisRing, FORMAT, WEIGHTS, ROWS, NORM>;
+    let_next_kernel_begin();
+    const int row_blocks = (inputs.rows + ROWS - 1) / ROWS, row_block = static_cast<int>(blockIdx.x) % row_blocks;
+    int item = static_cast<int>(blockIdx.x) / row_blocks, part = 0;
+    // Shrinks, the blocks that they take, and those of the parts before the block's own.
+    int shrinks = 0, shrink_blocks = 0, before = 0;
+    for (int n = 0; n < part_count; n++) {
+        const int of_part = parts.of[n].adapter_count * (parts.of[n].rank / TILE);
+        shrinks += of_part, shrink_blocks += of_part * slices_of(parts.of[n].inp, shrink_chunks);
+    }
+    const bool shrinking = item < shrink_blocks;
+    if (shrinking) {
+        for (;; part++) {
+            const int of_part = parts.of[part].adapter_count * (parts.of[part].rank / TILE);
+            const int blocks = of_part * slices_of(parts.of[part].inp, shrink_chunks);
+            if (item < blocks) break;
+            item -= blocks, before += of_part;
+        }
+    } else {
+        item -= shrink_blocks;
+        for (; WEIGHTS == 1 && item >= (parts.of[part].out + TILE - 1) / TILE; part++) item -= (parts.of[part].out + TILE - 1) / TILE;
+    }
+    const Part* of = WEIGHTS == 1 ? parts.of + part : parts.of;
+    const int first = row_block * ROWS, rows = min(ROWS, inputs.rows - first);
+    describe(table, of, first, rows);
+    ThisRing ring(inputs, table, reinterpret_cast<unsigned char*>(memory), first, rows);
+    if (shrinking) {
+        const int weight = WEIGHTS == 1 ? 0 : part, slice_count = slices_of(of[weight].inp, shrink_chunks), tiles = of[weight].rank / TILE;
+        const int number = item / slice_count, slice = item % slice_count;
+        const Shrink own = {weight,
+                            number / tiles,
+                            number % tiles * TILE,
+                            slice,
+                            slice_count,
+                            slice * shrink_chunks,
+                            min(ring.chunks, (slice + 1) * shrink_chunks),
+                            counters->slices + (before + number) * row_blocks + row_block};
+        shrink<ThisRing, WEIGHTS, ROWS, NORM>(ring, table, of[weight], own, slices, &counters->shrunk);
+    } else {
+        const int first_output = item * (TILE / WEIGHTS);
+        const bool idle = first_output >= table.most_out;
+        const bool usual = !idle && table.adapter_count == 1 && table.most_rank <= RANKS && ring.chunks > 0;
+        ThisExpand expand = {ring, table, of, first_output, &counters->shrunk, static_cast<unsigned>(shrinks * row_blocks), slices,
+                             reinterpret_cast<unsigned char*>(b_tile), reinterpret_cast<unsigned char*>(rank_tiles), usual};
+        expand.chunks = idle ? 0 : ring.chunks;
+        expand.start = item % ((of->inp + CHUNK - 1) / CHUNK);
+        if (expand.start >= expand.chunks) expand.start = 0;
+        expand.b_tiles = (table.most_rank + ThisExpand::OF_RANKS - 1) / ThisExpand::OF_RANKS;
+        expand.of_b = idle || usual ? 0 : table.adapter_count * expand.b_tiles;
+        expand.run(onto);
+    }
+    // The last one to leave makes the counters ready for the next launch.
+    if (shrinks > 0 && threadIdx.x == 0 && atomicAdd(&counters->left, 1u) == gridDim.x - 1) counters->shrunk = counters->left = 0;
+}
+
+// `shrink_chunks`: chunks of a slice of a shrink's inputs. Blocks: for each ROWS rows those of all shrinks, then those of all expands; see
+// `work`. Shared memory: the ring's slots, then normed
+// inputs.
+#define FEW(NAME, FORMAT, WEIGHTS, ROWS, NORM)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, (ROWS) * ((FORMAT) == INT8 ? 2 : 1) >= 32 ? 1 : (ROWS) == 16 || (FORMAT) == INT8 ? 2 : 3)  \
+        NAME(const Inputs inputs, const Parts parts, int part_count, Counters* counters, int shrink_chunks, int onto) { \
+        work<FORMAT, WEIGHTS, ROWS, NORM>(inputs, parts, part_count, counters, shrink_chunks, onto != 0);         \
+    }
+
+#define FORMATS(NAME, WEIGHTS, ROWS, NORM)      \
+    FEW(NAME, BF16, WEIGHTS, ROWS, NORM)        \
+    FEW(NAME##_int8, INT8, WEIGHTS, ROWS, NORM) \
+    FEW(NAME##_int4, INT4, WEIGHTS, ROWS, NORM)
+
+FORMATS(linear_few_8, 1, 8, false)
+FORMATS(linear_few_16, 1, 16, false)
+FORMATS(linear_few_32, 1, 32, false)
+FORMATS(gate_up_few_8, 2, 8, false)
+FORMATS(gate_up_few_16, 2, 16, false)
+FORMATS(gate_up_few_32, 2, 32, false)
+FORMATS(normed_linear_few, 1, 8, true)
+FORMATS(normed_gate_up_few, 2, 8, true)

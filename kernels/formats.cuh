@@ -15,7 +15,7 @@ constexpr int BLOCK = 32;
 
 // Bytes of so many numbers.
 template <int FORMAT>
-__device__ __forceinline__ size_t bytes_of(size_t numbers) {
+__host__ __device__ constexpr size_t bytes_of(size_t numbers) {
     return FORMAT == BF16 ? 2 * numbers : FORMAT == INT8 ? numbers : numbers / 2;
 }
 

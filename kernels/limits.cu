@@ -3,6 +3,7 @@
 
 // Reads `count` times 16 bytes. The result is only written where it is a number that it never is, so that the loads stay.
 extern "C" __global__ void read_all(const uint4* __restrict__ from, size_t count, unsigned* to) {
+    begin_after_previous_kernel();
     unsigned all = 0;
     for (size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < count;
          at += static_cast<size_t>(gridDim.x) * blockDim.x) {
@@ -14,6 +15,7 @@ extern "C" __global__ void read_all(const uint4* __restrict__ from, size_t count
 
 // Eight sums that do not wait for each other, `turns` times. Two operations each.
 extern "C" __global__ void multiply_add(int turns, float factor, float* to) {
+    begin_after_previous_kernel();
     float sums[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) sums[i] = static_cast<float>(threadIdx.x + i);
@@ -29,6 +31,7 @@ extern "C" __global__ void multiply_add(int turns, float factor, float* to) {
 
 // The same with tensor cores: eight products of 16 x 8 x 16 bf16 numbers a turn and warp, each onto sums of its own.
 extern "C" __global__ void multiply_add_tensors(int turns, float factor, float* to) {
+    begin_after_previous_kernel();
     float sums[8][4] = {};
     const unsigned number = __float_as_uint(factor + threadIdx.x);
     const unsigned a[4] = {number, number, number, number};

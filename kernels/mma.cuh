@@ -12,6 +12,14 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
+// An address in shared memory, as the instructions below take it: for loops that would find it anew in every turn.
+using Shared = unsigned;
+__device__ __forceinline__ Shared shared_at(const void* pointer) {
+    unsigned at = shared_address(pointer);
+    asm volatile("" : "+r"(at));
+    return at;
+}
+
 // sums (16, 8) += a (16, 16) b (16, 8), by the 32 lanes of a warp; which lane holds what is in the PTX manual under
 // mma.m16n8k16. Not volatile: the compiler may move it between loads.
 __device__ __forceinline__ void mma_m16n8k16(float (&sums)[4], const unsigned (&a)[4], unsigned b_low, unsigned b_high) {
@@ -21,11 +29,12 @@ __device__ __forceinline__ void mma_m16n8k16(float (&sums)[4], const unsigned (&
 }
 
 // Four or two matrices of 8 rows of 16 bytes from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ __forceinline__ void ldmatrix_x4(unsigned (&to)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(unsigned (&to)[4], Shared row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row)));
+                 : "r"(row));
 }
+__device__ __forceinline__ void ldmatrix_x4(unsigned (&to)[4], const void* row) { ldmatrix_x4(to, shared_address(row)); }
 __device__ __forceinline__ void ldmatrix_x2(unsigned (&to)[2], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                  : "=r"(to[0]), "=r"(to[1])
@@ -44,10 +53,13 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned (&to)[2], const void*
 
 // Copies `bytes` (0 to 16) from device memory to shared memory and fills up to 16 with zeros, while the thread goes on. Past
 // the first-level cache: other blocks, not this one, need the same bytes again.
-__device__ __forceinline__ void cp_async_16(void* shared, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-                 :
-                 : "r"(shared_address(shared)), "l"(from), "r"(bytes));
+__device__ __forceinline__ void cp_async_16(Shared shared, const void* from, int bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" : : "r"(shared), "l"(from), "r"(bytes));
+}
+__device__ __forceinline__ void cp_async_16(void* shared, const void* from, int bytes) { cp_async_16(shared_address(shared), from, bytes); }
+// The same with 4 bytes or none.
+__device__ __forceinline__ void cp_async_4(Shared shared, const void* from, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" : : "r"(shared), "l"(from), "r"(bytes));
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the newest groups of this thread's copies are done. The other threads' take a barrier after it.
@@ -55,6 +67,11 @@ template <int GROUPS_LEFT>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
 }
+
+#else
+
+using Shared = unsigned char*;
+inline Shared shared_at(const void* pointer) { return static_cast<Shared>(const_cast<void*>(pointer)); }
 
 #endif
 

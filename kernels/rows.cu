@@ -5,6 +5,7 @@
 // y[t] = table[tokens[t]]. One block a row.
 extern "C" __global__ void embed(const Matrix table, const unsigned* __restrict__ tokens, float* __restrict__ y, int y_stride,
                                  int width) {
+    begin_after_previous_kernel();
     const size_t row = blockIdx.x;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
         y[row * y_stride + i] = __bfloat162float(number_at(table, tokens[row], i));
@@ -13,6 +14,7 @@ extern "C" __global__ void embed(const Matrix table, const unsigned* __restrict_
 
 // y = weight, in bf16, for the products of many rows; zeros between a row's end and the next one. One block a row.
 extern "C" __global__ void unpack_weight(const Matrix weight, __nv_bfloat16* __restrict__ y, int y_stride, int columns) {
+    begin_after_previous_kernel();
     const size_t row = blockIdx.x;
     for (int i = threadIdx.x; i < y_stride; i += blockDim.x) {
         y[row * y_stride + i] = i < columns ? number_at(weight, row, i) : __float2bfloat16(0.0f);
@@ -22,6 +24,7 @@ extern "C" __global__ void unpack_weight(const Matrix weight, __nv_bfloat16* __r
 // y[t] = x[rows[t]], rows of `words` times four bytes. One block a row.
 extern "C" __global__ void select_rows(const unsigned* __restrict__ x, const unsigned* __restrict__ rows,
                                        unsigned* __restrict__ y, int words) {
+    begin_after_previous_kernel();
     const size_t row = blockIdx.x, from = rows[row];
     for (int i = threadIdx.x; i < words; i += blockDim.x) y[row * words + i] = x[from * words + i];
 }
@@ -29,6 +32,7 @@ extern "C" __global__ void select_rows(const unsigned* __restrict__ x, const uns
 // y = x / sqrt(mean(x^2) + eps) * weight, as bf16. One block a row.
 extern "C" __global__ void rms_norm(const float* __restrict__ x, const float* __restrict__ weight,
                                     __nv_bfloat16* __restrict__ y, int stride, int width, float eps) {
+    begin_after_previous_kernel();
     __shared__ float scratch[WARP];
     const float* from = x + static_cast<size_t>(blockIdx.x) * stride;
     float squares = 0.0f;
@@ -40,16 +44,19 @@ extern "C" __global__ void rms_norm(const float* __restrict__ x, const float* __
 
 // The same numbers in the other form.
 extern "C" __global__ void to_bf16(const float* __restrict__ x, __nv_bfloat16* __restrict__ y, size_t count) {
+    begin_after_previous_kernel();
     const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (at < count) y[at] = __float2bfloat16(x[at]);
 }
 extern "C" __global__ void to_f32(const __nv_bfloat16* __restrict__ x, float* __restrict__ y, size_t count) {
+    begin_after_previous_kernel();
     const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (at < count) y[at] = __bfloat162float(x[at]);
 }
 
 // x += y
 extern "C" __global__ void add_rows(float* __restrict__ x, const float* __restrict__ y, size_t count) {
+    begin_after_previous_kernel();
     const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (at < count) x[at] += y[at];
 }
@@ -57,12 +64,14 @@ extern "C" __global__ void add_rows(float* __restrict__ x, const float* __restri
 // y = silu(gate) * up, as bf16; zero where a row's sub-network is not active, because gate is.
 extern "C" __global__ void silu_multiply(const float* __restrict__ gate, const float* __restrict__ up,
                                          __nv_bfloat16* __restrict__ y, size_t count) {
+    begin_after_previous_kernel();
     const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (at < count) y[at] = __float2bfloat16(silu(gate[at]) * up[at]);
 }
 
 // Rotates each head of x (T, heads * D) by its row's angles, of which `angles` holds D / 2 cosines, then as many sines; the two halves of a head pair up. One block a row.
 extern "C" __global__ void rotary(float* __restrict__ x, int stride, const float* __restrict__ angles, int width, int half) {
+    begin_after_previous_kernel();
     float* row = x + static_cast<size_t>(blockIdx.x) * stride;
     const float* by = angles + static_cast<size_t>(blockIdx.x) * 2 * half;
     for (int i = threadIdx.x; i < width / 2; i += blockDim.x) {

@@ -149,6 +149,7 @@ __device__ void find(const Weigher& row, int vocabulary, double uniform, SampleD
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     sample(float* logits, int stride, int vocabulary, const DrawRow* draws, const Edit* edits, unsigned* chosen) {
     __shared__ SampleDesk desk;
+    begin_after_previous_kernel();
     const DrawRow draw = draws[blockIdx.x];
     float* row = logits + static_cast<size_t>(draw.row) * stride;
     for (int i = threadIdx.x; i < draw.edit_count; i += SAMPLE_THREADS) {

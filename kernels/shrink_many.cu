@@ -115,19 +115,36 @@ __device__ __forceinline__ void shrink_many(const bf16* x, int x_stride, int2 ti
     }
 }
 
-// Two launches, of 256 threads; a grid of (s_stride / COLUMNS rounded up, tiles); BYTES of dynamic shared memory, for which
-// cuFuncSetAttribute with MAX_DYNAMIC_SHARED_SIZE_BYTES goes before it. The smaller one has four times the blocks, so that
-// few rows fill a GPU; the larger one reads x and A half as often.
+// One Linear's part; `Shrink` in src/backend/cuda/many.rs. `tiles`: a first row and a count, at most ROWS, of rows that share a
+// super-adapter.
+struct Shrink {
+    const int2* tiles;
+    const SegmentRow* sizes;
+    const AdapterEntry* adapters;
+    bf16* s;
+    int s_stride, tile_count;
+};
+constexpr int MOST_SHRINKS = 3;
+struct Shrinks {
+    Shrink of[MOST_SHRINKS];
+};
+
+// Of up to three Linears of one x, which a launch on its own would leave most of a GPU idle. 256 threads; a grid of (the widest
+// s_stride / COLUMNS rounded up, the most tiles, Linears); BYTES of dynamic shared memory, for which cuFuncSetAttribute with
+// MAX_DYNAMIC_SHARED_SIZE_BYTES goes before it. The smaller shape has four times the blocks, so that few rows fill a GPU; the
+// larger one reads x and A half as often.
 using Shrink16 = ShrinkShape<16, 16, 4>;
 using Shrink32 = ShrinkShape<32, 32, 3>;
 static_assert(Shrink16::BYTES == 65536 && Shrink32::BYTES == 98304, "as it is launched");
 
-// `tiles`: a first row and a count, at most ROWS, of rows that share a super-adapter; a tile for each blockIdx.y.
 #define SHRINK_MANY(NAME, SHAPE)                                                                                            \
     extern "C" __global__ void __launch_bounds__(256)                                                                       \
-        NAME(const bf16* x, int x_stride, const int2* tiles, const SegmentRow* sizes, const AdapterEntry* adapters,         \
-             bf16* s, int s_stride) {                                                                                       \
-        shrink_many<SHAPE>(x, x_stride, tiles[blockIdx.y], sizes, adapters, s, s_stride);                                   \
+        NAME(const bf16* x, int x_stride, const __grid_constant__ Shrinks shrinks) {                                        \
+        begin_after_previous_kernel();                                                                                      \
+        const Shrink& own = shrinks.of[blockIdx.z];                                                                         \
+        const int tile = blockIdx.y, column = blockIdx.x * SHAPE::COLUMNS;                                                  \
+        if (tile >= own.tile_count || column >= own.s_stride) return;                                                       \
+        shrink_many<SHAPE>(x, x_stride, own.tiles[tile], own.sizes, own.adapters, own.s, own.s_stride);                     \
     }
 
 SHRINK_MANY(shrink_many_16, Shrink16)

@@ -25,10 +25,12 @@
 #undef __host__
 #undef __shared__
 #undef __constant__
+#undef __grid_constant__
 #undef __launch_bounds__
 #define __device__
 #define __host__
 #define __constant__ static
+#define __grid_constant__
 // A static without a value, which build.sh puts into a section of the source file's own; the scheduler fills that with
 // NaN before each block. (A section attribute would be shorter, but g++ drops it inside of templates.) Marked as used,
 // or the compiler takes an array that is never written for zeros.
@@ -209,6 +211,10 @@ inline void __threadfence_block() {}
 
 template <class T>
 T __ldg(const T* address) {
+    return *address;
+}
+template <class T>
+T __ldcg(const T* address) {
     return *address;
 }
 template <class T>

@@ -188,6 +188,17 @@ LONAS_API cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, un
     });
 }
 
+// Attributes say how a launch may overlap with others; here none does.
+LONAS_API cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra) {
+    if (!config) return refuse(CUDA_ERROR_INVALID_VALUE, "a launch without a configuration");
+    for (unsigned i = 0; i < config->numAttrs; i++) {
+        if (config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+            return refuse(CUDA_ERROR_NOT_SUPPORTED, "a launch with attribute %d", static_cast<int>(config->attrs[i].id));
+    }
+    return cuLaunchKernel(function, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX, config->blockDimY,
+                          config->blockDimZ, config->sharedMemBytes, config->hStream, arguments, extra);
+}
+
 LONAS_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction handle, int block_size, size_t shared) {
     Lock lock(driver_lock);
     if (!find_function(handle)) return CUDA_ERROR_INVALID_HANDLE;

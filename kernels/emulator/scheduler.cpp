@@ -271,9 +271,8 @@ void run_grid(const Launch& launch, void** arguments) {
     sigaltstack(&handler_stack, &former_stack);
     watch_shared(shared_end - (launch.dynamic_shared + 15) / 16 * 16, shared_end, kernel->shared_begin, kernel->shared_end);
     const uint64_t blocks = uint64_t{grid_size.x} * grid_size.y * grid_size.z;
-    uint64_t stride = seed % blocks | 1;
-    while (std::gcd(stride, blocks) != 1) ++stride;
-    for (uint64_t step = 0, block = seed / 2 % blocks; step < blocks; ++step, block = (block + stride) % blocks) {
+    // In the order of their indices, as GPUs begin them: a block may wait for one before it (`wait_for` in common.cuh).
+    for (uint64_t block = 0; block < blocks; ++block) {
         block_index = make_uint3(block % grid_size.x, block / grid_size.x % grid_size.y, block / grid_size.x / grid_size.y);
         random_state = mix(seed ^ block);
         current = nullptr;

@@ -106,9 +106,14 @@ int run_limits() {
 }
 
 int run_wrong(const std::string& name) {
-    Buffer out{std::vector<float>(kThreads)}, in{std::vector<float>(kThreads)};
+    // wgmma takes four warps, and tiles of 16 KiB with what aligns them.
+    const bool group = name.find("wgmma") != name.npos || name == "warpgroup" || name == "misaligned_tile";
+    const int threads = group ? 2 * kThreads : kThreads;
+    Buffer out{std::vector<float>(threads)}, in{std::vector<float>(kThreads)};
     int n = kThreads, half = kThreads / 2;
-    if (name == "write_past_end")
+    if (group)
+        launch(name.c_str(), {&out.pointer}, 17 << 10, 1, threads);
+    else if (name == "write_past_end")
         launch("write_past_end", {&out.pointer, &n}, 0, 2);
     else if (name == "write_before_far") {
         out.pointer -= 4096;
@@ -140,7 +145,7 @@ int run_wrong(const std::string& name) {
         launch("write_one", {&out.pointer});
     } else
         launch(name.c_str(), {&out.pointer}, kThreads * sizeof(float), name == "uninitialised_in_template" ? 3 : 1);
-    const int written = name == "missing_syncwarp" || name == "tensor_cores" ? 32 : kThreads;
+    const int written = name == "missing_syncwarp" || name == "tensor_cores" ? 32 : threads;
     for (float number : read(out.pointer, written))
         if (!(number == 1.0f)) return verdict(false);  // NaN is not equal either
     return verdict(true);

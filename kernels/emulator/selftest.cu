@@ -220,3 +220,69 @@ extern "C" __global__ void copy_past_end(const float* in, float* out) {
     cp_async_wait<0>();
     out[threadIdx.x] = numbers[threadIdx.x * 4];
 }
+
+// A warpgroup's product of tiles with rows of 128 bytes: ones by ones, 64 numbers deep.
+struct Tiles {
+    __nv_bfloat16 *a, *b;
+};
+__device__ Tiles tiles_of_ones() {
+    DYN_SHARED(uint4, memory);
+    const size_t address = (reinterpret_cast<size_t>(memory) + 1023) / 1024 * 1024;
+    const Tiles tiles = {reinterpret_cast<__nv_bfloat16*>(address), reinterpret_cast<__nv_bfloat16*>(address) + 64 * 64};
+    for (int i = threadIdx.x; i < 2 * 64 * 64; i += blockDim.x) tiles.a[i] = __float2bfloat16(1.0f);
+    return tiles;
+}
+__device__ void multiply(const Tiles& tiles, float (&sums)[32]) {
+    const unsigned long long a = tile_descriptor(tiles.a), b = tile_descriptor(tiles.b);
+    wgmma_fence();
+    for (int i = 0; i < 4; i++) wgmma_m64k16<64>(sums, a + 2 * i, b + 2 * i);
+    wgmma_commit();
+}
+// Right: which number stands where, in the swizzle, and which thread has which sum.
+extern "C" __global__ void warpgroup(float* out) {
+    const Tiles tiles = tiles_of_ones();
+    __syncthreads();
+    for (int i = threadIdx.x; i < 64 * 64; i += blockDim.x) {
+        const int row = i / 64, k = i % 64, at = row * 64 + (k / 8 ^ row % 8) * 8 + k % 8;
+        tiles.a[at] = __float2bfloat16(left(row, k));
+        tiles.b[at] = __float2bfloat16(right(k, row));
+    }
+    fence_shared_writes();
+    __syncthreads();
+    float sums[32];
+    for (float& sum : sums) sum = 1.0f;
+    multiply(tiles, sums);
+    wgmma_wait<0>();
+    bool correct = true;
+    for (int i = 0; i < 32; i++) {
+        const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i / 2 % 2 * 8;
+        const int column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+        float sum = 1.0f;
+        for (int k = 0; k < 64; k++) sum += left(row, k) * right(k, column);
+        correct = correct && sums[i] == sum;
+    }
+    out[threadIdx.x] = correct ? 1.0f : 0.0f;
+}
+extern "C" __global__ void missing_wgmma_wait(float* out) {
+    const Tiles tiles = tiles_of_ones();
+    __syncthreads();
+    float sums[32] = {};
+    multiply(tiles, sums);
+    out[threadIdx.x] = sums[0] / 64;  // not there yet
+}
+extern "C" __global__ void missing_barrier_before_wgmma(float* out) {
+    const Tiles tiles = tiles_of_ones();
+    float sums[32] = {};
+    multiply(tiles, sums);  // what the others may not have written
+    wgmma_wait<0>();
+    out[threadIdx.x] = sums[0] / 64;
+}
+extern "C" __global__ void misaligned_tile(float* out) {
+    Tiles tiles = tiles_of_ones();
+    tiles.b += 8;
+    __syncthreads();
+    float sums[32] = {};
+    multiply(tiles, sums);
+    wgmma_wait<0>();
+    out[threadIdx.x] = sums[0] / 64;
+}

@@ -67,6 +67,10 @@ expect missing_barrier_before_copy "$race .*at selftest.cu:$(line '// the other 
 expect misaligned_ldmatrix "a misaligned ldmatrix at selftest.cu:$(line '// 8 bytes too far')"
 expect ldmatrix_of_device_memory "ldmatrix at selftest.cu:$(line '// never to shared memory') reads what is not .* shared"
 expect divergent_mma "divergent warp collective: .* waits in mma $at, but of its mask .*__syncthreads $at"
+expect warpgroup '^passed'
+expect missing_wgmma_wait '^wrong result'
+expect missing_barrier_before_wgmma "a race in dynamic shared memory.* are not ordered by a barrier"
+expect misaligned_tile "a tile for wgmma $at begins at a multiple of 1024 bytes"
 expect misaligned_copy "a misaligned cp.async $at"
 expect copy_past_end "an illegal cp.async at selftest.cu:$(line '// 1024 bytes of 256') of 16 bytes.*$buffer.*past its end"
 

@@ -32,7 +32,7 @@ struct Load {
 struct Copy {
     unsigned char* shared;
     const unsigned char* from;
-    int bytes;
+    int bytes, size;
     const void* code;
 };
 struct Copies {
@@ -40,6 +40,19 @@ struct Copies {
     std::vector<std::vector<Copy>> groups;  // committed and not waited for, oldest first
 };
 Copies copies[kMaxThreads];
+
+// A thread's part of a product of tiles: columns / 2 sums.
+struct TileProduct {
+    float* sums;
+    int columns;
+    uint64_t a, b;  // addresses of the first row's first number
+    const void* code;
+};
+struct TileProducts {
+    std::vector<TileProduct> open;
+    std::vector<std::vector<TileProduct>> groups;
+};
+TileProducts tile_products[kMaxThreads];
 
 float low(unsigned pair) { return emulator_bits<float>(pair << 16); }
 float high(unsigned pair) { return emulator_bits<float>(pair & 0xffff0000u); }
@@ -107,10 +120,42 @@ void collect(unsigned (&to)[MATRICES], const void* row, bool transposed, Place p
 }
 
 void finish(const Copy& copy) {
-    mark_copying(copy.shared, kChunk, nullptr);
-    note_shared(copy.shared, kChunk, true, copy.code);
+    mark_copying(copy.shared, copy.size, nullptr);
+    note_shared(copy.shared, copy.size, true, copy.code);
     memcpy(copy.shared, copy.from, copy.bytes);
-    memset(copy.shared + copy.bytes, 0, kChunk - copy.bytes);
+    memset(copy.shared + copy.bytes, 0, copy.size - copy.bytes);
+}
+
+// The sixteen numbers of a tile's row. A tile has rows of 128 bytes; bits 4 to 6 of an address are those of the number's place
+// in the row, turned over where bits 7 to 9 are set (PTX manual, "Swizzling Modes", 128 bytes).
+void tile_row(uint64_t tile, int row, const void* code, float (&to)[16]) {
+    for (int chunk = 0; chunk < 2; ++chunk) {
+        uint64_t address = tile + row * 128 + chunk * kChunk;
+        address ^= (address >> 7 & 7) << 4;
+        const auto* from = reinterpret_cast<const unsigned char*>(address);
+        if (!in_shared(from, kChunk))
+            fail("wgmma" + source_line(code) + " reads what is not the block's shared memory: " + describe_address(address));
+        note_shared(from, kChunk, false, code);
+        uint16_t numbers[8];
+        memcpy(numbers, from, kChunk);
+        for (int i = 0; i < 8; ++i) to[chunk * 8 + i] = low(numbers[i]);
+    }
+}
+// What the PTX manual calls wgmma's matrix fragment D: that of mma.m16n8k16 for each warp and eight columns.
+void finish(const TileProduct& product) {
+    const int thread = current->index % (4 * kWarpSize), lane = thread % kWarpSize;
+    float a[2][16], b[16];
+    for (int half = 0; half < 2; ++half)
+        tile_row(product.a, thread / kWarpSize * 16 + lane / 4 + 8 * half, product.code, a[half]);
+    for (int i = 0; i < product.columns / 4; ++i) {
+        tile_row(product.b, i / 2 * 8 + lane % 4 * 2 + i % 2, product.code, b);
+        for (int half = 0; half < 2; ++half) {
+            double sum = 0;
+            for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[half][k]) * b[k];
+            float& to = product.sums[i / 2 * 4 + half * 2 + i % 2];
+            to = static_cast<float>(to + sum);
+        }
+    }
 }
 
 }  // namespace
@@ -129,9 +174,10 @@ void forget_copies(int threads) {
         Copies& own = copies[thread];
         own.groups.push_back(std::move(own.open));
         for (const auto& group : own.groups)
-            for (const Copy& copy : group) mark_copying(copy.shared, kChunk, nullptr);
+            for (const Copy& copy : group) mark_copying(copy.shared, copy.size, nullptr);
         own.open.clear();
         own.groups.clear();
+        tile_products[thread] = {};
     }
 }
 
@@ -157,24 +203,25 @@ void ldmatrix_x2_trans(unsigned (&to)[2], const void* row, const char* file, int
 }
 
 // What is wrong is told here, where the copy is issued, and not at the wait, of which one stands for many copies.
-void cp_async_16(void* shared, const void* from, int bytes) {
-    const void* code = __builtin_return_address(0);
+static void cp_async(void* shared, const void* from, int bytes, int size, const void* code) {
     const auto source = reinterpret_cast<uint64_t>(from), target = reinterpret_cast<uint64_t>(shared);
-    if (bytes < 0 || bytes > kChunk)
-        fail("a cp.async" + source_line(code) + " of " + std::to_string(bytes) + " of 16 bytes");
-    if (!in_shared(shared, kChunk))
+    if (bytes < 0 || bytes > size)
+        fail("a cp.async" + source_line(code) + " of " + std::to_string(bytes) + " of " + std::to_string(size) + " bytes");
+    if (!in_shared(shared, size))
         fail("a cp.async" + source_line(code) + " to what is not the block's shared memory: " + describe_address(target));
-    if (source % kChunk || target % kChunk)
-        fail("a misaligned cp.async" + source_line(code) + ": both addresses are multiples of 16");
+    if (source % size || target % size)
+        fail("a misaligned cp.async" + source_line(code) + ": both addresses are multiples of " + std::to_string(size));
     if (bytes > 0 && !is_device_range(source, bytes))
         fail("an illegal cp.async" + source_line(code) + " of " + std::to_string(bytes) + " bytes, " +
              describe_address(source));
     // The write may happen from now on, so whoever uses the place must have been ordered before.
-    note_shared(shared, kChunk, true, code);
-    mark_copying(shared, kChunk, code);
+    note_shared(shared, size, true, code);
+    mark_copying(shared, size, code);
     copies[current->index].open.push_back(
-        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(from), bytes, code});
+        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(from), bytes, size, code});
 }
+void cp_async_16(void* shared, const void* from, int bytes) { cp_async(shared, from, bytes, kChunk, __builtin_return_address(0)); }
+void cp_async_4(void* shared, const void* from, int bytes) { cp_async(shared, from, bytes, 4, __builtin_return_address(0)); }
 void cp_async_commit() {
     Copies& own = copies[current->index];
     own.groups.push_back(std::move(own.open));
@@ -184,6 +231,27 @@ void cp_async_wait(int groups_left) {
     auto& groups = copies[current->index].groups;
     while (groups.size() > static_cast<size_t>(groups_left)) {
         for (const Copy& copy : groups.front()) finish(copy);
+        groups.erase(groups.begin());
+    }
+}
+
+unsigned long long tile_descriptor(const void* tile) {
+    const auto address = reinterpret_cast<uint64_t>(tile);
+    if (address % 1024) fail("a tile for wgmma" + source_line(__builtin_return_address(0)) + " begins at a multiple of 1024 bytes");
+    return address / kChunk;
+}
+void wgmma(float* sums, int columns, unsigned long long a, unsigned long long b) {
+    tile_products[current->index].open.push_back({sums, columns, a * kChunk, b * kChunk, __builtin_return_address(0)});
+}
+void wgmma_commit() {
+    TileProducts& own = tile_products[current->index];
+    own.groups.push_back(std::move(own.open));
+    own.open.clear();
+}
+void wgmma_wait(int groups_left) {
+    auto& groups = tile_products[current->index].groups;
+    while (groups.size() > static_cast<size_t>(groups_left)) {
+        for (const TileProduct& product : groups.front()) finish(product);
         groups.erase(groups.begin());
     }
 }

@@ -1,29 +1,28 @@
 //! The paged key-value pool, and attention over it.
 #![allow(unsafe_code)]
 
-use super::device::{Buffer, Device, Shared};
+use super::contexts::{AttentionRow, Contexts};
+use super::device::{Buffer, CHUNK_COUNTERS, Device, Shared};
 use super::kernel::{Argument, Grid, Kernel, int, pair};
 use super::rows::{Angles, Form, Rows};
 use super::{Cuda, KvDtype, unfit};
 use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
 use std::sync::Arc;
 
-/// Of kernels/attention.cu: the largest head, threads of a block, positions that it takes.
+/// Of kernels/attention.cu: the largest head, threads of a block.
 const LARGEST_HEAD: usize = 256;
-const THREADS: usize = 128;
-const CHUNK: usize = 64;
+const THREADS: usize = 256;
 /// Bytes for what chunks leave: rows are taken a part at a time where all would need more.
 const PARTIAL_BYTES: usize = if cfg!(test) { 32 << 10 } else { 32 << 20 };
 
-/// Rows of one sequence from which on they are many, and those that a tile of them has under all heads of a group.
-const MANY: usize = 8;
+/// Rows that a tile of many rows of a sequence has, under all heads of a group.
 const TILE: usize = 128;
 
 /// Keys and values: by layer keys, then values, each `[slot][kv head][D]`.
 pub struct Cache {
     layout: CacheLayout,
     dtype: KvDtype,
-    values: Buffer,
+    pub(super) values: Buffer,
 }
 
 impl Cache {
@@ -53,14 +52,6 @@ impl Cache {
     }
 }
 
-/// A row's sequence: `AttentionRow` of kernels/attention.cu.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct AttentionRow {
-    table: i32,
-    position: i32,
-}
-
 /// Queries, keys and values of a step; with angles, they are still to be rotated by them.
 pub(super) struct Step<'a> {
     pub(super) q: &'a Rows,
@@ -71,8 +62,8 @@ pub(super) struct Step<'a> {
     pub(super) spans: &'a [SequenceSpan],
 }
 
-/// Attention with the pool; without one, over a pool of its own that holds this step only. With angles, `q` is rotated where
-/// it stands.
+/// Attention with the pool; without one, over a pool of its own that holds this step only. With angles, `q` may be rotated
+/// where it stands.
 pub(super) fn attention(
     cuda: &Cuda,
     step: &Step<'_>,
@@ -105,64 +96,22 @@ pub(super) fn attention(
     }
 }
 
-/// Where each row's sequence keeps its context, as the kernels read it.
-struct Contexts {
-    /// Of every row, and of those that the kernel for few rows takes; the others' positions are below 0 there.
-    rows: Argument<'static>,
-    few: Argument<'static>,
-    any_few: bool,
-    /// `tiles` of kernels/attend_many.cu: first row, count, position, block table.
-    tiles: Argument<'static>,
-    tile_count: usize,
-    tables: Argument<'static>,
-    /// Chunks of the longest context, up to the next power of two: so that a tape stays the same while contexts grow.
-    chunks: usize,
-}
-
-impl Contexts {
-    /// `tile`: rows that a tile of many may have; 0 where there are none. The layers of a step, which keep their context in one
-    /// pool, share them.
-    fn staged(
-        device: &Device,
-        spans: &[SequenceSpan],
-        cache: &Cache,
-        tile: usize,
-    ) -> Result<Self, BackendError> {
-        let longest = spans.iter().map(|span| span.blocks.len()).max().unwrap_or(0).next_power_of_two();
-        let (mut rows, mut few) = (Vec::new(), Vec::new());
-        let (mut tables, mut tiles): (Vec<u32>, Vec<[i32; 4]>) = (Vec::new(), Vec::new());
-        for span in spans {
-            let (table, length) = (tables.len() as i32, span.rows.len());
-            let position = |i: usize| (span.start + i) as i32;
-            let is_many = tile > 0 && length >= MANY;
-            rows.extend((0..length).map(|i| AttentionRow { table, position: position(i) }));
-            few.extend(
-                (0..length).map(|i| AttentionRow { table, position: if is_many { -1 } else { position(i) } }),
-            );
-            if is_many {
-                let tile_at = |i: usize| {
-                    [(span.rows.start + i) as i32, tile.min(length - i) as i32, position(i), table]
-                };
-                tiles.extend((0..length).step_by(tile).map(tile_at));
-            }
-            tables.extend(&span.blocks);
-            tables.resize(table as usize + longest, 0);
-        }
-        let any_few = few.iter().any(|row| row.position >= 0);
-        let context = spans.iter().map(|span| span.start + span.rows.len()).max().unwrap_or(0);
-        let owner = cache.values.address;
-        let rows = device.stage_changed(owner, &rows)?;
-        // Where nothing is for tiles the two are the same.
-        let few = if tiles.is_empty() { rows } else { device.stage_changed(owner + 2, &few)? };
-        Ok(Self {
-            rows: Argument::Address(rows),
-            few: Argument::Address(few),
-            any_few,
-            tiles: Argument::Address(device.stage_changed(owner + 4, &tiles)?),
-            tile_count: tiles.len(),
-            tables: Argument::Address(device.stage_changed(owner + 6, &tables)?),
-            chunks: context.div_ceil(CHUNK).next_power_of_two(),
-        })
+/// The kernel for few rows of heads of this size, and how many positions a block of it takes: `Cut::CHUNK` of
+/// kernels/attention.cu.
+fn few(shape: &AttentionShape, dtype: KvDtype) -> (Kernel, usize) {
+    let is_grouped = shape.query_heads > shape.kv_heads;
+    match (dtype, shape.head_size) {
+        (KvDtype::F32, size) if !size.is_multiple_of(8) => (Kernel::AttendF32Odd, 32),
+        (KvDtype::Bf16, size) if !size.is_multiple_of(8) => (Kernel::AttendBf16Odd, 64),
+        (KvDtype::F32, ..=64) => (Kernel::AttendF32To64, 128),
+        (KvDtype::F32, ..=128) => (Kernel::AttendF32To128, 64),
+        (KvDtype::F32, _) => (Kernel::AttendF32To256, 32),
+        (KvDtype::Bf16, ..=64) if is_grouped => (Kernel::AttendBf16To64Grouped, 128),
+        (KvDtype::Bf16, ..=128) if is_grouped => (Kernel::AttendBf16To128Grouped, 128),
+        (KvDtype::Bf16, _) if is_grouped => (Kernel::AttendBf16To256Grouped, 64),
+        (KvDtype::Bf16, ..=64) => (Kernel::AttendBf16To64, 128),
+        (KvDtype::Bf16, ..=128) => (Kernel::AttendBf16To128, 128),
+        (KvDtype::Bf16, _) => (Kernel::AttendBf16To256, 64),
     }
 }
 
@@ -187,6 +136,7 @@ struct Launches<'a> {
     step: &'a Step<'a>,
     contexts: Contexts,
     heads: [u64; 2],
+    angles: Argument<'static>,
     keys: Argument<'static>,
     values: Argument<'static>,
     y: &'a Rows,
@@ -203,22 +153,24 @@ fn attend(
     let AttentionShape { query_heads, kv_heads, head_size } = *step.shape;
     let many = many(device, step.shape, cache);
     let tile = many.map_or(0, |_| TILE / (query_heads / kv_heads));
+    let (few, chunk) = few(step.shape, cache.dtype);
     let [keys, values] = cache.layer(layer);
     let y = Rows::new(device, step.q.length, query_heads * head_size, Form::Bf16)?;
     let launches = Launches {
         device,
         step,
-        contexts: Contexts::staged(device, spans, cache, tile)?,
+        contexts: Contexts::staged(device, cache.values.address, &cache.layout, spans, (tile, chunk))?,
         heads: [pair(query_heads, kv_heads), pair(head_size, cache.layout.block_size)],
+        angles: step.angles.map_or(Ok(Argument::Address(0)), |angles| angles.staged(device))?,
         keys,
         values,
         y: &y,
     };
-    let counters = device.activations(step.q.length * kv_heads * size_of::<u32>())?;
-    let counters = Argument::Address(counters.address());
-    launches.store(cache.dtype, counters)?;
+    if !launches.contexts.independent {
+        launches.store(cache.dtype);
+    }
     if launches.contexts.any_few {
-        launches.few(cache.dtype, counters)?;
+        launches.few(few)?;
     }
     if let Some((kernel, threads)) = many.filter(|_| launches.contexts.tile_count > 0) {
         launches.many(kernel, threads);
@@ -228,68 +180,68 @@ fn attend(
 
 impl Launches<'_> {
     /// Rotates, where that is still to be done, and writes keys and values.
-    fn store(&self, dtype: KvDtype, counters: Argument<'static>) -> Result<(), BackendError> {
+    fn store(&self, dtype: KvDtype) {
         let Step { q, k, v, shape, .. } = *self.step;
         let kernel = match dtype {
             KvDtype::F32 => Kernel::StoreF32,
             KvDtype::Bf16 => Kernel::StoreBf16,
         };
-        let angles =
-            self.step.angles.map_or(Ok(Argument::Address(0)), |angles| angles.staged(self.device))?;
         let arguments = [
             q.argument(),
             int(q.stride),
             k.argument(),
             v.argument(),
             int(k.stride),
-            angles,
+            self.angles,
             self.contexts.rows,
             self.contexts.tables,
             Argument::Struct(&self.heads),
             self.keys,
             self.values,
-            counters,
         ];
-        let width = (shape.query_heads + shape.kv_heads) * shape.head_size / 2;
+        // A thread has pairs of numbers half a head apart: four in heads of sizes that allow it.
+        let pairs = shape.head_size.div_ceil(2) / if shape.head_size.is_multiple_of(8) { 4 } else { 1 };
+        let queries = self.step.angles.map_or(0, |_| shape.query_heads);
+        let threads = (queries + 2 * shape.kv_heads) * pairs;
+        let grid = Grid::new([q.length, threads.div_ceil(THREADS), 1], THREADS);
         // SAFETY: the arguments of `store`; positions lie within their blocks and blocks within the pool, as checked.
-        unsafe { self.device.push(kernel, Grid::by_row(q.length, width), &arguments) };
-        Ok(())
+        unsafe { self.device.push(kernel, grid, &arguments) };
     }
 
-    /// Each row by itself, its context split over blocks of threads.
-    fn few(&self, dtype: KvDtype, counters: Argument<'static>) -> Result<(), BackendError> {
-        let (q, y) = (self.step.q, self.y);
-        let Contexts { chunks, few, tables, .. } = self.contexts;
+    /// Each row by itself, its context split over blocks of threads; where rows are independent, stored on the way.
+    fn few(&self, kernel: Kernel) -> Result<(), BackendError> {
+        let Step { q, k, v, .. } = *self.step;
+        let Contexts { chunks, few, tables, table_stride, independent, .. } = self.contexts;
         let AttentionShape { query_heads, kv_heads, head_size } = *self.step.shape;
-        let kernel = match (dtype, head_size.is_multiple_of(8)) {
-            (KvDtype::F32, false) => Kernel::AttendF32,
-            (KvDtype::F32, true) => Kernel::AttendF32Wide,
-            (KvDtype::Bf16, false) => Kernel::AttendBf16,
-            (KvDtype::Bf16, true) => Kernel::AttendBf16Wide,
-        };
         let of_row = query_heads * chunks * (head_size + 2) * size_of::<f32>();
-        let at_once = (PARTIAL_BYTES / of_row).clamp(1, q.length.max(1));
+        let at_once = (PARTIAL_BYTES / of_row).min(CHUNK_COUNTERS / kv_heads).clamp(1, q.length.max(1));
         let partial = self.device.activations(at_once * of_row)?;
         let of_partial = [partial.address(), pair(chunks, head_size)];
         for first in (0..q.length).step_by(at_once) {
             let at = |argument: Argument<'static>, bytes: usize| match argument {
-                Argument::Address(address) => Argument::Address(address + (first * bytes) as u64),
-                other => other,
+                Argument::Address(address) if address > 0 => address + (first * bytes) as u64,
+                _ => 0,
             };
-            let grid = Grid::new([at_once.min(q.length - first), kv_heads, chunks], THREADS);
+            let rows_at = |rows: &Rows| at(rows.argument(), rows.stride * rows.form.bytes());
+            let fresh =
+                [rows_at(k), rows_at(v), at(self.angles, head_size * size_of::<f32>()), k.stride as u64];
+            let blocks = [at_once.min(q.length - first), kv_heads, chunks];
+            let grid = Grid { shared: kernel.shared_bytes(), ..Grid::new(blocks, THREADS) };
             let arguments = [
-                at(q.argument(), q.stride * Form::F32.bytes()),
+                Argument::Address(rows_at(q)),
                 int(q.stride),
-                at(few, size_of::<AttentionRow>()),
-                tables,
+                Argument::Address(at(few, size_of::<AttentionRow>())),
+                Argument::Address(at(tables, table_stride * size_of::<u32>())),
+                int(table_stride),
                 Argument::Struct(&self.heads),
                 self.scale(),
                 self.keys,
                 self.values,
+                Argument::Struct(if independent { &fresh } else { &[0; 4] }),
                 Argument::Struct(&of_partial),
-                at(counters, kv_heads * size_of::<u32>()),
-                at(y.argument(), y.stride * Form::Bf16.bytes()),
-                int(y.stride),
+                self.device.chunk_counters(),
+                Argument::Address(rows_at(self.y)),
+                int(self.y.stride),
             ];
             // SAFETY: the arguments of `attend`, from row `first` on; else as above.
             unsafe { self.device.push(kernel, grid, &arguments) };
@@ -330,7 +282,8 @@ fn unfit_attention(expected: &str, got: String) -> BackendError {
 /// Sizes that fit each other, and spans over all rows in order.
 fn check(step: &Step<'_>) -> Result<(), BackendError> {
     let AttentionShape { query_heads, kv_heads, head_size } = *step.shape;
-    if kv_heads == 0 || head_size == 0 || !query_heads.is_multiple_of(kv_heads) || head_size > LARGEST_HEAD {
+    let fits = (1..=CHUNK_COUNTERS).contains(&kv_heads) && (1..=LARGEST_HEAD).contains(&head_size);
+    if !fits || !query_heads.is_multiple_of(kv_heads) {
         let got = format!("{query_heads} and {kv_heads} of {head_size}");
         return Err(unfit_attention("query heads in groups of key-value heads, of at most 256 numbers", got));
     }

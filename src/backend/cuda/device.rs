@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::arena::Place;
-use super::kernel::{Argument, Grid, Kernel, Tape};
+use super::error::{DeviceError, OLDEST, failed, message};
+use super::few::MOST_SHRINKS;
+use super::kernel::{Argument, Grid, Kernel, Launch, Tape};
 use super::step::{Counts, Step};
 use crate::backend::BackendError;
 use cudarc::driver::{
@@ -17,40 +19,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Machine code for sm_80 and sm_90a and PTX for the rest, see build.rs.
 static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// The oldest compute capability that the kernels are compiled for.
-const OLDEST: (i32, i32) = (8, 0);
+/// The only one that `wgmma`, which sm_90a has, runs on.
+const HOPPER: (i32, i32) = (9, 0);
 
-/// Bytes of shared memory that kernels have beside those that a launch gives, at most.
-const STATIC_SHARED: usize = 8 << 10;
+/// The oldest compute capability that has programmatic dependent launches.
+const OVERLAPS: (i32, i32) = (9, 0);
 
 /// Numbers of `Counters` in kernels/few_rows.cu.
-const COUNTERS: usize = 3;
-
-/// Why a GPU cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
-    #[error("no NVIDIA driver: libcuda.so.1 was not found")]
-    NoDriver,
-    #[error("no GPU {asked}: the driver knows {count}")]
-    NoDevice { asked: usize, count: i32 },
-    #[error("GPU {ordinal} ({name}) has compute capability {}.{}, and {}.{} is needed", .capability.0, .capability.1, OLDEST.0, OLDEST.1)]
-    TooOld { ordinal: usize, name: String, capability: (i32, i32) },
-    #[error("{call}: {message}")]
-    Driver { call: &'static str, message: String },
-}
-
-impl DeviceError {
-    fn driver(call: &'static str) -> impl Fn(DriverError) -> Self {
-        move |error| Self::Driver { call, message: message(error) }
-    }
-}
-
-fn message(error: DriverError) -> String {
-    let text =
-        error.error_string().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
-    format!("{:?} {text}", error.0)
-}
+const COUNTERS: usize = 2 + MOST_SHRINKS;
+/// Rows times key-value heads that one launch of `attend` in kernels/attention.cu counts the chunks of.
+pub(super) const CHUNK_COUNTERS: usize = 1 << 16;
 
 /// A GPU. One stream: what is started on it runs in that order.
 pub(super) struct Device {
@@ -61,14 +39,28 @@ pub(super) struct Device {
     /// Bytes that a block may have.
     most_shared: usize,
     multiprocessors: usize,
+    /// Whether kernels begin while the last blocks of the one before run, see kernels/common.cuh.
+    overlaps: bool,
+    wgmma: bool,
     _module: Arc<CudaModule>,
     step: Mutex<Step>,
     /// Tables that stay from step to step, and what is in them.
     kept: Mutex<HashMap<u64, Kept>>,
     /// `Counters` of kernels/few_rows.cu: zero before and after every launch.
     counters: CudaSlice<u32>,
+    /// Those of `attend` in kernels/attention.cu, likewise.
+    chunk_counters: CudaSlice<u32>,
     /// Whether activations have memory of their own each, which the emulator watches the bounds of.
     apart: bool,
+}
+
+/// How a GPU is used: tests try what is not the rule.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    /// Activations have memory of their own each.
+    pub(super) apart: bool,
+    /// Where it has `wgmma`, with it.
+    pub(super) wgmma: bool,
 }
 
 /// Bytes, and where they are on the device.
@@ -124,8 +116,7 @@ impl Drop for Room {
 const MOST_KEPT: usize = 1 << 14;
 
 impl Device {
-    /// `apart`: activations have memory of their own each.
-    pub(super) fn open(ordinal: usize, apart: bool) -> Result<Self, DeviceError> {
+    pub(super) fn open(ordinal: usize, how: How) -> Result<Self, DeviceError> {
         // SAFETY: only looks whether the library can be opened; cudarc panics where it cannot and was not asked.
         if !unsafe { sys::is_culib_present() } {
             return Err(DeviceError::NoDriver);
@@ -161,7 +152,8 @@ impl Device {
         let multiprocessors =
             attribute(&context, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         allow_shared_memory(&functions, most_shared)?;
-        let counters = stream.alloc_zeros(COUNTERS).map_err(DeviceError::driver("cuMemAlloc"))?;
+        let zeros = |count| stream.alloc_zeros(count).map_err(DeviceError::driver("cuMemAlloc"));
+        let (counters, chunk_counters) = (zeros(COUNTERS)?, zeros(CHUNK_COUNTERS)?);
         let (step, kept) = (Mutex::default(), Mutex::default());
         Ok(Self {
             context,
@@ -170,11 +162,14 @@ impl Device {
             name,
             most_shared,
             multiprocessors,
+            overlaps: capability >= OVERLAPS,
+            wgmma: capability == HOPPER && how.wgmma,
             _module: module,
             step,
             kept,
             counters,
-            apart,
+            chunk_counters,
+            apart: how.apart,
         })
     }
 
@@ -186,9 +181,14 @@ impl Device {
         self.multiprocessors
     }
 
+    /// Whether kernels/many_rows_wgmma.cu runs on it.
+    pub(super) fn has_wgmma(&self) -> bool {
+        self.wgmma
+    }
+
     /// Whether a block may have as much shared memory as this kernel takes.
     pub(super) fn has_room_for(&self, kernel: Kernel) -> bool {
-        kernel.shared_bytes() + STATIC_SHARED <= self.most_shared
+        kernel.shared_bytes() + kernel.static_bytes() <= self.most_shared
     }
 
     /// Bytes that are free and that there are.
@@ -254,6 +254,10 @@ impl Device {
 
     pub(super) fn counters(&self) -> Argument<'static> {
         Argument::Address(self.address(&self.counters))
+    }
+
+    pub(super) fn chunk_counters(&self) -> Argument<'static> {
+        Argument::Address(self.address(&self.chunk_counters))
     }
 
     /// Driver memory for `length` values, whatever they are.
@@ -325,29 +329,47 @@ impl Device {
     pub(super) fn start(&self, tape: &Tape) -> Result<(), BackendError> {
         self.bind()?;
         for launch in tape.iter() {
-            let ([x, y, z], grid) = (launch.grid.blocks.map(|n| n as u32), launch.grid);
-            let mut arguments = launch
-                .arguments
-                .iter()
-                .map(|&word| std::ptr::from_ref(word).cast_mut().cast::<c_void>())
-                .collect::<Vec<_>>();
-            // SAFETY: who wrote it onto the tape has promised that the arguments are the kernel's; the driver reads them only.
-            let started = unsafe {
-                result::launch_kernel(
-                    self.functions[launch.kernel].cu_function(),
-                    (x, y, z),
-                    (grid.threads as u32, 1, 1),
-                    grid.shared as u32,
-                    self.stream.cu_stream(),
-                    &mut arguments,
-                )
-            };
-            started.map_err(|error| BackendError::Library {
-                operation: "cuLaunchKernel",
-                message: format!("{} with {grid:?}: {}", Kernel::NAMES[launch.kernel], message(error)),
+            self.start_one(&launch).map_err(|error| BackendError::Library {
+                operation: "cuLaunchKernelEx",
+                message: format!(
+                    "{} with {:?}: {}",
+                    Kernel::NAMES[launch.kernel],
+                    launch.grid,
+                    message(error)
+                ),
             })?;
         }
         Ok(())
+    }
+
+    fn start_one(&self, launch: &Launch<'_>) -> Result<(), DriverError> {
+        let ([x, y, z], grid) = (launch.grid.blocks.map(|n| n as u32), launch.grid);
+        let pointer = |&word: &&u64| std::ptr::from_ref(word).cast_mut().cast::<c_void>();
+        let mut arguments = launch.arguments.iter().map(pointer).collect::<Vec<_>>();
+        let mut overlaps = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared as u32,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut overlaps,
+            numAttrs: u32::from(self.overlaps),
+        };
+        let function = self.functions[launch.kernel].cu_function();
+        // SAFETY: who wrote it onto the tape has promised that the arguments are the kernel's; the driver reads them and the
+        // attribute only. Every kernel waits for the one before it, before it reads what that one writes.
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
     }
 
     /// Records the tape's kernels.
@@ -424,11 +446,18 @@ fn attribute(context: &CudaContext, attribute: sys::CUdevice_attribute) -> Resul
 /// More than 48 KiB have to be asked for.
 fn allow_shared_memory(functions: &[CudaFunction], most: usize) -> Result<(), DeviceError> {
     let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let carveout = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
     for (kernel, function) in Kernel::ALL.iter().zip(functions) {
         let bytes = kernel.shared_bytes();
-        if bytes > 0 && bytes + STATIC_SHARED <= most {
-            let set = function.set_attribute(attribute, bytes as i32);
-            set.map_err(DeviceError::driver("cuFuncSetAttribute"))?;
+        let set = |attribute, value| {
+            function.set_attribute(attribute, value).map_err(DeviceError::driver("cuFuncSetAttribute"))
+        };
+        if bytes > 0 && bytes + kernel.static_bytes() <= most {
+            set(attribute, bytes as i32)?;
+        }
+        if kernel.attends_few() {
+            // All that a multiprocessor has: it decides how many blocks read at the same time.
+            set(carveout, 100)?;
         }
     }
     Ok(())
@@ -447,8 +476,4 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), DeviceError> {
             .and_then(|pool| result::mem_pool::set_attribute(pool, release, (&raw mut most).cast()))
     };
     set.map_err(DeviceError::driver("cuMemPoolSetAttribute"))
-}
-
-fn failed(operation: &'static str, bytes: usize, error: DriverError) -> BackendError {
-    BackendError::Library { operation, message: format!("{bytes} bytes: {}", message(error)) }
 }

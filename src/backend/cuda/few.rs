@@ -11,34 +11,44 @@ use super::{Cuda, Matrix};
 use crate::backend::{BackendError, Linear};
 use std::sync::Arc;
 
-/// Threads of a block of kernels/few_rows.cu; outputs of a warp, rows of a tile, Linears of a launch.
+/// Of kernels/few_rows.cu: threads of a block, outputs or ranks of its tile, Linears of a launch.
 const FEW_THREADS: usize = 256;
-const OUTPUTS: usize = 16;
-const ROWS: usize = 8;
+const TILE: usize = 32;
 pub(super) const MOST_PARTS: usize = 3;
 /// What ranks are padded to there.
-const RANKS: usize = 32;
+const RANKS: usize = TILE;
+/// Chunks of inputs that a block shrinks, of those that share a shrink, and shrinks of a launch that may be shared.
+const SHRINK_CHUNKS: usize = 4;
+pub(super) const MOST_SHRINKS: usize = 4096;
+/// Slots of the ring that weights and inputs go through, inputs of a slot, and bytes of a row of them.
+const STAGES: usize = 3;
+const CHUNK: usize = 256;
+const ROW_BYTES: usize = 2 * CHUNK;
+/// Rows that a block may norm itself, and bytes of normed inputs that it keeps at most.
+const NORMED_ROWS: usize = 8;
+const NORMED_BYTES: usize = 8 << 10;
 
 /// One Linear of a launch: `Part` of kernels/few_rows.cu.
 pub(super) struct Part {
     words: [u64; PART_WORDS],
     out: usize,
+    inp: usize,
     adapters: usize,
     rank: usize,
-    /// What the shrinks leave for the expands.
-    _shrunk: Option<Rows>,
+    /// What the shrinks leave for the expands, and for one another.
+    _shrunk: Option<[Rows; 2]>,
 }
 
-const PART_WORDS: usize = 10;
+const PART_WORDS: usize = 11;
 
 /// A kernel for few rows with what it takes at a time.
 pub(super) struct Few {
     kernel: Kernel,
-    /// Tiles of rows, and of outputs.
-    tiles: usize,
-    groups: usize,
+    /// Rows of a block.
+    rows: usize,
     /// Whether two Linears make one result.
     paired: bool,
+    normed: bool,
 }
 
 /// The kernels of one format.
@@ -53,30 +63,51 @@ macro_rules! kernels {
 }
 
 impl Few {
-    pub(super) fn linear(rows: usize, normed: bool, format: Format) -> Self {
-        let (kernel, tiles, groups) = match rows {
+    pub(super) fn linear(device: &Device, rows: usize, normed: bool, format: Format) -> Self {
+        let (kernel, of_block) = match rows.min(most_rows(device)) {
             _ if normed => {
-                (kernels!(format, NormedLinearFewBf16, NormedLinearFewInt8, NormedLinearFewInt4), 1, 1)
+                (kernels!(format, NormedLinearFewBf16, NormedLinearFewInt8, NormedLinearFewInt4), NORMED_ROWS)
             }
-            0..=8 => (kernels!(format, LinearFew8Bf16, LinearFew8Int8, LinearFew8Int4), 1, 1),
-            9..=16 => (kernels!(format, LinearFew16Bf16, LinearFew16Int8, LinearFew16Int4), 2, 2),
-            _ => (kernels!(format, LinearFew32Bf16, LinearFew32Int8, LinearFew32Int4), 4, 4),
+            0..=8 => (kernels!(format, LinearFew8Bf16, LinearFew8Int8, LinearFew8Int4), 8),
+            9..=16 => (kernels!(format, LinearFew16Bf16, LinearFew16Int8, LinearFew16Int4), 16),
+            _ => (kernels!(format, LinearFew32Bf16, LinearFew32Int8, LinearFew32Int4), 32),
         };
-        Self { kernel, tiles, groups, paired: false }
+        Self { kernel, rows: of_block, paired: false, normed }
     }
 
     /// Of gate and up together.
-    pub(super) fn gate_up(rows: usize, normed: bool, format: Format) -> Self {
-        let (kernel, tiles, groups) = match rows {
+    pub(super) fn gate_up(device: &Device, rows: usize, normed: bool, format: Format) -> Self {
+        let (kernel, of_block) = match rows.min(most_rows(device)) {
             _ if normed => {
-                (kernels!(format, NormedGateUpFewBf16, NormedGateUpFewInt8, NormedGateUpFewInt4), 1, 1)
+                (kernels!(format, NormedGateUpFewBf16, NormedGateUpFewInt8, NormedGateUpFewInt4), NORMED_ROWS)
             }
-            0..=8 => (kernels!(format, GateUpFew8Bf16, GateUpFew8Int8, GateUpFew8Int4), 1, 1),
-            9..=16 => (kernels!(format, GateUpFew16Bf16, GateUpFew16Int8, GateUpFew16Int4), 2, 2),
-            _ => (kernels!(format, GateUpFew32Bf16, GateUpFew32Int8, GateUpFew32Int4), 4, 2),
+            0..=8 => (kernels!(format, GateUpFew8Bf16, GateUpFew8Int8, GateUpFew8Int4), 8),
+            9..=16 => (kernels!(format, GateUpFew16Bf16, GateUpFew16Int8, GateUpFew16Int4), 16),
+            _ => (kernels!(format, GateUpFew32Bf16, GateUpFew32Int8, GateUpFew32Int4), 32),
         };
-        Self { kernel, tiles, groups, paired: true }
+        Self { kernel, rows: of_block, paired: true, normed }
     }
+
+    /// Whether blocks can norm so many rows themselves.
+    pub(super) fn norms(rows: usize, width: usize) -> bool {
+        rows <= NORMED_ROWS && rows * normed_bytes(width) <= NORMED_BYTES
+    }
+
+    /// Bytes of shared memory that a block takes: the ring, then normed inputs.
+    fn shared(&self, rows: usize, width: usize) -> usize {
+        let rows = rows.min(self.rows);
+        let normed = if self.normed { rows * normed_bytes(width) } else { 0 };
+        STAGES * (TILE + rows) * ROW_BYTES + normed
+    }
+}
+
+/// Rows that a block takes at most, by its shared memory: those of an sm_86 have too little for 32.
+pub(super) fn most_rows(device: &Device) -> usize {
+    if device.has_room_for(Kernel::GateUpFew32Bf16) { 32 } else { 16 }
+}
+
+fn normed_bytes(width: usize) -> usize {
+    width.div_ceil(CHUNK) * ROW_BYTES
 }
 
 /// All rows take the whole of a weight.
@@ -88,12 +119,13 @@ pub(super) fn whole(weight: &Matrix, y: &Rows) -> Part {
         0,
         0,
         0,
+        0,
         y.address(),
         pair(weight.stride, weight.rows),
         pair(weight.columns, y.stride),
         pair(0, 0),
     ];
-    Part { words, out: weight.rows, adapters: 0, rank: 0, _shrunk: None }
+    Part { words, out: weight.rows, inp: weight.columns, adapters: 0, rank: 0, _shrunk: None }
 }
 
 pub(super) fn part(
@@ -110,15 +142,21 @@ pub(super) fn part(
         part.adapters = linear.adapters.len();
         part.words[4] = batch::adapters(device, linear)?;
         let shrunk = Rows::new(device, sizes.len(), part.rank, Form::Bf16)?;
-        part.words[5] = shrunk.address();
-        part.words[9] = pair(part.adapters, part.rank);
-        part._shrunk = Some(shrunk);
+        let partial = Rows::new(device, sizes.len() * slices(part.inp, SHRINK_CHUNKS), part.rank, Form::F32)?;
+        (part.words[5], part.words[6]) = (shrunk.address(), partial.address());
+        part.words[10] = pair(part.adapters, part.rank);
+        part._shrunk = Some([shrunk, partial]);
     }
     Ok(part)
 }
 
+/// Blocks that share a shrink of so many inputs, of which each takes so many chunks.
+fn slices(inp: usize, chunks: usize) -> usize {
+    inp.div_ceil(CHUNK).div_ceil(chunks).max(1)
+}
+
 pub(super) fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[Part], onto: bool) {
-    let (x, outputs) = (&inputs.rows, few.groups * OUTPUTS);
+    let (x, outputs) = (&inputs.rows, if few.paired { TILE / 2 } else { TILE });
     let (norm, eps) = inputs.norm.map_or((0, 0.0), |norm| (norm.weight.address(), norm.eps));
     let of_inputs = [
         x.address(),
@@ -130,18 +168,24 @@ pub(super) fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[P
     for (to, part) in of_parts.chunks_exact_mut(PART_WORDS).zip(parts) {
         to.copy_from_slice(&part.words);
     }
-    let shrinks = parts.iter().map(|part| part.adapters * part.rank.div_ceil(outputs)).sum::<usize>();
+    let row_blocks = x.length.div_ceil(few.rows);
+    let shrinks = |part: &Part| part.adapters * (part.rank / TILE);
+    let shared = parts.iter().map(shrinks).sum::<usize>() * row_blocks <= MOST_SHRINKS;
+    let chunks = if shared { SHRINK_CHUNKS } else { i32::MAX as usize };
+    let shrink_blocks = parts.iter().map(|part| shrinks(part) * slices(part.inp, chunks)).sum::<usize>();
     let expanded = &parts[..if few.paired { 1 } else { parts.len() }];
     let expands = expanded.iter().map(|part| part.out.div_ceil(outputs)).sum::<usize>();
-    let blocks = x.length.div_ceil(few.tiles * ROWS) * (shrinks + expands);
+    let blocks = row_blocks * (shrink_blocks + expands);
+    let grid = Grid { shared: few.shared(x.length, x.width), ..Grid::new([blocks, 1, 1], FEW_THREADS) };
     let arguments = [
         Argument::Struct(&of_inputs),
         Argument::Struct(&of_parts),
         int(parts.len()),
         device.counters(),
+        int(chunks),
         Argument::Int(i32::from(onto)),
     ];
     // SAFETY: the arguments of the kernels for few rows. Sizes lie within the weights and adapters, as `batch::sizes` has checked;
     // results and what is shrunk have room for every row.
-    unsafe { device.push(few.kernel, Grid::new([blocks, 1, 1], FEW_THREADS), &arguments) };
+    unsafe { device.push(few.kernel, grid, &arguments) };
 }

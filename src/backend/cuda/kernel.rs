@@ -59,12 +59,23 @@ kernels! {
     GateUpMany64 = "gate_up_many_64",
     GateUpMany128 = "gate_up_many_128",
     GateUpManyWide = "gate_up_many_wide",
+    ExpandManyWgmma256 = "expand_many_wgmma_256",
+    ExpandManyWgmma64 = "expand_many_wgmma_64",
+    GateUpManyWgmma256 = "gate_up_many_wgmma_256",
+    GateUpManyWgmma64 = "gate_up_many_wgmma_64",
     StoreF32 = "store_f32",
     StoreBf16 = "store_bf16",
-    AttendF32 = "attend_f32",
-    AttendBf16 = "attend_bf16",
-    AttendF32Wide = "attend_f32_wide",
-    AttendBf16Wide = "attend_bf16_wide",
+    AttendF32To64 = "attend_f32_64",
+    AttendF32To128 = "attend_f32_128",
+    AttendF32To256 = "attend_f32_256",
+    AttendF32Odd = "attend_f32_odd",
+    AttendBf16To64 = "attend_bf16_64",
+    AttendBf16To128 = "attend_bf16_128",
+    AttendBf16To256 = "attend_bf16_256",
+    AttendBf16To64Grouped = "attend_bf16_64_grouped",
+    AttendBf16To128Grouped = "attend_bf16_128_grouped",
+    AttendBf16To256Grouped = "attend_bf16_256_grouped",
+    AttendBf16Odd = "attend_bf16_odd",
     AttendMany64 = "attend_many_64",
     AttendMany128 = "attend_many_128",
     AttendMany256 = "attend_many_256",
@@ -78,6 +89,8 @@ impl Kernel {
     /// Bytes of shared memory that a launch gives, as the sources say.
     pub(super) fn shared_bytes(self) -> usize {
         match self {
+            Self::AttendBf16To64 | Self::AttendBf16To64Grouped => 32 << 10,
+            kernel if kernel.attends_few() => 64 << 10,
             Self::AttendMany64 => 40 << 10,
             Self::ExpandMany32 => 48 << 10,
             Self::ShrinkMany16 | Self::ExpandMany64 | Self::ExpandMany128 => 64 << 10,
@@ -85,8 +98,47 @@ impl Kernel {
             Self::AttendMany128 => 80 << 10,
             Self::AttendMany256 => 160 << 10,
             Self::ShrinkMany32 | Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
+            kernel if kernel.multiplies_few() => match kernel.rows_of_few() {
+                8 => 68 << 10,
+                16 => 72 << 10,
+                _ => 96 << 10,
+            },
+            Self::ExpandManyWgmma64 | Self::GateUpManyWgmma64 => 97 << 10,
+            Self::ExpandManyWgmma256 | Self::GateUpManyWgmma256 => 193 << 10,
             _ => 0,
         }
+    }
+
+    /// Bytes that it has beside those, at most.
+    pub(super) fn static_bytes(self) -> usize {
+        match self {
+            kernel if kernel.attends_few() => 24 << 10,
+            kernel if kernel.multiplies_few() => match kernel.rows_of_few() {
+                8 => 12 << 10,
+                16 => 20 << 10,
+                _ => 31 << 10,
+            },
+            _ => 8 << 10,
+        }
+    }
+
+    /// Whether it is one of kernels/few_rows.cu.
+    pub(super) fn multiplies_few(self) -> bool {
+        (Self::LinearFew8Bf16 as u8..=Self::NormedGateUpFewInt4 as u8).contains(&(self as u8))
+    }
+
+    /// Rows of a block of one of those.
+    fn rows_of_few(self) -> usize {
+        match Self::NAMES[self as usize] {
+            name if name.contains("_32") => 32,
+            name if name.contains("_16") => 16,
+            _ => 8,
+        }
+    }
+
+    /// Whether it is one of `attend` in kernels/attention.cu.
+    pub(super) fn attends_few(self) -> bool {
+        (Self::AttendF32To64 as u8..=Self::AttendBf16Odd as u8).contains(&(self as u8))
     }
 }
 

@@ -9,7 +9,9 @@
 mod arena;
 mod attention;
 mod batch;
+mod contexts;
 mod device;
+mod error;
 mod few;
 mod kernel;
 mod limits;
@@ -24,7 +26,7 @@ mod tests;
 mod weights;
 
 pub use attention::Cache;
-pub use device::DeviceError;
+pub use error::DeviceError;
 pub use limits::{Limits, LimitsMeter};
 pub use measure::{LayerSizes, Measured, OperationFigure, operations};
 pub use rows::{Angles, Rows};
@@ -36,7 +38,7 @@ use super::{
     Segment, SequenceSpan,
 };
 use crate::weights::{HostData, HostMatrix, HostVector};
-use device::Device;
+use device::{Device, How};
 use kernel::{Argument, Grid, Kernel, int};
 use rows::Form;
 use std::sync::Arc;
@@ -78,21 +80,24 @@ impl Cuda {
     /// # Errors
     /// No driver, no such GPU, or one that is too old.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self {
-            device: Arc::new(Device::open(ordinal, false)?),
-            dtype: Dtype::Bf16,
-            kv: KvDtype::default(),
-        })
+        Self::open_as(ordinal, How { apart: false, wgmma: true })
     }
 
     /// With memory of their own for all activations: slow, and the emulator sees whatever goes beyond it.
     #[cfg(test)]
     fn apart(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self {
-            device: Arc::new(Device::open(ordinal, true)?),
-            dtype: Dtype::Bf16,
-            kv: KvDtype::default(),
-        })
+        Self::open_as(ordinal, How { apart: true, wgmma: true })
+    }
+
+    /// The same with the kernels that other GPUs than Hopper's take.
+    #[cfg(test)]
+    fn apart_without_wgmma(ordinal: usize) -> Result<Self, DeviceError> {
+        Self::open_as(ordinal, How { apart: true, wgmma: false })
+    }
+
+    fn open_as(ordinal: usize, how: How) -> Result<Self, DeviceError> {
+        let device = Arc::new(Device::open(ordinal, how)?);
+        Ok(Self { device, dtype: Dtype::Bf16, kv: KvDtype::default() })
     }
 
     /// With base weights that are kept so.

@@ -1,7 +1,7 @@
 //! Weights in device memory: bf16, or blocks of 32 with 8 or 4 bits a number, which kernels turn into bf16.
 
 use super::device::{Buffer, Device, Shared};
-use super::kernel::{Argument, pair};
+use super::kernel::pair;
 use crate::backend::{BackendError, quantise};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 /// Numbers that a lane loads at once: rows begin at a multiple of them.
 pub(super) const LOAD: usize = 8;
+
+/// What rows in blocks are padded to: so that the scales of a row's pair of blocks lie at a multiple of four bytes.
+const PADDED: usize = 2 * BLOCK;
 
 /// How base weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +56,7 @@ impl Matrix {
             (Dtype::Int4, HostData::Blocks(blocks)) if is_halves(blocks).is_some() => Some(blocks.clone()),
             (dtype, _) => Some(rounded(&host, dtype)),
         };
-        match blocks.and_then(|blocks| packed(&blocks, host.columns.div_ceil(BLOCK))) {
+        match blocks.and_then(|blocks| packed(&blocks, host.columns)) {
             Some(packed) => Self::upload_blocks(device, &host, &packed),
             None => Self::upload_bf16(device, host),
         }
@@ -84,7 +87,7 @@ impl Matrix {
         Ok(Self {
             rows: host.rows,
             columns: host.columns,
-            stride: host.columns.next_multiple_of(BLOCK),
+            stride: host.columns.next_multiple_of(PADDED),
             format: packed.format,
             values: device.upload(&what, &packed.values)?,
             scales: Some(device.upload(&what, &packed.scales)?),
@@ -93,10 +96,6 @@ impl Matrix {
 
     pub(super) fn address(&self) -> u64 {
         self.values.address
-    }
-
-    pub(super) fn argument(&self) -> Argument<'static> {
-        Argument::Address(self.values.address)
     }
 
     /// 0 for bf16.
@@ -144,38 +143,49 @@ fn is_halves(blocks: &Blocks) -> Option<i8> {
     }
 }
 
-/// `None` where neither format holds them, as bytes with minimums; `per_row` blocks, of which a row's last may be short.
-fn packed(blocks: &Blocks, per_row: usize) -> Option<Packed> {
+/// `None` where neither format holds them, as bytes with minimums. Rows of `columns` numbers are padded to whole pairs of blocks.
+fn packed(blocks: &Blocks, columns: usize) -> Option<Packed> {
     let offset = is_halves(blocks);
     if offset.is_none() && blocks.minimums.is_some() {
         return None;
     }
-    let rows = blocks.scales.len() / per_row.max(1);
-    let columns = blocks.quants.len().checked_div(rows).unwrap_or(0);
-    let padding = per_row * BLOCK - columns;
-    let quants = blocks.quants.chunks(columns.max(1));
-    let quants = quants.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, padding)));
+    let (of_row, stride) = (columns.div_ceil(BLOCK), columns.next_multiple_of(PADDED));
+    let quants = padded(&blocks.quants, columns, stride);
+    let scales = padded(&blocks.scales, of_row, stride / BLOCK);
     let f16 = |value: f32| f16::from_f32(value);
     Some(match offset {
         None => Packed {
             format: Format::Int8,
             values: quants.map(|q| q as u8).collect(),
-            scales: blocks.scales.iter().map(|&scale| f16(scale)).collect(),
+            scales: scales.map(f16).collect(),
         },
         Some(offset) => {
             let quants = quants.map(|q| (q + offset) as u8 & 15).collect::<Vec<_>>();
-            let minimum = |block: usize| match &blocks.minimums {
-                Some(minimums) => minimums[block],
-                None => -f32::from(offset) * blocks.scales[block],
+            let minimums = match &blocks.minimums {
+                Some(minimums) => padded(minimums, of_row, stride / BLOCK).collect(),
+                None => scales.clone().map(|scale| -f32::from(offset) * scale).collect::<Vec<_>>(),
             };
-            let both = |(block, &scale): (usize, &f32)| [f16(scale), f16(minimum(block))];
             Packed {
                 format: Format::Int4,
                 values: quants.chunks_exact(2).map(|two| two[0] | two[1] << 4).collect(),
-                scales: blocks.scales.iter().enumerate().flat_map(both).collect(),
+                scales: scales
+                    .zip(minimums)
+                    .flat_map(|(scale, minimum)| [f16(scale), f16(minimum)])
+                    .collect(),
             }
         }
     })
+}
+
+/// Rows of `length` values, with zeros up to `stride`.
+fn padded<T: Copy + Default>(
+    values: &[T],
+    length: usize,
+    stride: usize,
+) -> impl Iterator<Item = T> + Clone + '_ {
+    values
+        .chunks(length.max(1))
+        .flat_map(move |row| row.iter().copied().chain(std::iter::repeat_n(T::default(), stride - length)))
 }
 
 /// A norm's weight or a bias, in f32; zeros up to the next multiple of [`LOAD`].

@@ -6,6 +6,8 @@
 
 mod attention;
 mod blocks;
+mod decoding;
+mod many;
 mod sampling;
 
 use super::Cuda;
