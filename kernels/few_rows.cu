@@ -3,7 +3,7 @@
 //
 // Decoding reads every weight once and does little with it, so what counts is that many loads are under way, from a
 // kernel's first moment to its last. A block takes a tile of outputs and walks over the inputs; weights and inputs come
-// through a ring of asynchronous copies, and adapters are further stages of the same walk. Weights do not depend on the
+// through a ring of asynchronous copies, and so do adapters, but for the usual one (see `RANKS`). Weights do not depend on the
 // kernel before, so a block asks for them before it waits for that one's results. See README.md for shapes, launches and bytes.
 #include "few_tiles.cuh"
 
@@ -429,8 +429,7 @@ __device__ __forceinline__ void work(const Inputs& inputs, const Parts& parts, i
 }
 
 // `shrink_chunks`: chunks of a slice of a shrink's inputs. Blocks: for each ROWS rows those of all shrinks, then those of all expands; see
-// `work`. Shared memory: the ring's slots, then normed
-// inputs.
+// `work`. Shared memory: the ring's slots, then normed inputs.
 #define FEW(NAME, FORMAT, WEIGHTS, ROWS, NORM)                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, (ROWS) * ((FORMAT) == INT8 ? 2 : 1) >= 32 ? 1 : (ROWS) == 16 || (FORMAT) == INT8 ? 2 : 3)  \
         NAME(const Inputs inputs, const Parts parts, int part_count, Counters* counters, int shrink_chunks, int onto) { \

@@ -1,4 +1,4 @@
-// Runs the blocks of a grid, one after another, each CUDA thread as a fiber. Blocks, the warps of a block and the
+// Runs the blocks of a grid, one after another by index, each CUDA thread as a fiber. The warps of a block and the
 // lanes of a warp take turns in a shuffled order, so that a kernel which relies on an order, or lacks a barrier, shows.
 // The order depends on the seed, the kernel and the block only: the same launch runs the same way every time.
 //
