@@ -5,6 +5,7 @@ use super::kernel::pair;
 use crate::backend::{BackendError, quantise};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Numbers that a lane loads at once: rows begin at a multiple of them.
@@ -12,6 +13,9 @@ pub(super) const LOAD: usize = 8;
 
 /// What rows in blocks are padded to: so that the scales of a row's pair of blocks lie at a multiple of four bytes.
 const PADDED: usize = 2 * BLOCK;
+
+/// Rows that a thread cuts into blocks at a time.
+const ROWS_AT_ONCE: usize = 64;
 
 /// How base weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,15 +52,17 @@ pub struct Matrix {
 
 impl Matrix {
     pub(super) fn upload(device: &Arc<Device>, host: HostMatrix, dtype: Dtype) -> Result<Self, BackendError> {
-        let blocks = match (dtype, &host.data) {
+        let packed = match (dtype, &host.data) {
             (Dtype::Bf16, _) | (Dtype::Auto, HostData::F32(_) | HostData::Bf16(_)) => None,
             // A prefix of the columns must be a prefix of a row, so blocks across an order are cut anew.
             (_, HostData::Blocks(blocks)) if blocks.places.is_some() => Some(rounded(&host, Dtype::Int8)),
-            (Dtype::Auto, HostData::Blocks(blocks)) => Some(blocks.clone()),
-            (Dtype::Int4, HostData::Blocks(blocks)) if is_halves(blocks).is_some() => Some(blocks.clone()),
+            (Dtype::Auto, HostData::Blocks(blocks)) => packed(blocks, host.columns),
+            (Dtype::Int4, HostData::Blocks(blocks)) if is_halves(blocks).is_some() => {
+                packed(blocks, host.columns)
+            }
             (dtype, _) => Some(rounded(&host, dtype)),
         };
-        match blocks.and_then(|blocks| packed(&blocks, host.columns)) {
+        match packed {
             Some(packed) => Self::upload_blocks(device, &host, &packed),
             None => Self::upload_bf16(device, host),
         }
@@ -125,12 +131,18 @@ struct Packed {
     scales: Vec<f16>,
 }
 
-/// Cut into blocks of 8 or 4 bits.
-fn rounded(host: &HostMatrix, dtype: Dtype) -> Blocks {
-    let values = host.to_f32();
-    match dtype {
-        Dtype::Int4 => quantise::to_halves(&values, host.columns),
-        _ => quantise::to_bytes(&values, host.columns, None),
+/// Cut into blocks of 8 or 4 bits, by all threads: a model of 7 billion numbers is as many roundings.
+fn rounded(host: &HostMatrix, dtype: Dtype) -> Packed {
+    let (values, columns) = (host.to_f32(), host.columns);
+    let some_rows = |values: &[f32]| match dtype {
+        Dtype::Int4 => packed_as(&quantise::to_halves(values, columns), columns, Some(0)),
+        _ => packed_as(&quantise::to_bytes(values, columns, None), columns, None),
+    };
+    let parts = values.par_chunks((ROWS_AT_ONCE * columns).max(1)).map(some_rows).collect::<Vec<_>>();
+    Packed {
+        format: if dtype == Dtype::Int4 { Format::Int4 } else { Format::Int8 },
+        values: parts.iter().map(|part| &part.values[..]).collect::<Vec<_>>().concat(),
+        scales: parts.iter().map(|part| &part.scales[..]).collect::<Vec<_>>().concat(),
     }
 }
 
@@ -146,14 +158,17 @@ fn is_halves(blocks: &Blocks) -> Option<i8> {
 /// `None` where neither format holds them, as bytes with minimums. Rows of `columns` numbers are padded to whole pairs of blocks.
 fn packed(blocks: &Blocks, columns: usize) -> Option<Packed> {
     let offset = is_halves(blocks);
-    if offset.is_none() && blocks.minimums.is_some() {
-        return None;
-    }
+    let bytes_with_minimums = offset.is_none() && blocks.minimums.is_some();
+    (!bytes_with_minimums).then(|| packed_as(blocks, columns, offset))
+}
+
+/// In 4 bits where there is an `offset`, see [`is_halves`]; else in 8, without minimums.
+fn packed_as(blocks: &Blocks, columns: usize, offset: Option<i8>) -> Packed {
     let (of_row, stride) = (columns.div_ceil(BLOCK), columns.next_multiple_of(PADDED));
     let quants = padded(&blocks.quants, columns, stride);
     let scales = padded(&blocks.scales, of_row, stride / BLOCK);
     let f16 = |value: f32| f16::from_f32(value);
-    Some(match offset {
+    match offset {
         None => Packed {
             format: Format::Int8,
             values: quants.map(|q| q as u8).collect(),
@@ -174,7 +189,7 @@ fn packed(blocks: &Blocks, columns: usize) -> Option<Packed> {
                     .collect(),
             }
         }
-    })
+    }
 }
 
 /// Rows of `length` values, with zeros up to `stride`.
