@@ -1,8 +1,9 @@
-//! Causal attention over one sequence, and a paged key-value pool simple enough to be an oracle.
+//! Causal attention, over one sequence or over several at once, and a paged key-value pool simple enough to be an oracle.
 
+use super::composed::{Composed, run};
 use super::named;
 use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
 /// Attention of one sequence's rows. `q (t, N*D)` at positions `start..start+t`; `k`, `v (start + t, K*D)`.
 pub(super) fn attend(
@@ -12,19 +13,113 @@ pub(super) fn attend(
     shape: &AttentionShape,
     start: usize,
 ) -> Result<Tensor> {
+    let mask = causal_mask(q.dim(0)?, k.dim(0)?, start, q.device())?;
+    attend_each(q, k, v, shape, 1, &mask)
+}
+
+/// The same of several whole sequences, in as many operations as of one: each is padded to the longest. `q (T, N*D)`,
+/// `k`, `v (T, K*D)`. A row sees nothing that comes after it, so what pads a sequence changes none of its rows.
+pub(super) fn attend_padded(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    shape: &AttentionShape,
+    spans: &[SequenceSpan],
+) -> Result<Tensor> {
+    let longest = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
+    let mask = causal_mask(longest, longest, 0, q.device())?;
+    let places = Places::new(spans, longest, q.dim(0)?, q.device())?;
+    let padded = |x: &Tensor| run(Padded(places.clone()), &[&x.contiguous()?]);
+    let y = attend_each(&padded(q)?, &padded(k)?, &padded(v)?, shape, spans.len(), &mask)?;
+    run(Unpadded(places), &[&y])
+}
+
+/// Of `count` sequences below each other, all equally long, which `mask` is the same for.
+fn attend_each(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    shape: &AttentionShape,
+    count: usize,
+    mask: &Tensor,
+) -> Result<Tensor> {
     let AttentionShape { query_heads, kv_heads, head_size } = *shape;
-    let (rows, positions) = (q.dim(0)?, k.dim(0)?);
+    let (rows, positions) = (q.dim(0)? / count, k.dim(0)? / count);
     let group = query_heads / kv_heads;
-    let q = q.reshape((rows, query_heads, head_size))?.transpose(0, 1)?.contiguous()?;
+    let heads = count * query_heads;
+    let q = q.reshape((count, rows, query_heads, head_size))?.transpose(1, 2)?;
+    let q = q.reshape((heads, rows, head_size))?;
     // (positions, K*D) to (N, positions, D): each key-value head serves `group` consecutive query heads.
     let spread = |x: &Tensor| {
-        let x = x.reshape((positions, kv_heads, 1, head_size))?;
-        let x = x.broadcast_as((positions, kv_heads, group, head_size))?;
-        x.reshape((positions, query_heads, head_size))?.transpose(0, 1)?.contiguous()
+        let x = x.reshape((count, positions, kv_heads, 1, head_size))?;
+        let x = x.broadcast_as((count, positions, kv_heads, group, head_size))?;
+        let x = x.reshape((count, positions, query_heads, head_size))?.transpose(1, 2)?;
+        x.reshape((heads, positions, head_size))
     };
     let scores = (q.matmul(&spread(k)?.t()?)? * (1.0 / (head_size as f64).sqrt()))?;
-    let probabilities = softmax(&scores.broadcast_add(&causal_mask(rows, positions, start, q.device())?)?)?;
-    probabilities.matmul(&spread(v)?)?.transpose(0, 1)?.reshape((rows, query_heads * head_size))
+    let probabilities = softmax(&scores.broadcast_add(mask)?)?;
+    let y = probabilities.matmul(&spread(v)?)?.reshape((count, query_heads, rows, head_size))?;
+    y.transpose(1, 2)?.reshape((count * rows, query_heads * head_size))
+}
+
+/// Where rows of sequences stand when all are padded to one length.
+#[derive(Clone)]
+struct Places {
+    /// By padded row the row that stands there; one beyond all rows where none does.
+    rows: Tensor,
+    /// By row its padded row.
+    padded: Tensor,
+}
+
+impl Places {
+    fn new(spans: &[SequenceSpan], longest: usize, rows: usize, device: &Device) -> Result<Self> {
+        let (mut of_padded, mut of_rows) = (vec![rows as u32; spans.len() * longest], vec![0; rows]);
+        for (span, first) in spans.iter().zip((0..).step_by(longest.max(1))) {
+            for (padded, row) in (first..).zip(span.rows.clone()) {
+                of_padded[padded] = row as u32;
+                of_rows[row] = padded as u32;
+            }
+        }
+        let on_device = |places: Vec<u32>| Tensor::new(places, device);
+        Ok(Self { rows: on_device(of_padded)?, padded: on_device(of_rows)? })
+    }
+
+    /// Padding rows are zeros.
+    fn pad(&self, x: &Tensor) -> Result<Tensor> {
+        x.pad_with_zeros(0, 0, 1)?.index_select(&self.rows, 0)
+    }
+
+    fn unpad(&self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.index_select(&self.padded, 0)
+    }
+}
+
+/// Each is the other's way back; candle's own of `index_select` adds row after row.
+struct Padded(Places);
+struct Unpadded(Places);
+
+impl Composed for Padded {
+    const NAME: &'static str = "padded";
+
+    fn forward(&self, operands: &[Tensor]) -> Result<Tensor> {
+        self.0.pad(&operands[0])
+    }
+
+    fn backward(&self, _: &[Tensor], dy: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(vec![self.0.unpad(dy)?])
+    }
+}
+
+impl Composed for Unpadded {
+    const NAME: &'static str = "unpadded";
+
+    fn forward(&self, operands: &[Tensor]) -> Result<Tensor> {
+        self.0.unpad(&operands[0])
+    }
+
+    fn backward(&self, _: &[Tensor], dy: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(vec![self.0.pad(dy)?])
+    }
 }
 
 /// Over the last axis. The maximum is a constant for the gradient: it cancels.
@@ -34,7 +129,7 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `(rows, positions)`: 0 where row `start + r` may see position `p`, minus infinity elsewhere.
-fn causal_mask(rows: usize, positions: usize, start: usize, device: &candle_core::Device) -> Result<Tensor> {
+fn causal_mask(rows: usize, positions: usize, start: usize, device: &Device) -> Result<Tensor> {
     let cell = |r: usize, p: usize| if p <= start + r { 0.0 } else { f32::NEG_INFINITY };
     let cells = (0..rows).flat_map(|r| (0..positions).map(move |p| cell(r, p)));
     Tensor::from_vec(cells.collect::<Vec<f32>>(), (rows, positions), device)

@@ -305,20 +305,21 @@ impl Composed for Gated {
 }
 
 impl Rotary {
-    fn turned(&self, x: &Tensor, direction: f32) -> Result<Tensor> {
+    /// Forward, or back.
+    fn turned(&self, x: &Tensor, forward: bool) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let half = self.head_size / 2;
         if half == 0 || self.turns.len() != rows * half || !width.is_multiple_of(self.head_size) {
             bail!("rotary: x {:?}, heads of {}, {} turns", x.dims(), self.head_size, self.turns.len());
         }
-        let (sin, cos): (Vec<_>, Vec<_>) =
-            self.turns.iter().map(|&(sin, cos)| (sin * direction, cos)).unzip();
-        let angles = |values| Tensor::from_vec(values, (rows, 1, half), x.device());
-        let (sin, cos) = (angles(sin)?, angles(cos)?);
+        let [sin, cos] = self.turns.on(x.device(), half)?;
         let heads = x.reshape((rows, width / self.head_size, self.head_size))?;
         let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
-        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        let (a, b) = if forward { (a, b) } else { (b, a) };
+        // The way back turns by the same angle the other way, which is the same with the halves exchanged.
+        let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
+        let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+        let (first, second) = if forward { (first, second) } else { (second, first) };
         Tensor::cat(&[first, second], 2)?.reshape((rows, width))
     }
 }
@@ -327,11 +328,11 @@ impl Composed for Rotary {
     const NAME: &'static str = "rotary";
 
     fn forward(&self, operands: &[Tensor]) -> Result<Tensor> {
-        self.turned(&operands[0], 1.0)
+        self.turned(&operands[0], true)
     }
 
     fn backward(&self, _: &[Tensor], dy: &Tensor) -> Result<Vec<Tensor>> {
-        Ok(vec![self.turned(dy, -1.0)?])
+        Ok(vec![self.turned(dy, false)?])
     }
 }
 

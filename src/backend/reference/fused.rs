@@ -4,7 +4,9 @@
 //! nodes that write and read all activations once more. The composed twins are in the tests.
 
 use super::product::{contiguous, with_values};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row of `x (T, H)`; `weight (H)` is frozen.
 pub(super) struct RmsNorm {
@@ -109,8 +111,35 @@ impl CustomOp2 for Gated {
     }
 }
 
-/// `(T, D/2)`: (sin, cos) of each row's angles.
-pub(super) type Turns = std::sync::Arc<Vec<(f32, f32)>>;
+/// `(T, D/2)`: (sin, cos) of each row's angles, in host memory and, once asked for, on a device.
+#[derive(Clone)]
+pub struct Turns(Arc<(Vec<(f32, f32)>, OnceLock<[Tensor; 2]>)>);
+
+impl Turns {
+    pub(super) fn new(turns: Vec<(f32, f32)>) -> Self {
+        Self(Arc::new((turns, OnceLock::new())))
+    }
+
+    /// Sines and cosines `(T, 1, D/2)`, taken to the device once for all layers.
+    pub(super) fn on(&self, device: &Device, half: usize) -> Result<&[Tensor; 2]> {
+        if let Some(tensors) = self.0.1.get() {
+            return Ok(tensors);
+        }
+        let rows = self.len() / half.max(1);
+        let (sines, cosines): (Vec<_>, Vec<_>) = self.iter().copied().unzip();
+        let tensor = |values| Tensor::from_vec(values, (rows, 1, half), device);
+        let tensors = [tensor(sines)?, tensor(cosines)?];
+        Ok(self.0.1.get_or_init(|| tensors))
+    }
+}
+
+impl Deref for Turns {
+    type Target = [(f32, f32)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.0
+    }
+}
 
 /// Turns the pair `(d, d + D/2)` of each head of each row by the row's angle `d`.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::supernet::ActiveLinear;
 use crate::weights::{HostMatrix, HostVector};
-use attention::{PagedCache, attend};
+use attention::{PagedCache, attend, attend_padded};
 use candle_core::{DType, Device, Tensor, Var};
 use elastic::{Elastic, Frozen, Mask};
 use fused::{Gated, RmsNorm, Rotary, Turns};
@@ -34,7 +34,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// candle, on the processor or a GPU.
 pub struct Reference {
@@ -323,11 +323,11 @@ impl Backend for Reference {
 
     fn angles(&self, positions: &[u32], inverse_frequencies: &[f32]) -> Result<Turns, BackendError> {
         let turn = |&p: &u32| inverse_frequencies.iter().map(move |f| (p as f32 * f).sin_cos());
-        Ok(Arc::new(positions.iter().flat_map(turn).collect()))
+        Ok(Turns::new(positions.iter().flat_map(turn).collect()))
     }
 
     fn rotary(&self, x: Tensor, head_size: usize, angles: &Turns) -> Result<Tensor, BackendError> {
-        let rotary = Rotary { turns: Arc::clone(angles), head_size };
+        let rotary = Rotary { turns: angles.clone(), head_size };
         named("rotary", self.compute.run1(rotary, &x))
     }
 
@@ -340,6 +340,10 @@ impl Backend for Reference {
         spans: &[SequenceSpan],
         mut cache: Option<(&mut PagedCache, usize)>,
     ) -> Result<Tensor, BackendError> {
+        // A GPU does little between two starts of kernels, so there sequences go together; a processor would only multiply padding.
+        if cache.is_none() && spans.len() > 1 && self.compute.is_composed() {
+            return named("attention", attend_padded(q, k, v, shape, spans));
+        }
         let mut attended = Vec::with_capacity(spans.len());
         for span in spans {
             let rows = |x: &Tensor| x.narrow(0, span.rows.start, span.rows.len());

@@ -2,15 +2,16 @@
 //! to candle: values and gradients.
 
 use super::Reference;
+use super::attention::{attend, attend_padded};
 use super::compute::Compute;
 use super::elastic::{Elastic, Frozen, Mask};
-use super::fused::{CrossEntropy, Gated, RmsNorm, Rotary};
+use super::fused::{CrossEntropy, Gated, RmsNorm, Rotary, Turns};
 use super::product::{Onto, View, multiply};
+use crate::backend::{AttentionShape, SequenceSpan};
 use crate::supernet::ActiveLinear;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::sync::Arc;
 
 const ROWS: [usize; 6] = [1, 2, 3, 7, 16, 133];
 
@@ -163,7 +164,7 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
             "rotary",
             &[(rows, 24)],
             |compute, v| {
-                let turns = Arc::new(angles.iter().map(|a| a.sin_cos()).collect());
+                let turns = Turns::new(angles.iter().map(|a| a.sin_cos()).collect());
                 compute.run1(Rotary { turns, head_size: 8 }, &v[0])
             },
             |v| {
@@ -202,7 +203,7 @@ fn operands_that_do_not_fit_are_refused() {
         assert!(frozen(4, 2).is_err());
         let wrong_targets = CrossEntropy { targets: vec![0, 3], count: 2 };
         assert!(compute.run1(wrong_targets, x.as_tensor()).is_err());
-        let too_few = Rotary { turns: Arc::new(vec![(0.0, 1.0)]), head_size: 2 };
+        let too_few = Rotary { turns: Turns::new(vec![(0.0, 1.0)]), head_size: 2 };
         assert!(compute.run1(too_few, x.as_tensor()).is_err());
     }
 }
@@ -268,5 +269,30 @@ fn a_product_may_use_any_part_of_its_operands() {
         assert_eq!(into, [11.0, 23.0, 1.0, 1.0, 23.0, 51.0, 1.0, 1.0]);
         multiply((&mut into, 4), Onto::Fresh, 1.0, a, a.t(), threads);
         assert_eq!(into, [5.0, 11.0, 1.0, 1.0, 11.0, 25.0, 1.0, 1.0]);
+    }
+}
+
+#[test]
+fn sequences_attended_to_together_are_as_each_alone() {
+    let shape = AttentionShape { query_heads: 4, kv_heads: 2, head_size: 6 };
+    for lengths in [&[1][..], &[3, 3], &[7, 1, 16], &[2, 33, 5, 33]] {
+        let mut spans = Vec::new();
+        for &length in lengths {
+            let first = spans.last().map_or(0, |span: &SequenceSpan| span.rows.end);
+            spans.push(SequenceSpan { rows: first..first + length, start: 0, blocks: Vec::new() });
+        }
+        let rows = lengths.iter().sum();
+        check_form(
+            &format!("attention of {lengths:?}"),
+            &[(rows, 24), (rows, 12), (rows, 12)],
+            |v| attend_padded(&v[0], &v[1], &v[2], &shape, &spans),
+            |v| {
+                let each = spans.iter().map(|span| {
+                    let of = |x: &Tensor| x.narrow(0, span.rows.start, span.rows.len());
+                    attend(&of(&v[0])?, &of(&v[1])?, &of(&v[2])?, &shape, 0)
+                });
+                Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
+            },
+        );
     }
 }
