@@ -3,7 +3,7 @@
 use crate::files::{Folder, assert_names};
 use crate::golden::Supernet;
 use lonas::backend::reference::Reference;
-use lonas::train::{Checkpoint, Recipe, TrainError, Trainer};
+use lonas::train::{Checkpoint, Recipe, Sampling, Sequence, TrainError, Trainer};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -25,7 +25,7 @@ fn recipe() -> Recipe {
 fn trainer(net: &Supernet, recipe: Recipe) -> Trainer {
     let mut random = ChaCha8Rng::seed_from_u64(5);
     let mut sequence = |n| (0..n).map(|_| random.random_range(3..97)).collect::<Vec<u32>>();
-    let sequences = (0..10).map(|i| sequence(3 + i % 4)).collect();
+    let sequences = (0..10).map(|i| Sequence { tokens: sequence(3 + i % 4), given: i % 3 }).collect();
     let backend = Reference::for_training(recipe.dropout, recipe.seed);
     let model = net.load(&backend);
     Trainer::new(backend, model, net.shape.clone(), net.space.clone(), recipe, sequences).unwrap()
@@ -37,10 +37,20 @@ fn checkpoint(recipe: &Recipe) -> Checkpoint {
 
 #[test]
 fn a_killed_training_that_goes_on_ends_where_an_uninterrupted_one_does() {
+    let sandwich = Recipe { sampling: Sampling::Sandwich, distill: true, length_buckets: true, ..recipe() };
+    for (recipe, total) in
+        [(recipe(), 10), (sandwich.clone(), 20), (Recipe { max_tokens: Some(147), ..sandwich }, 18)]
+    {
+        goes_on(&recipe, total);
+    }
+}
+
+fn goes_on(recipe: &Recipe, total: u64) {
+    let recipe = || recipe.clone();
     let net = Supernet::open("tiny-tied/base", "tiny-tied");
     let mut whole = trainer(&net, recipe());
-    assert_eq!(whole.total(), 10);
-    let expected = (0..10).map(|_| whole.step().unwrap()).collect::<Vec<_>>();
+    assert_eq!(whole.total(), total);
+    let expected = (0..total).map(|_| whole.step().unwrap()).collect::<Vec<_>>();
     // Dropout and the choice of sub-networks are at work, else nothing would have to be continued.
     assert!(expected.iter().any(|m| m.sub_network != expected[0].sub_network));
 
@@ -84,6 +94,10 @@ fn a_checkpoint_of_another_training_is_refused_by_what_differs() {
         Recipe { learning_rate: 3.1e-3, ..recipe() },
         Recipe { epochs: 3, ..recipe() },
         Recipe { bf16_base: true, ..recipe() },
+        Recipe { sampling: Sampling::Maximal, ..recipe() },
+        Recipe { response_only: true, ..recipe() },
+        Recipe { length_buckets: true, ..recipe() },
+        Recipe { max_tokens: Some(100), ..recipe() },
     ];
     for other in other_recipes {
         let error = checkpoint(&other).resume(&path, &mut trainer(&net, other.clone())).unwrap_err();

@@ -2,7 +2,7 @@
 
 use crate::golden::{self, Supernet};
 use lonas::backend::reference::{Compute, NamedTensor, Reference};
-use lonas::train::{Recipe, Trainer};
+use lonas::train::{Recipe, Sampling, Sequence, TrainError, Trainer};
 
 #[derive(serde::Deserialize)]
 struct Training {
@@ -18,17 +18,27 @@ struct Training {
 #[derive(serde::Deserialize)]
 struct MicroBatch {
     sequences: Vec<Vec<u32>>,
+    /// Tokens at each sequence's beginning that are not learnt.
+    #[serde(default)]
+    given: Vec<usize>,
     choices: Vec<usize>,
     loss: f32,
     learning_rate: f64,
     gradient_norm: Option<f64>,
 }
 
-fn trainer(net: &Supernet, recipe: Recipe, sequences: Vec<Vec<u32>>) -> Trainer {
+impl MicroBatch {
+    fn sequences(&self) -> Vec<Sequence> {
+        let given = self.given.iter().copied().chain(std::iter::repeat(0));
+        self.sequences.iter().cloned().zip(given).map(|(tokens, given)| Sequence { tokens, given }).collect()
+    }
+}
+
+fn trainer(net: &Supernet, recipe: Recipe, sequences: Vec<Sequence>) -> Trainer {
     trainer_on(Compute::cpu(), net, recipe, sequences)
 }
 
-fn trainer_on(compute: Compute, net: &Supernet, recipe: Recipe, sequences: Vec<Vec<u32>>) -> Trainer {
+fn trainer_on(compute: Compute, net: &Supernet, recipe: Recipe, sequences: Vec<Sequence>) -> Trainer {
     let backend = Reference::for_training(recipe.dropout, recipe.seed).on(compute);
     let model = net.load(&backend);
     Trainer::new(backend, model, net.shape.clone(), net.space.clone(), recipe, sequences).unwrap()
@@ -45,6 +55,11 @@ fn ten_steps_are_those_of_pytorch_and_peft() {
         ("plain", 2, &ours),
         ("plain", 5, &ours),
         ("decay", 1, &composed),
+        ("sandwich", 1, &ours),
+        ("sandwich", 2, &ours),
+        ("sandwich", 5, &ours),
+        ("sandwich", 1, &composed),
+        ("sandwich", 2, &composed),
     ] {
         let golden: Training = golden::json(&format!("training/{name}.json"));
         let recipe = Recipe {
@@ -55,17 +70,20 @@ fn ten_steps_are_those_of_pytorch_and_peft() {
             weight_decay: golden.weight_decay,
             dropout: 0.0,
             threads,
-            ..Recipe::default()
+            ..if name == "sandwich" { Recipe::best() } else { Recipe::default() }
         };
         // The data's length decides the schedule; the micro-batches themselves are the golden ones.
-        let mut trainer = trainer_on(compute.clone(), &net, recipe, vec![vec![3, 4]; golden.sequences]);
+        let mut trainer =
+            trainer_on(compute.clone(), &net, recipe, vec![Sequence::whole(vec![3, 4]); golden.sequences]);
         trainer.checkpoint_gradients(compute.is_composed());
         assert_eq!(trainer.total(), golden.micro_batches.len() as u64);
+        assert!(golden.micro_batches.iter().any(|m| m.given.iter().any(|&g| g > 1)) == (name == "sandwich"));
         for (i, expected) in golden.micro_batches.iter().enumerate() {
             let sub_network = net.space.sub_network(expected.choices.clone()).unwrap();
-            let done = trainer.step_on(&expected.sequences, sub_network).unwrap();
+            let done = trainer.step_on(&expected.sequences(), sub_network).unwrap();
             let off = (done.loss - expected.loss).abs();
             assert!(off < 2e-4, "{name} micro-batch {i}: loss {} not {}", done.loss, expected.loss);
+            assert_eq!(done.distilled, name == "sandwich" && i % 2 == 1);
             assert!((done.learning_rate - expected.learning_rate).abs() < 1e-12);
             assert_eq!(done.gradient_norm.is_some(), expected.gradient_norm.is_some());
             if let (Some(norm), Some(expected)) = (done.gradient_norm, expected.gradient_norm) {
@@ -94,9 +112,9 @@ fn every_adapter_tensor_has_pytorchs_gradient() {
     let expected = golden::tensors("training/gradients.safetensors");
     // A window of two leaves the first micro-batch's gradient, halved, in the accumulator.
     let recipe = Recipe { dropout: 0.0, accumulation: 2, ..Recipe::default() };
-    let mut trainer = trainer(&net, recipe, vec![vec![3, 4]; 9]);
+    let mut trainer = trainer(&net, recipe, vec![Sequence::whole(vec![3, 4]); 9]);
     let sub_network = net.space.sub_network(first.choices.clone()).unwrap();
-    trainer.step_on(&first.sequences, sub_network).unwrap();
+    trainer.step_on(&first.sequences(), sub_network).unwrap();
     let gradients = trainer.optimizer().gradients();
     assert_eq!(gradients.len(), expected.len());
     for gradient in gradients {
@@ -110,14 +128,84 @@ fn every_adapter_tensor_has_pytorchs_gradient() {
 }
 
 #[test]
+fn a_sandwich_is_the_maximal_network_then_the_minimal_or_a_random_one_on_the_same_sequences() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let sequences = (3..43).map(|n| Sequence::whole(vec![n, n + 1, n + 2])).collect::<Vec<_>>();
+    let recipe = Recipe {
+        sampling: Sampling::Sandwich,
+        micro_batch: 2,
+        accumulation: 2,
+        epochs: 1,
+        ..Recipe::default()
+    };
+    let mut trainer = trainer(&net, recipe, sequences);
+    let done = (0..trainer.total()).map(|_| trainer.step().unwrap()).collect::<Vec<_>>();
+    assert_eq!(done.len(), 40);
+    let (maximal, minimal) = (net.space.maximal(), net.space.minimal());
+    assert!(done.iter().step_by(2).all(|m| m.sub_network == maximal));
+    assert!(done.iter().skip(1).step_by(4).all(|m| m.sub_network == minimal));
+    let random = done.iter().skip(3).step_by(4).map(|m| &m.sub_network).collect::<Vec<_>>();
+    assert!(random.windows(2).any(|w| w[0] != w[1]) && random.iter().any(|&s| *s != minimal));
+    // Without distillation a student learns the text.
+    assert!(done.iter().all(|m| !m.distilled && m.tokens == 4 && m.trained_tokens == 6));
+}
+
+#[test]
+fn plain_lora_trains_the_maximal_network_only_and_ends_where_its_tokens_do() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let sequences = (3..43).map(|n| Sequence { tokens: vec![n, n + 1, n + 2], given: 2 }).collect();
+    let recipe = Recipe {
+        sampling: Sampling::Maximal,
+        max_tokens: Some(125),
+        micro_batch: 4,
+        accumulation: 2,
+        ..Recipe::default()
+    };
+    let mut trainer = trainer(&net, recipe, sequences);
+    // 12 tokens a micro-batch: ten are an epoch of 120, eleven would do, twelve are whole windows.
+    assert_eq!(trainer.total(), 12);
+    let done = (0..12).map(|_| trainer.step().unwrap()).collect::<Vec<_>>();
+    assert!(done.iter().all(|m| m.sub_network == net.space.maximal() && m.tokens == 4));
+    assert_eq!(done.iter().map(|m| m.trained_tokens).sum::<usize>(), 144);
+    // By hand: the twelfth of twelve, in the second epoch, so one less as in NNCF: 0.5 (1 + cos(11/12 pi)).
+    assert!((done[11].learning_rate / 3e-4 - 0.017_037_086_855_466).abs() < 1e-12);
+}
+
+#[test]
+fn a_student_without_its_teacher_is_refused() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let sequences = vec![Sequence::whole(vec![3, 4, 5]); 9];
+    let mut trainer = trainer(&net, Recipe { dropout: 0.0, ..Recipe::best() }, sequences.clone());
+    trainer.step_on(&sequences[..2], net.space.maximal()).unwrap();
+    let error = trainer.step_on(&sequences[..3], net.space.minimal()).unwrap_err();
+    assert!(matches!(error, TrainError::NoTeacher { micro_batch: 2 }), "{error}");
+}
+
+#[test]
+fn what_is_given_teaches_nothing() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let loss = |prompt: &[u32], response: &[u32], given: usize| {
+        let tokens = [prompt, response].concat();
+        let trainer = trainer(&net, Recipe::default(), vec![Sequence::whole(vec![3, 4]); 9]);
+        trainer.loss_of(&[Sequence { tokens, given }], &net.space.maximal()).unwrap()
+    };
+    let (prompt, response) = ([7, 50, 9, 13], [21, 8, 40]);
+    let (all, of_prompt) = (loss(&prompt, &response, 0), loss(&prompt, &[], 0));
+    let of_response = loss(&prompt, &response, prompt.len());
+    // Six targets, three of them the prompt's.
+    assert!((all - (3.0 * of_prompt + 3.0 * of_response) / 6.0).abs() < 1e-5);
+    assert!((of_response - of_prompt).abs() > 1e-2);
+}
+
+#[test]
 fn a_gradient_through_bf16_weights_is_that_of_f32_but_for_rounding() {
     // A base whose weights are bf16 already: what differs is that every product rounds its input and its result.
     let net = Supernet::open("tiny-untied-bf16/base", "tiny-untied-bf16");
-    let sequences = [11, 2, 7].map(|n| (0..n).map(|i| 3 + i * 17 % 80).collect::<Vec<u32>>());
+    let sequences = [11, 2, 7].map(|n| Sequence::whole((0..n).map(|i| 3 + i * 17 % 80).collect()));
     let sub_network = net.space.pick(|group, choices| (group + 1) % choices);
     let run = |compute: Compute| {
         let recipe = Recipe { dropout: 0.2, accumulation: 2, ..Recipe::default() };
-        let mut trainer = trainer_on(compute, &net, recipe, vec![vec![3, 4]; 9]);
+        let mut trainer = trainer_on(compute, &net, recipe, vec![Sequence::whole(vec![3, 4]); 9]);
         let loss = trainer.step_on(&sequences, sub_network.clone()).unwrap().loss;
         (loss, trainer.optimizer().gradients())
     };

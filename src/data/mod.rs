@@ -23,6 +23,26 @@ pub fn order(n: usize, epoch: u64, seed: u64) -> Vec<usize> {
     order
 }
 
+/// Batches among which those of equal lengths are looked for: few enough that a batch is still a matter of chance, many
+/// enough that the sequences of one are about equally long.
+const WINDOW: usize = 64;
+
+/// The batches of epoch `epoch`, `size` sequences each, of about equal lengths: [`order`], sorted by length within each
+/// window of `WINDOW` batches; then the batches are shuffled, so that short ones do not come first. The last batch of
+/// the order may be smaller.
+pub fn alike_batches(lengths: &[usize], size: usize, epoch: u64, seed: u64) -> Vec<Vec<usize>> {
+    let mut order = order(lengths.len(), epoch, seed);
+    for window in order.chunks_mut(WINDOW.saturating_mul(size)) {
+        window.sort_by_key(|&i| lengths[i]);
+    }
+    let mut batches = order.chunks(size).map(<[usize]>::to_vec).collect::<Vec<_>>();
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    // From the other end than the orders' streams, below the two that are taken there.
+    random.set_stream(u64::MAX - 2 - epoch);
+    batches.shuffle(&mut random);
+    batches
+}
+
 /// Shuffles the examples and takes `held_out` of them away: `(training, held out)`.
 pub fn split<T>(mut examples: Vec<T>, held_out: usize, seed: u64) -> (Vec<T>, Vec<T>) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -53,6 +73,31 @@ mod tests {
         assert_eq!(order(100, 3, 7), order(100, 3, 7));
         assert_ne!(order(100, 3, 7), order(100, 4, 7));
         assert_ne!(order(100, 3, 7), order(100, 3, 8));
+    }
+
+    #[test]
+    fn batches_of_like_lengths_have_everything_once_in_an_order_of_chance() {
+        let lengths = (0..1003).map(|i| 10 + i * 37 % 200).collect::<Vec<_>>();
+        let batches = alike_batches(&lengths, 4, 3, 7);
+        assert_eq!(batches.len(), 251);
+        assert_eq!(batches.iter().filter(|b| b.len() != 4).map(Vec::len).collect::<Vec<_>>(), [3]);
+        let mut all = batches.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..1003).collect::<Vec<_>>());
+        let spread = |batches: &[Vec<usize>]| {
+            let of = |batch: &Vec<usize>| {
+                let lengths = batch.iter().map(|&i| lengths[i]);
+                lengths.clone().max().unwrap() - lengths.min().unwrap()
+            };
+            batches.iter().map(of).sum::<usize>() / batches.len()
+        };
+        let by_chance = order(1003, 3, 7).chunks(4).map(<[usize]>::to_vec).collect::<Vec<_>>();
+        assert!(spread(&batches) < 5 && spread(&by_chance) > 80, "{}", spread(&batches));
+        // Sorted, every batch but 4 would be at least as long as the one before it.
+        let rising = batches.windows(2).filter(|b| lengths[b[0][0]] <= lengths[b[1][0]]).count();
+        assert!((90..160).contains(&rising), "{rising}");
+        assert_eq!(alike_batches(&lengths, 4, 3, 7), batches);
+        assert_ne!(alike_batches(&lengths, 4, 4, 7), batches);
     }
 
     #[test]

@@ -26,8 +26,8 @@ struct Meta {
 }
 
 impl Checkpoint {
-    /// Writes the trainer's state. Gradients of an unfinished accumulation window are not kept, so this must follow an
-    /// optimizer step; see [`Trainer::between_windows`].
+    /// Writes the trainer's state. Gradients of an unfinished accumulation window are not kept, nor is what a student is
+    /// to learn from, so this must follow an optimizer step; see [`Trainer::between_windows`].
     pub fn save(&self, path: &Path, trainer: &Trainer) -> Result<(), TrainError> {
         let AdamWState { steps, values, moments1, moments2 } = trainer.optimizer.state();
         let meta = Meta { checkpoint: self.clone(), done: trainer.done, steps };
@@ -83,6 +83,7 @@ impl Checkpoint {
         let (values, moments1, moments2) = (group("value")?, group("moment1")?, group("moment2")?);
         trainer.optimizer.restore(AdamWState { steps, values, moments1, moments2 })?;
         trainer.done = done;
+        trainer.teacher = None;
         Ok(true)
     }
 }

@@ -8,8 +8,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    #[error("no training example has at least two tokens")]
+    #[error("no training example has a token to learn")]
     NoData,
+    #[error(
+        "micro-batch {micro_batch}: a student learns from the maximal network on the same sequences, just before it"
+    )]
+    NoTeacher { micro_batch: u64 },
     #[error("{field}: expected {expected}, got {got}")]
     Recipe { field: &'static str, expected: &'static str, got: String },
     #[error("micro-batch {micro_batch}: the {what} is {value}; a lower learning rate may help")]

@@ -15,7 +15,14 @@ pub enum LogLine {
         epoch: u64,
         loss: f32,
         learning_rate: f64,
+        /// That the loss is the mean over.
         tokens: usize,
+        /// That went forward and back, prompts included.
+        #[serde(default)]
+        trained_tokens: usize,
+        /// Whether the loss is the divergence from the maximal network's distributions, not cross-entropy.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        distilled: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gradient_norm: Option<f64>,
         /// The sub-network that the loss belongs to: its choice for each group.
@@ -44,6 +51,8 @@ impl From<&MicroBatch> for LogLine {
             loss: m.loss,
             learning_rate: m.learning_rate,
             tokens: m.tokens,
+            trained_tokens: m.trained_tokens,
+            distilled: m.distilled,
             gradient_norm: m.gradient_norm,
             choices: m.sub_network.choices().to_vec(),
         }

@@ -5,7 +5,6 @@
 //! SmolLM2-135M, two threads on a processor: 2.34 GiB said and 2.23 used at most, 1.02 and 1.11 with layers computed again.
 
 use crate::artifact::BaseConfig;
-use crate::backend::reference::LOGITS_ROWS;
 use crate::model::llama::MODULES;
 use crate::supernet::ModelShape;
 use std::fmt;
@@ -21,8 +20,12 @@ pub struct MemoryPlan {
     pub longest: usize,
     /// Graphs that exist side by side: one a thread on a processor, one on a GPU.
     pub graphs: usize,
+    /// Rows whose logits exist at the same time in each.
+    pub logits_rows: usize,
     /// Whether activations are computed again rather than remembered.
     pub recompute: bool,
+    /// Whether students learn from the maximal network's distributions.
+    pub distill: bool,
     /// Whether AdamW's numbers lie in the same memory. They are always the host's.
     pub with_optimizer: bool,
 }
@@ -48,6 +51,8 @@ pub struct MemoryNeed {
 
 /// Tensors of the logits' size at once: they, their gradient, and the zeros and the sum that candle adds it to.
 const LOGITS_COPIES: usize = 4;
+/// As many more where a student learns from a teacher: its logits and its shares.
+const TEACHER_COPIES: usize = 2;
 /// Tensors of the MLP's width at once on the way back: the gradients of gate, up and their product, each with zeros and
 /// a sum. Composed of candle's operations, about as many again.
 const WAY_BACK_WIDTHS: usize = 8;
@@ -69,7 +74,12 @@ impl MemoryNeed {
         let widths = WAY_BACK_WIDTHS * config.intermediate.max(config.hidden);
         // Scores of one sequence at a time: their gradients are those of the softmax's four steps.
         let scores = 4 * config.query_heads * plan.longest;
-        let logits = LOGITS_COPIES * graphs * LOGITS_ROWS.min(tokens) * config.vocabulary;
+        // The teacher's last layer is remembered until its student is through.
+        let (remembered, copies) = match plan.distill {
+            true => (remembered + input, LOGITS_COPIES + TEACHER_COPIES),
+            false => (remembered, LOGITS_COPIES),
+        };
+        let logits = copies * graphs * plan.logits_rows.min(tokens) * config.vocabulary;
         let bytes = |count: usize, size: usize| count as u64 * size as u64;
         Self {
             base: bytes(frozen, plan.weight_bytes),
@@ -162,7 +172,9 @@ mod tests {
             tokens: 4 * 256,
             longest: 256,
             graphs: 1,
+            logits_rows: 128,
             recompute: true,
+            distill: false,
             with_optimizer: false,
         };
         let need = MemoryNeed::of(&config, &shape, &plan);
@@ -176,6 +188,8 @@ mod tests {
         assert_eq!(need.recomputed, 1024 * (4 * (17 * 4096 + 49_152 + 33_024) + 31_488));
         let whole = MemoryNeed::of(&config, &shape, &MemoryPlan { recompute: false, ..plan });
         assert_eq!((whole.remembered, whole.recomputed), (32 * need.recomputed, 0));
+        let taught = MemoryNeed::of(&config, &shape, &MemoryPlan { distill: true, ..plan });
+        assert_eq!(taught.total() - need.total(), 1024 * 4096 * 4 + 2 * 128 * 32000 * 4);
         let gib = |need: &MemoryNeed| need.total() as f64 / f64::from(1 << 30);
         assert!((14.5..14.7).contains(&gib(&need)), "{need}");
         assert!((32.9..33.1).contains(&gib(&whole)), "{whole}");
@@ -189,7 +203,9 @@ mod tests {
             tokens: 100,
             longest: 50,
             graphs: 2,
+            logits_rows: 128,
             recompute: false,
+            distill: false,
             with_optimizer: true,
         };
         let need = |plan: MemoryPlan| MemoryNeed::of(&config, &shape, &plan);

@@ -5,8 +5,8 @@
 //! with `act = silu(gate) * up` over calibration sequences. The permutation is exact: it moves gate and up rows and
 //! down columns together and leaves the full-width model as it was.
 
-use super::TrainError;
 use super::stages::whole_sequences;
+use super::{Sequence, TrainError};
 use crate::artifact::Base;
 use crate::backend::Selection;
 use crate::backend::reference::{Compute, Reference};
@@ -21,15 +21,15 @@ pub const CALIBRATION_SEQUENCES: usize = 32;
 /// By layer, the MLP's channels in falling importance over `sequences`.
 pub fn importance_orders(
     base: &Base,
-    sequences: &[Vec<u32>],
+    sequences: &[Sequence],
     compute: Compute,
 ) -> Result<BTreeMap<usize, Vec<usize>>, TrainError> {
     let backend = Reference::measuring_channels().on(compute);
     let model = llama::load(&backend, base, Vec::new(), &BTreeMap::new())?;
     let shape = llama::model_shape(&base.config, None);
     let selection = Selection { adapter: 0, subnetwork: 0, shape: Arc::new(shape.full()) };
-    for sequence in sequences.iter().filter(|s| s.len() >= 2).take(CALIBRATION_SEQUENCES) {
-        let (batch, _) = whole_sequences(&[sequence.as_slice()], selection.clone());
+    for sequence in sequences.iter().filter(|s| !s.targets().is_empty()).take(CALIBRATION_SEQUENCES) {
+        let (batch, _) = whole_sequences(&[sequence], selection.clone());
         model.forward(&backend, &batch, None)?;
     }
     let mut orders = BTreeMap::new();

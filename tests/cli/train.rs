@@ -4,7 +4,8 @@ use super::process::{Server, lonas};
 use crate::tiny::Tiny;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A search space of the tiny base.
 fn space() -> Value {
@@ -19,18 +20,29 @@ fn space() -> Value {
 
 /// Trains on a dozen examples for one epoch: three micro-batches.
 fn train(tiny: &Tiny, folder: &Path, more: &[&str]) -> Output {
+    command(tiny, folder, &[&["--epochs", "1"], more].concat()).output().unwrap()
+}
+
+/// Training on a dozen examples, two of them held out.
+fn command(tiny: &Tiny, folder: &Path, more: &[&str]) -> Command {
     let (data, space_file) = (folder.join("data.json"), folder.join("space.json"));
-    let example = |i: usize| json!({"instruction": format!("say {i}"), "output": "yes ".repeat(i % 3 + 1)});
+    let example = |i: usize| {
+        let yes = "yes ".repeat(i % 3 + 1);
+        json!({
+            "instruction": format!("Please answer the question: say {i}\n\nAnswer1: {yes} Answer2: no\n\nAnswer format: answer1/answer2"),
+            "output": yes, "answer": format!("answer{}", i % 2 + 1),
+        })
+    };
     std::fs::write(&data, Value::from_iter((0..12).map(example)).to_string()).unwrap();
     std::fs::write(&space_file, space().to_string()).unwrap();
     let (base, out) = (tiny.base(), folder.join("mine"));
     let paths = [("--base", &base), ("--data", &data), ("--space", &space_file), ("--out", &out)];
-    let mut command =
-        lonas(&["train", "--threads", "2", "--epochs", "1", "--validation", "2", "--cutoff", "100"]);
+    let mut command = lonas(&["train", "--threads", "2", "--validation", "2", "--cutoff", "100"]);
     for (option, path) in paths {
         command.arg(option).arg(path);
     }
-    command.args(more).output().unwrap()
+    command.args(more);
+    command
 }
 
 /// The micro-batches after which the log has a validation.
@@ -78,10 +90,64 @@ fn what_no_training_could_use_is_refused_before_it_begins() {
         (["--dropout", "1"], "dropout"),
         (["--learning-rate", "nan"], "learning rate"),
         (["--micro-batch", "0"], "micro-batch"),
+        (["--sampling=sandwich", "--accumulation=3"], "accumulation"),
+        (["--distill", "--sampling=maximal"], "distill"),
+        (["--max-tokens", "9"], "--epochs"),
     ] {
         let refused = train(&tiny, folder.path(), &more);
-        assert_eq!(refused.status.code(), Some(1));
+        // What contradicts itself on the command line is a question of usage.
+        assert_eq!(refused.status.code(), Some(if named == "--epochs" { 2 } else { 1 }));
         assert!(said(&refused).contains(named), "{}", said(&refused));
         assert!(!folder.path().join("mine").exists());
     }
+}
+
+/// The log's micro-batches.
+fn micro_batches(folder: &Path) -> Vec<Value> {
+    let log = std::fs::read_to_string(folder.join("mine/train.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|l| l["kind"] == "micro_batch").collect()
+}
+
+#[test]
+fn the_best_recipe_killed_and_gone_on_with_leaves_the_same_bytes() {
+    let (tiny, through, killed) = (Tiny::write(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Checkpoints after every optimizer step, and steps enough to be killed among them.
+    let with = [
+        "--recipe",
+        "best",
+        "--form",
+        "short",
+        "--response-only",
+        "--max-tokens",
+        "30000",
+        "--checkpoint-every",
+        "0",
+    ];
+    let whole = command(&tiny, through.path(), &with).output().unwrap();
+    assert!(whole.status.success(), "{}", said(&whole));
+    assert!(said(&whole).contains("losses are over the responses"), "{}", said(&whole));
+
+    let mut process = command(&tiny, killed.path(), &with).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !killed.path().join("mine/checkpoint.safetensors").exists() {
+        assert!(Instant::now() < deadline, "it does not come forward");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(!killed.path().join("mine/supernet.json").exists(), "it was killed before its end");
+    let resumed = command(&tiny, killed.path(), &with).output().unwrap();
+    assert!(resumed.status.success(), "{}", said(&resumed));
+    assert!(said(&resumed).contains("going on from micro-batch"), "{}", said(&resumed));
+    for file in ["adapter_model.safetensors", "supernet.json", "train.jsonl", "loss.svg"] {
+        let read = |folder: &Path| std::fs::read(folder.join("mine").join(file)).unwrap();
+        assert!(read(killed.path()) == read(through.path()), "{file}");
+    }
+    let card = std::fs::read_to_string(through.path().join("mine/README.md")).unwrap();
+    assert!(card.contains("of 30000 asked for") && card.contains("in falling importance"), "{card}");
+    let done = micro_batches(through.path());
+    let tokens = |lines: &[Value]| lines.iter().map(|l| l["trained_tokens"].as_u64().unwrap()).sum::<u64>();
+    assert!(tokens(&done) >= 30000 && tokens(&done[..done.len() - 4]) < 30000);
+    assert!(done.chunks(2).all(|pair| pair[0]["distilled"].is_null() && pair[1]["distilled"] == true));
 }

@@ -5,7 +5,7 @@
 //! and attached to its operands as one node.
 
 use super::elastic::{Elastic, Frozen, Mask};
-use super::fused::{CrossEntropy, Gated, RmsNorm, Rotary};
+use super::fused::{CrossEntropy, Divergence, Gated, RmsNorm, Rotary};
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape,
@@ -336,6 +336,12 @@ impl Composed for Rotary {
     }
 }
 
+/// `(n, 1)`: the logarithm of each row's sum of exponentials.
+fn log_sums(logits: &Tensor) -> Result<Tensor> {
+    let most = logits.max_keepdim(D::Minus1)?;
+    most.clone() + logits.broadcast_sub(&most)?.exp()?.sum_keepdim(D::Minus1)?.log()?
+}
+
 impl CrossEntropy {
     /// `(n, 1)`: the targets, and the logarithm of each row's sum of exponentials.
     fn columns(&self, logits: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -343,10 +349,8 @@ impl CrossEntropy {
         if rows == 0 || rows != self.targets.len() || self.targets.iter().any(|&t| t as usize >= width) {
             bail!("cross entropy: logits {:?}, {} targets", logits.dims(), self.targets.len());
         }
-        let most = logits.max_keepdim(D::Minus1)?;
-        let sums = logits.broadcast_sub(&most)?.exp()?.sum_keepdim(D::Minus1)?;
         let targets = Tensor::from_slice(&self.targets, (rows, 1), logits.device())?;
-        Ok((targets, (most + sums.log()?)?))
+        Ok((targets, log_sums(logits)?))
     }
 }
 
@@ -364,5 +368,31 @@ impl Composed for CrossEntropy {
         let shares = operands[0].broadcast_sub(&totals)?.exp()?.broadcast_mul(&weight)?;
         let taken = weight.neg()?.broadcast_as(targets.shape())?.contiguous()?;
         Ok(vec![shares.scatter_add(&targets, &taken, 1)?])
+    }
+}
+
+impl Divergence {
+    /// `(n, V)`: the logarithms of the shares that the teacher and these logits give.
+    fn log_shares(&self, logits: &Tensor) -> Result<(Tensor, Tensor)> {
+        if logits.shape() != self.teacher.shape() {
+            bail!("divergence: logits {:?}, the teacher's {:?}", logits.dims(), self.teacher.dims());
+        }
+        let of = |logits: &Tensor| logits.broadcast_sub(&log_sums(logits)?);
+        Ok((of(&self.teacher)?, of(logits)?))
+    }
+}
+
+impl Composed for Divergence {
+    const NAME: &'static str = "divergence";
+
+    fn forward(&self, operands: &[Tensor]) -> Result<Tensor> {
+        let (teacher, student) = self.log_shares(&operands[0])?;
+        teacher.exp()?.mul(&(teacher - student)?)?.sum_all()? / self.count as f64
+    }
+
+    fn backward(&self, operands: &[Tensor], dy: &Tensor) -> Result<Vec<Tensor>> {
+        let (teacher, student) = self.log_shares(&operands[0])?;
+        let weight = (dy / self.count as f64)?;
+        Ok(vec![(student.exp()? - teacher.exp()?)?.broadcast_mul(&weight)?])
     }
 }

@@ -4,6 +4,7 @@
 //! operations are composed of candle's; `Compute::composed` does the same on a processor, where it can be tested.
 
 use super::composed::{Composed, run};
+use super::gradients::LOGITS_ROWS;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Device, Result, Tensor};
 
 /// Where to compute, and how frozen weights are kept there.
@@ -65,6 +66,11 @@ impl Compute {
     /// Whether operations are composed of candle's own.
     pub fn is_composed(&self) -> bool {
         self.composed
+    }
+
+    /// Rows whose logits exist at the same time. A GPU is through with few before the next kernels have been started.
+    pub fn logits_rows(&self) -> usize {
+        if self.is_gpu() { 8 * LOGITS_ROWS } else { LOGITS_ROWS }
     }
 
     pub fn is_gpu(&self) -> bool {

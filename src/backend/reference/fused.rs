@@ -1,4 +1,4 @@
-//! Row-wise operations with a backward pass of their own: norm, gated activation, rotary, cross-entropy.
+//! Row-wise operations with a backward pass of their own: norm, gated activation, rotary, cross-entropy, divergence.
 //!
 //! candle's own fused versions drop the gradient; composed of its elementwise operations each would be a handful of
 //! nodes that write and read all activations once more. The composed twins are in the tests.
@@ -237,6 +237,64 @@ impl CustomOp1 for CrossEntropy {
                 gradient[start + target] -= weight;
             }
             Ok(gradient)
+        })?;
+        Tensor::from_vec(gradient, logits.shape(), logits.device()).map(Some)
+    }
+}
+
+/// The sum of `KL(softmax(teacher) || softmax(logits))` over the rows of `logits (n, V)`, divided by `count`: what is lost
+/// where the one distribution is taken for the other (Hinton et al. 2015, at a temperature of 1).
+pub(super) struct Divergence {
+    /// `(n, V)`: frozen logits.
+    pub(super) teacher: Tensor,
+    /// As in [`CrossEntropy`].
+    pub(super) count: usize,
+}
+
+impl Divergence {
+    /// Runs `work` on each row's logits, the teacher's first.
+    fn for_rows(&self, logits: &[f32], mut work: impl FnMut(&[f32], &[f32])) -> Result<()> {
+        let width = self.teacher.dim(1)?;
+        with_values(&self.teacher, |teacher| {
+            teacher.chunks_exact(width).zip(logits.chunks_exact(width)).for_each(|(t, l)| work(t, l));
+            Ok(())
+        })
+    }
+}
+
+impl CustomOp1 for Divergence {
+    fn name(&self) -> &'static str {
+        "divergence"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        if layout.shape() != self.teacher.shape() {
+            bail!("divergence: logits {:?}, the teacher's {:?}", layout.dims(), self.teacher.dims());
+        }
+        let mut sum = 0.0;
+        self.for_rows(contiguous(logits, layout)?, |teacher, row| {
+            let (of_teacher, of_row) = (log_sum_exp(teacher), log_sum_exp(row));
+            for (teacher, row) in teacher.chunks(256).zip(row.chunks(256)) {
+                let terms = teacher.iter().zip(row).map(|(t, l)| {
+                    let share = t - of_teacher;
+                    share.exp() * (share - (l - of_row))
+                });
+                sum += f64::from(terms.sum::<f32>());
+            }
+        })?;
+        Ok((CpuStorage::F32(vec![(sum / self.count as f64) as f32]), Shape::from(())))
+    }
+
+    /// The difference of the distributions: `(softmax(logits) - softmax(teacher)) / count`.
+    fn bwd(&self, logits: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let weight = dy.to_scalar::<f32>()? / self.count as f32;
+        let mut gradient = Vec::with_capacity(logits.elem_count());
+        with_values(logits, |logits| {
+            self.for_rows(logits, |teacher, row| {
+                let (of_teacher, of_row) = (log_sum_exp(teacher), log_sum_exp(row));
+                let difference = |(t, l): (&f32, &f32)| (l - of_row).exp() - (t - of_teacher).exp();
+                gradient.extend(teacher.iter().zip(row).map(|pair| difference(pair) * weight));
+            })
         })?;
         Tensor::from_vec(gradient, logits.shape(), logits.device()).map(Some)
     }

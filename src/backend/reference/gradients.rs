@@ -7,18 +7,19 @@
 //!
 //! The logits of a large vocabulary are the largest activation of all, and on their way back candle holds four tensors
 //! of their size (logits, gradient, the zeros it adds it to, the sum). So the loss is taken of few rows at a time, and
-//! their logits are gone before the next ones are computed.
+//! their logits are gone before the next ones are computed. That holds for a teacher's logits too: what is kept of it is
+//! what its last layer gave, a vocabulary's worth smaller.
 
-use super::fused::CrossEntropy;
+use super::fused::{CrossEntropy, Divergence};
 use super::{Reference, named};
 use crate::backend::BackendError;
 use candle_core::{Result, Tensor, TensorId, Var};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Rows whose logits exist at the same time. Fewer would not use a processor well: each time, the product with the
-/// vocabulary reads all of it.
-pub const LOGITS_ROWS: usize = 128;
+/// Rows whose logits exist at the same time on a processor. Fewer would not use it well: each time, the product with the
+/// vocabulary reads all of it. A GPU takes more, see [`Compute::logits_rows`](super::Compute::logits_rows).
+pub(super) const LOGITS_ROWS: usize = 128;
 
 type Done<T> = std::result::Result<T, BackendError>;
 
@@ -37,6 +38,21 @@ pub trait Stages {
 
     /// The logits of some of these rows, `(n, V)`, from what the last layer gave.
     fn logits(&self, x: &Tensor, targets: Range<usize>) -> Done<Tensor>;
+
+    /// What a teacher's last layer gave for the same rows, `(T, H)`, where its distribution is to be learnt in place of
+    /// the targets. Its logits are computed as this model's are, since the vocabulary product is the same.
+    fn teacher(&self) -> Option<&Tensor> {
+        None
+    }
+}
+
+/// What a way there and back gives.
+pub struct BothWays {
+    /// The mean over all targets, nats: of the cross-entropy or, where there is a teacher, of the divergence from it.
+    pub loss: f32,
+    pub gradients: Gradients,
+    /// What the last layer gave, `(T, H)`, without a graph.
+    pub last: Tensor,
 }
 
 /// The gradient of one loss for every variable that it depends on.
@@ -44,7 +60,7 @@ pub trait Stages {
 pub struct Gradients(HashMap<TensorId, Tensor>);
 
 impl Reference {
-    /// The mean cross-entropy of all targets, nats.
+    /// The mean loss of all targets, nats.
     pub fn loss(&self, stages: &impl Stages) -> Done<f32> {
         let mut x = stages.embed()?;
         for layer in 0..stages.layers() {
@@ -54,9 +70,9 @@ impl Reference {
         self.loss_of_rows(stages, &x, |_| Ok(()))
     }
 
-    /// The mean cross-entropy of all targets, and its gradient. With `recompute`, each layer's input is all that is
-    /// remembered of it.
-    pub fn loss_and_gradients(&self, stages: &impl Stages, recompute: bool) -> Done<(f32, Gradients)> {
+    /// The mean loss of all targets, and its gradient. With `recompute`, each layer's input is all that is remembered of
+    /// it.
+    pub fn loss_and_gradients(&self, stages: &impl Stages, recompute: bool) -> Done<BothWays> {
         let first = variable(&stages.embed()?)?;
         let mut x = first.as_tensor().clone();
         let mut remembered = Vec::new();
@@ -76,11 +92,11 @@ impl Reference {
             above = (&above + of_part)?;
             Ok(())
         })?;
-        drop(last);
+        let last = last.as_tensor().detach();
 
         if !recompute {
             named("backward", gradients.go_back(&x, &above, &first))?;
-            return Ok((loss, gradients));
+            return Ok(BothWays { loss, gradients, last });
         }
         drop(x);
         for (layer, (input, position)) in remembered.into_iter().enumerate().rev() {
@@ -89,11 +105,11 @@ impl Reference {
             let y = stages.layer(layer, input.as_tensor().clone())?;
             above = named("backward", gradients.go_back(&y, &above, &input))?;
         }
-        Ok((loss, gradients))
+        Ok(BothWays { loss, gradients, last })
     }
 
-    /// The mean cross-entropy of all targets from what the last layer gave. `each` gets every summand while its graph
-    /// still exists.
+    /// The mean loss of all targets from what the last layer gave. `each` gets every summand while its graph still
+    /// exists.
     fn loss_of_rows(
         &self,
         stages: &impl Stages,
@@ -102,13 +118,19 @@ impl Reference {
     ) -> Done<f32> {
         let targets = stages.targets();
         let mut mean = 0.0;
-        for start in (0..targets.len()).step_by(LOGITS_ROWS) {
-            let rows = start..targets.len().min(start + LOGITS_ROWS);
-            let cross_entropy =
-                CrossEntropy { targets: targets[rows.clone()].to_vec(), count: targets.len() };
-            let logits = stages.logits(x, rows)?;
+        let at_once = self.compute.logits_rows();
+        for start in (0..targets.len()).step_by(at_once) {
+            let rows = start..targets.len().min(start + at_once);
+            let count = targets.len();
+            let logits = stages.logits(x, rows.clone())?;
+            let teacher = stages.teacher().map(|last| stages.logits(last, rows.clone())).transpose()?;
             let part = || {
-                let part = self.compute.run1(cross_entropy, &logits)?;
+                let part = match teacher {
+                    Some(teacher) => self.compute.run1(Divergence { teacher, count }, &logits),
+                    None => {
+                        self.compute.run1(CrossEntropy { targets: targets[rows].to_vec(), count }, &logits)
+                    }
+                }?;
                 each(&part)?;
                 part.to_scalar::<f32>()
             };
@@ -228,13 +250,14 @@ mod tests {
             let part = |(i, l): (usize, &f32)| f64::from(*l).exp() / total - f64::from(i == target as usize);
             gradient.extend(row.iter().enumerate().map(|cell| part(cell) / rows as f64));
         }
-        assert_eq!(cut.0, whole.0);
-        assert!((f64::from(cut.0) - mean).abs() < 1e-6, "{} not {mean}", cut.0);
+        assert_eq!(cut.loss, whole.loss);
+        assert_eq!(cut.last.to_vec2::<f32>().unwrap(), whole.last.to_vec2::<f32>().unwrap());
+        assert!((f64::from(cut.loss) - mean).abs() < 1e-6, "{} not {mean}", cut.loss);
         assert!((f64::from(backend.loss(&stages).unwrap()) - mean).abs() < 1e-6);
         for variable in &stages.added {
             let of = |g: &Gradients| g.of(variable).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(of(&cut.1), of(&whole.1));
-            let got = of(&cut.1);
+            assert_eq!(of(&cut.gradients), of(&whole.gradients));
+            let got = of(&cut.gradients);
             let off = got.iter().zip(&gradient).map(|(a, b)| (f64::from(*a) - b).abs());
             assert!(off.fold(0.0, f64::max) < 1e-8);
         }

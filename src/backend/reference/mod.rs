@@ -17,7 +17,7 @@ mod tests;
 mod training;
 
 pub use compute::{Compute, ComputeError};
-pub use gradients::{Gradients, LOGITS_ROWS, Stages};
+pub use gradients::{BothWays, Gradients, Stages};
 pub use training::{AdamW, AdamWOptions, AdamWState, NamedTensor};
 
 use super::{

@@ -5,7 +5,7 @@ use super::Reference;
 use super::attention::{attend, attend_padded};
 use super::compute::Compute;
 use super::elastic::{Elastic, Frozen, Mask};
-use super::fused::{CrossEntropy, Gated, RmsNorm, Rotary, Turns};
+use super::fused::{CrossEntropy, Divergence, Gated, RmsNorm, Rotary, Turns};
 use super::product::{Onto, View, multiply};
 use crate::backend::{AttentionShape, SequenceSpan};
 use crate::supernet::ActiveLinear;
@@ -188,6 +188,32 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
                 (log_sum - v[0].gather(&targets, 1)?)?.mean_all()
             },
         );
+        // Sharper than the student's, so that a divergence taken the other way round is another number.
+        let teacher = random(rows, 300, 70).iter().map(|v| 4.0 * v).collect::<Vec<_>>();
+        let teacher = Tensor::from_vec(teacher, (rows, 300), &device).unwrap();
+        check(
+            "divergence",
+            &[(rows, 300)],
+            |compute, v| compute.run1(Divergence { teacher: teacher.clone(), count: rows + 1 }, &v[0]),
+            |v| {
+                let shares = |x: &Tensor| x.exp()?.broadcast_div(&x.exp()?.sum_keepdim(D::Minus1)?);
+                let (teacher, student) = (shares(&teacher)?, shares(&v[0])?);
+                teacher.mul(&teacher.div(&student)?.log()?)?.sum_all()? / (rows + 1) as f64
+            },
+        );
+    }
+}
+
+#[test]
+fn nothing_diverges_from_itself_and_nothing_goes_back() {
+    let logits = variable(7, 300, 1);
+    for compute in [Compute::cpu(), Compute::composed(false)] {
+        let same = Divergence { teacher: logits.as_tensor().detach(), count: 7 };
+        let divergence = compute.run1(same, logits.as_tensor()).unwrap();
+        assert!(divergence.to_scalar::<f32>().unwrap().abs() < 1e-7);
+        let gradients = divergence.backward().unwrap();
+        let gradient = gradients.get(logits.as_tensor()).unwrap().flatten_all().unwrap();
+        assert!(gradient.to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
     }
 }
 
@@ -203,6 +229,9 @@ fn operands_that_do_not_fit_are_refused() {
         assert!(frozen(4, 2).is_err());
         let wrong_targets = CrossEntropy { targets: vec![0, 3], count: 2 };
         assert!(compute.run1(wrong_targets, x.as_tensor()).is_err());
+        let of_fewer_tokens =
+            Divergence { teacher: Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap(), count: 2 };
+        assert!(compute.run1(of_fewer_tokens, x.as_tensor()).is_err());
         let too_few = Rotary { turns: Turns::new(vec![(0.0, 1.0)]), head_size: 2 };
         assert!(compute.run1(too_few, x.as_tensor()).is_err());
     }

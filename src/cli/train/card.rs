@@ -1,6 +1,6 @@
 //! The model card that a training leaves in its folder: what it was made from, how, and what it reached.
 
-use crate::train::{LogLine, Recipe, TrainingLog, VALIDATED};
+use crate::train::{LogLine, Recipe, Sampling, TrainingLog, VALIDATED};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -39,16 +39,40 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         seed,
         bf16_base,
         threads,
+        sampling,
+        distill,
+        response_only,
+        length_buckets,
+        max_tokens,
     } = recipe;
     let numbers = if *bf16_base { "base in bf16" } else { "f32" };
+    let trained = trained_tokens(log);
+    let duration = match max_tokens {
+        Some(most) => format!("{trained} tokens forward and back, of {most} asked for"),
+        None => format!("{epochs} epochs, {trained} tokens forward and back"),
+    };
+    let alike = if *length_buckets { " of like lengths" } else { "" };
+    let sampled = match (sampling, distill) {
+        (Sampling::Random, _) => "a random one for each micro-batch",
+        (Sampling::Maximal, _) => "the maximal one only",
+        (Sampling::Sandwich, false) => {
+            "the maximal one, then the minimal or a random one on the same sequences"
+        }
+        (Sampling::Sandwich, true) => {
+            "the maximal one, then the minimal or a random one on the same sequences, which learns the maximal one's \
+             distributions"
+        }
+    };
+    let learnt = if *response_only { "responses only, in validation too" } else { "whole sequences" };
     let mut text = format!(
         "# {name}\n\nA LoNAS super-network: a frozen base with one elastic low-rank super-adapter. Serve it with\n\n    \
          lonas serve {folder}\n\n| | |\n|---|---|\n| base | {base} |\n| data | {files} |\n| form | {form} |\n\
          | trained on | {count} sequences, {tokens} tokens an epoch; {held_out} sequences held out |\n\
          | search space | {space} |\n| MLP channels | {order} |\n\
-         | recipe | {epochs} epochs, {accumulation} micro-batches of {micro_batch} sequences a step, one random \
-         sub-network each; AdamW, rate {learning_rate}, cosine to zero; weight decay {weight_decay}, clipped to \
-         {max_norm}, dropout {dropout}, seed {seed}, {numbers}, {threads} threads |\n\n## Training\n\n    {command}\n\n![loss](loss.svg)\n"
+         | recipe | {duration}, {accumulation} micro-batches of {micro_batch} sequences{alike} a step; AdamW, rate \
+         {learning_rate}, cosine to zero; weight decay {weight_decay}, clipped to {max_norm}, dropout {dropout}, seed \
+         {seed}, {numbers}, {threads} threads |\n| sub-networks | {sampled} |\n| loss over | {learnt} |\n\n## \
+         Training\n\n    {command}\n\n![loss](loss.svg)\n"
     );
     let validations = log.lines().iter().filter_map(|line| match line {
         LogLine::Validation { micro_batch, losses } => Some((*micro_batch, *losses)),
@@ -68,6 +92,14 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         }
     }
     text
+}
+
+fn trained_tokens(log: &TrainingLog) -> usize {
+    let tokens = log.lines().iter().map(|line| match line {
+        LogLine::MicroBatch { trained_tokens, .. } => *trained_tokens,
+        LogLine::Validation { .. } => 0,
+    });
+    tokens.sum()
 }
 
 /// A word of a command line as a shell would read it.
@@ -91,13 +123,27 @@ mod tests {
         assert_eq!(quoted(""), "''");
     }
 
-    #[test]
-    fn the_card_says_what_was_done_and_reached() {
+    fn card_of(recipe: &Recipe) -> String {
         let folder = tempfile::tempdir().unwrap();
         let mut log = TrainingLog::open(&folder.path().join("train.jsonl"), 0).unwrap();
         for (micro_batch, maximal) in [(0, 4.0), (9, 2.5)] {
             let losses = crate::train::Validation { maximal, heuristic: 4.5, minimal: 5.0 };
             log.write(LogLine::Validation { micro_batch, losses }).unwrap();
+            let (epoch, loss, learning_rate, tokens, gradient_norm) = (0, 4.0, 1e-3, 20, None);
+            let (choices, trained_tokens, distilled) = (vec![8], 33, false);
+            let micro_batch = micro_batch + 1;
+            log.write(LogLine::MicroBatch {
+                micro_batch,
+                epoch,
+                loss,
+                learning_rate,
+                tokens,
+                trained_tokens,
+                distilled,
+                gradient_norm,
+                choices,
+            })
+            .unwrap();
         }
         let facts = Facts {
             name: "mine",
@@ -108,14 +154,37 @@ mod tests {
             sequences: (10, 300, 2),
             space: "3 groups".into(),
             reordered: true,
-            recipe: &Recipe::default(),
+            recipe,
             command: ["lonas", "train", "--data", "b c.json"].map(String::from).to_vec(),
         };
-        let card = card(&facts, &log);
-        for expected in
-            ["# mine\n", "`a.json`, `b c.json`", "| maximal | 4.0000 | 2.5000 |", "'b c.json'", "seed 42"]
-        {
+        card(&facts, &log)
+    }
+
+    fn says(card: &str, expected: &[&str]) {
+        for expected in expected {
             assert!(card.contains(expected), "{expected} in {card}");
         }
+    }
+
+    #[test]
+    fn the_card_says_what_was_done_and_reached() {
+        let card = card_of(&Recipe::default());
+        says(
+            &card,
+            &["# mine\n", "`a.json`, `b c.json`", "| maximal | 4.0000 | 2.5000 |", "'b c.json'", "seed 42"],
+        );
+        says(&card, &["6 epochs, 66 tokens forward and back", "a random one for each", "whole sequences"]);
+    }
+
+    #[test]
+    fn the_card_says_how_a_recipe_differs_from_lonas() {
+        let card = card_of(&Recipe { max_tokens: Some(60), response_only: true, ..Recipe::best() });
+        says(&card, &["66 tokens forward and back, of 60 asked for", "4 sequences of like lengths a step"]);
+        says(
+            &card,
+            &["the minimal or a random one", "learns the maximal one's distributions", "responses only"],
+        );
+        let card = card_of(&Recipe { sampling: Sampling::Maximal, ..Recipe::default() });
+        says(&card, &["| sub-networks | the maximal one only |"]);
     }
 }

@@ -53,14 +53,16 @@ pub(super) fn check_memory(args: &TrainArgs, plan: &Plan) -> Result<(), Failure>
 
 /// Of the largest micro-batch that these sequences could make.
 fn need(args: &TrainArgs, plan: &Plan) -> MemoryNeed {
-    let mut lengths = plan.sequences.iter().map(Vec::len).collect::<Vec<_>>();
+    let mut lengths = plan.sequences.iter().map(|s| s.tokens.len()).collect::<Vec<_>>();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     let memory = MemoryPlan {
         weight_bytes: if plan.compute.rounds_weights() { 2 } else { 4 },
         tokens: lengths.iter().take(plan.recipe.micro_batch).sum(),
         longest: lengths.first().copied().unwrap_or(0),
         graphs: plan.recipe.threads.min(plan.recipe.micro_batch),
+        logits_rows: plan.compute.logits_rows(),
         recompute: args.gradient_checkpointing,
+        distill: plan.recipe.distill,
         with_optimizer: !plan.compute.is_gpu(),
     };
     MemoryNeed::of(&plan.base.config, &plan.shape, &memory)

@@ -45,7 +45,7 @@ fn facts<'a>(args: &'a TrainArgs, plan: &'a Plan, name: &'a str) -> Facts<'a> {
         base: open::name_of(plan.base.path()),
         data: &args.data,
         form: args.form.name(),
-        sequences: (plan.sequences.len(), plan.sequences.iter().map(Vec::len).sum(), plan.validation.len()),
+        sequences: (plan.sequences.len(), super::tokens(&plan.sequences), plan.validation.len()),
         space: format!("{} groups, 10^{:.1} sub-networks", space.groups().len(), space.log10_size()),
         reordered: !plan.orders.is_empty(),
         recipe: &plan.recipe,
@@ -87,12 +87,13 @@ fn inverse(order: &[usize]) -> Vec<usize> {
 }
 
 fn loss_curve(log: &TrainingLog) -> String {
-    let mut micro_batches = Vec::new();
+    let (mut micro_batches, mut distilled) = (Vec::new(), Vec::new());
     let mut validated = [Vec::new(), Vec::new(), Vec::new()];
     for line in log.lines() {
         match line {
-            LogLine::MicroBatch { micro_batch, loss, .. } => {
-                micro_batches.push((*micro_batch as f64, f64::from(*loss)));
+            LogLine::MicroBatch { micro_batch, loss, distilled: of_student, .. } => {
+                let series = if *of_student { &mut distilled } else { &mut micro_batches };
+                series.push((*micro_batch as f64, f64::from(*loss)));
             }
             LogLine::Validation { micro_batch, losses } => {
                 let all = [losses.maximal, losses.heuristic, losses.minimal];
@@ -102,7 +103,10 @@ fn loss_curve(log: &TrainingLog) -> String {
             }
         }
     }
-    let mut series = vec![plot::Series::dots("each micro-batch's random sub-network", micro_batches)];
+    let mut series = vec![plot::Series::dots("each micro-batch's sub-network", micro_batches)];
+    if !distilled.is_empty() {
+        series.push(plot::Series::dots("each student's divergence", distilled));
+    }
     for (name, points) in crate::train::VALIDATED.into_iter().zip(validated) {
         series.push(plot::Series::line(&format!("validation, {name}"), points));
     }

@@ -1,170 +1,19 @@
 //! `lonas train`
 
+mod args;
 mod card;
 mod device;
 mod folder;
 mod plan;
 
-use super::device::DeviceArg;
-use super::open::BaseArg;
+pub(super) use args::TrainArgs;
+
 use super::{Failure, progress::Progress};
-use crate::artifact::TensorType;
 use crate::backend::reference::Reference;
-use crate::data::PromptForm;
 use crate::model::llama::{self, SuperAdapter};
-use crate::train::{Checkpoint, LogLine, Trainer, TrainingLog};
-use clap::Args;
+use crate::train::{Checkpoint, LogLine, Sequence, Trainer, TrainingLog};
 use plan::Plan;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// Train a super-adapter with LoNAS's recipe.
-///
-/// Writes a model folder that `lonas serve` takes as it is. Run again with the same arguments after an interruption,
-/// it goes on from the last checkpoint.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  lonas train --data train.json --space space.json --out models/mine --reorder"
-)]
-pub(super) struct TrainArgs {
-    #[command(flatten)]
-    base: BaseArg,
-
-    /// Training examples: JSON arrays of {instruction, input, output, answer}.
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
-    data: Vec<PathBuf>,
-
-    /// The search space: JSON with rank, alpha, targets and groups. See README, "Your own super-network".
-    #[arg(long, value_name = "FILE")]
-    space: PathBuf,
-
-    /// The model folder to write.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-
-    /// How an example becomes text.
-    #[arg(long, value_enum, default_value_t = Form::Lonas)]
-    form: Form,
-
-    /// Put the MLP channels in falling importance before training.
-    #[arg(long, conflicts_with = "order")]
-    reorder: bool,
-
-    /// Reuse the channel order of another model folder, so that both can be served on one copy of the base.
-    #[arg(long, value_name = "DIR")]
-    order: Option<PathBuf>,
-
-    /// Use the first N training examples only (after shuffling).
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-
-    /// Longest sequence, in tokens.
-    #[arg(long, default_value_t = 256)]
-    cutoff: usize,
-
-    /// Examples held out for the validation loss.
-    #[arg(long, default_value_t = 120, value_name = "N")]
-    validation: usize,
-
-    /// Micro-batches between two validations; 0 validates at the end only.
-    #[arg(long, default_value_t = 400, value_name = "N")]
-    validate_every: u64,
-
-    /// Minutes between two checkpoints: what an interruption can cost at most.
-    #[arg(long, default_value_t = 2.0, value_name = "MINUTES")]
-    checkpoint_every: f64,
-
-    /// Times that each training example is seen.
-    #[arg(long, default_value_t = 6)]
-    epochs: usize,
-
-    /// Sequences in one micro-batch, which shares one random sub-network.
-    #[arg(long, default_value_t = 4)]
-    micro_batch: usize,
-
-    /// Micro-batches in one optimizer step.
-    #[arg(long, default_value_t = 4)]
-    accumulation: usize,
-
-    /// At the start; it falls along a cosine to zero.
-    #[arg(long, default_value_t = 3e-4)]
-    learning_rate: f64,
-
-    /// AdamW's.
-    #[arg(long, default_value_t = 0.0)]
-    weight_decay: f64,
-
-    /// Dropout of the adapters' input.
-    #[arg(long, default_value_t = 0.1)]
-    dropout: f64,
-
-    /// Decides the split, the order, the sub-networks, the dropout and the fresh adapter.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-
-    /// Threads; 0 takes all cores.
-    #[arg(long, env = "LONAS_THREADS", default_value_t = 0)]
-    threads: usize,
-
-    /// Remember only each layer's input for the backward pass and compute the rest again: about a third slower, in
-    /// less than half the memory. The result is the same bit for bit.
-    #[arg(long)]
-    gradient_checkpointing: bool,
-
-    /// Where to train: `auto` (the first GPU if there is one that can be used, else the processor), `cpu`, `cuda` or
-    /// `cuda:N`. On a GPU the base is rounded to bf16, so a training stays on the kind of device it began on.
-    #[arg(long, env = "LONAS_DEVICE", default_value = "auto")]
-    device: DeviceArg,
-
-    /// Number format of the written adapter.
-    #[arg(long, value_enum, default_value_t = AdapterType::Bf16)]
-    adapter_type: AdapterType,
-
-    /// Train anew where --out holds a finished super-network, and replace all of it.
-    #[arg(long)]
-    overwrite: bool,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum AdapterType {
-    F32,
-    Bf16,
-}
-
-impl From<AdapterType> for TensorType {
-    fn from(adapter_type: AdapterType) -> Self {
-        match adapter_type {
-            AdapterType::F32 => Self::F32,
-            AdapterType::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Form {
-    /// LoNAS's instruction template, byte for byte.
-    Lonas,
-    /// `Question: ...` and `Answer: ` with the right option's text; suits small models.
-    Short,
-}
-
-impl Form {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Lonas => "LoNAS's instruction template",
-            Self::Short => "`Question: ...` and `Answer: ` with the right option's text",
-        }
-    }
-}
-
-impl From<Form> for PromptForm {
-    fn from(form: Form) -> Self {
-        match form {
-            Form::Lonas => Self::Lonas,
-            Form::Short => Self::Short,
-        }
-    }
-}
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -193,10 +42,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let mut log = TrainingLog::open(&log_path, trainer.done())?;
     tracing::info!(
-        "training on {} sequences of {} tokens in all, {} micro-batches",
+        "training on {} sequences of {} tokens in all, {} micro-batches; losses are over {}",
         plan.sequences.len(),
-        plan.sequences.iter().map(Vec::len).sum::<usize>(),
-        trainer.total()
+        tokens(&plan.sequences),
+        trainer.total(),
+        if plan.recipe.response_only { "the responses" } else { "whole sequences" }
     );
     train(args, &plan, &mut trainer, &mut log, |trainer| checkpoint.save(&checkpoint_path, trainer))?;
     folder::write(args, &plan, &trainer, &log)?;
@@ -207,6 +57,10 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     })?;
     tracing::info!("wrote {}; serve it with: lonas serve {}", args.out.display(), args.out.display());
     Ok(())
+}
+
+fn tokens(sequences: &[Sequence]) -> usize {
+    sequences.iter().map(|s| s.tokens.len()).sum()
 }
 
 /// The trainer runs one graph on each thread; candle's own threads inside each operation would only get in their way.
@@ -249,9 +103,12 @@ fn train(
     while trainer.done() < trainer.total() {
         let done = trainer.step()?;
         log.write(LogLine::from(&done))?;
-        let mean = smooth.map_or(done.loss, |s| s + 0.02 * (done.loss - s));
-        smooth = Some(mean);
-        progress.set(done.number, &format!("loss {mean:.3}"));
+        // A divergence is no loss of the text, so a mean of both would say nothing.
+        if !done.distilled {
+            smooth = Some(smooth.map_or(done.loss, |s| s + 0.02 * (done.loss - s)));
+        }
+        let said = smooth.map(|mean| format!("loss {mean:.3}")).unwrap_or_default();
+        progress.set(done.number, &said);
         let due = args.validate_every > 0 && done.number.is_multiple_of(args.validate_every);
         if due || done.number == trainer.total() {
             validate(plan, trainer, log)?;

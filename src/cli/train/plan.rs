@@ -9,7 +9,7 @@ use crate::data::{self, PromptForm};
 use crate::model::llama;
 use crate::supernet::{ModelShape, SearchSpace, is_model_name};
 use crate::text::Tokenizer;
-use crate::train::{CALIBRATION_SEQUENCES, Recipe, importance_orders};
+use crate::train::{CALIBRATION_SEQUENCES, Recipe, Sequence, importance_orders};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,15 +24,15 @@ pub(super) struct Plan {
     pub(super) orders: BTreeMap<usize, Vec<usize>>,
     pub(super) recipe: Recipe,
     pub(super) compute: Compute,
-    pub(super) sequences: Vec<Vec<u32>>,
-    pub(super) validation: Vec<Vec<u32>>,
+    pub(super) sequences: Vec<Sequence>,
+    pub(super) validation: Vec<Sequence>,
 }
 
 pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
     // A mistake among the numbers is found before a GPU is looked for.
-    recipe(args, &Compute::cpu())?;
+    args.recipe(&Compute::cpu())?;
     let compute = device::open(args.device)?;
-    let recipe = recipe(args, &compute)?;
+    let recipe = args.recipe(&compute)?;
     let name = open::name_of(&args.out);
     if !is_model_name(&name) {
         return Err(
@@ -44,37 +44,19 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
     let sha256 = Some(base_reference.sha256.clone().map_or_else(|| base.sha256(), Ok)?);
     let base_reference = BaseReference { sha256, ..base_reference };
     let file = SpaceFile::read(&args.space)?;
-    let adapter = file.adapter(args.dropout, open::name_of(base.path()))?;
+    let adapter = file.adapter(recipe.dropout, open::name_of(base.path()))?;
     let shape = llama::model_shape(&base.config, Some(&adapter));
     let space = llama::search_space(&shape, file.groups())?;
-    let (sequences, validation) = sequences(args, &base, &open::tokenizer(&base)?)?;
+    let (sequences, validation) = sequences(args, recipe.response_only, &base, &open::tokenizer(&base)?)?;
     let orders = if let Some(folder) = &args.order {
         order_of(folder, &base, &base_reference)?
-    } else if args.reorder {
+    } else if args.reorders() {
         tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
         importance_orders(&base, validation_or(&validation, &sequences), compute.clone())?
     } else {
         BTreeMap::new()
     };
     Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, compute, sequences, validation })
-}
-
-fn recipe(args: &TrainArgs, compute: &Compute) -> Result<Recipe, Failure> {
-    let recipe = Recipe {
-        epochs: args.epochs,
-        micro_batch: args.micro_batch,
-        accumulation: args.accumulation,
-        learning_rate: args.learning_rate,
-        weight_decay: args.weight_decay,
-        dropout: args.dropout,
-        seed: args.seed,
-        bf16_base: compute.rounds_weights(),
-        // A GPU takes a micro-batch as one graph.
-        threads: if compute.is_gpu() { 1 } else { rayon::current_num_threads() },
-        ..Recipe::default()
-    };
-    recipe.check()?;
-    Ok(recipe)
 }
 
 /// The channel order of another model folder, which must belong to the same base.
@@ -93,14 +75,19 @@ fn order_of(
 }
 
 /// Calibration should not see what is trained on, where something was held out.
-fn validation_or<'a>(validation: &'a [Vec<u32>], sequences: &'a [Vec<u32>]) -> &'a [Vec<u32>] {
+fn validation_or<'a>(validation: &'a [Sequence], sequences: &'a [Sequence]) -> &'a [Sequence] {
     if validation.len() >= CALIBRATION_SEQUENCES { validation } else { sequences }
 }
 
-/// The token sequences to train on and those held out.
-type Sequences = (Vec<Vec<u32>>, Vec<Vec<u32>>);
+/// The sequences to train on and those held out.
+type Sequences = (Vec<Sequence>, Vec<Sequence>);
 
-fn sequences(args: &TrainArgs, base: &Base, tokenizer: &Tokenizer) -> Result<Sequences, Failure> {
+fn sequences(
+    args: &TrainArgs,
+    response_only: bool,
+    base: &Base,
+    tokenizer: &Tokenizer,
+) -> Result<Sequences, Failure> {
     let mut examples = Vec::new();
     for path in &args.data {
         examples.extend(data::read(path)?);
@@ -109,23 +96,39 @@ fn sequences(args: &TrainArgs, base: &Base, tokenizer: &Tokenizer) -> Result<Seq
     training.truncate(args.limit.unwrap_or(usize::MAX));
     let cutoff = args.cutoff.min(base.config.max_positions);
     let form = PromptForm::from(args.form);
-    let tokens = |examples: Vec<data::Example>| -> Result<Vec<Vec<u32>>, Failure> {
-        let texts = examples.iter().filter_map(|e| form.text(e));
-        let tokens = texts.map(|(prompt, response)| tokenizer.encode(&(prompt + &response), true));
-        let closed = tokens.map(|t| Ok(data::training_tokens(t?, tokenizer.eos(), cutoff)));
-        closed.collect()
+    let sequence = |(prompt, response): (String, String)| -> Result<Sequence, Failure> {
+        // The prompt's own tokens are counted, as the authors do; in the whole text the last of them may be another.
+        let given = if response_only { tokenizer.encode(&prompt, true)?.len() } else { 0 };
+        let tokens = tokenizer.encode(&(prompt + &response), true)?;
+        Ok(Sequence { tokens: data::training_tokens(tokens, tokenizer.eos(), cutoff), given })
     };
-    let (given, kept) = (training.len(), tokens(training)?);
-    if kept.len() < given {
-        tracing::warn!("{} of {given} examples have no such form and are left out", given - kept.len());
+    let sequences = |examples: Vec<data::Example>| {
+        examples.iter().filter_map(|e| form.text(e)).map(sequence).collect::<Result<Vec<_>, _>>()
+    };
+    let count = training.len();
+    let (training, validation) = (sequences(training)?, sequences(validation)?);
+    if training.len() < count {
+        tracing::warn!("{} of {count} examples have no such form and are left out", count - training.len());
     }
-    Ok((kept, tokens(validation)?))
+    Ok((with_something_to_learn(training), with_something_to_learn(validation)))
+}
+
+fn with_something_to_learn(mut sequences: Vec<Sequence>) -> Vec<Sequence> {
+    let count = sequences.len();
+    sequences.retain(|s| !s.targets().is_empty());
+    if sequences.len() < count {
+        let out = count - sequences.len();
+        tracing::warn!("{out} of {count} examples have no token to learn within --cutoff and are left out");
+    }
+    sequences
 }
 
 /// What a checkpoint must have been made from to be continued.
 pub(super) fn digest(plan: &Plan) -> String {
     use sha2::{Digest, Sha256};
     let inputs = (&plan.base_reference.sha256, &plan.adapter);
-    let text = format!("{inputs:?} {:?} {:?} {:?}", plan.space, plan.orders, plan.sequences);
+    // What is given of them follows from the recipe, which is compared by itself.
+    let tokens = plan.sequences.iter().map(|s| &s.tokens).collect::<Vec<_>>();
+    let text = format!("{inputs:?} {:?} {:?} {tokens:?}", plan.space, plan.orders);
     Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
 }
