@@ -5,6 +5,7 @@
 //! an accepted request is counted exactly once, and when its client goes its sequences go too.
 
 mod access;
+mod admin;
 mod admission;
 mod answer;
 mod app;
@@ -16,6 +17,7 @@ mod generate;
 mod http;
 mod metrics;
 mod observer;
+mod registry;
 mod run;
 mod select;
 mod served;
@@ -27,6 +29,6 @@ mod wire;
 
 pub use app::{ServerParts, ServerState, app};
 pub use metrics::{Metrics, RunInfo};
-pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork};
+pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork, SuperAdapter};
 pub use shutdown::{Drained, serve};
 pub use validate::Limits;
