@@ -11,6 +11,7 @@ mod answer;
 mod app;
 mod chat;
 mod choice;
+mod client;
 mod completions;
 mod connections;
 mod generate;
@@ -28,6 +29,7 @@ mod validate;
 mod wire;
 
 pub use app::{ServerParts, ServerState, app};
+pub use client::{ClientError, RunningServer};
 pub use metrics::{Metrics, RunInfo};
 pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork, SuperAdapter};
 pub use shutdown::{Drained, serve};
