@@ -61,7 +61,7 @@ impl CatalogLine {
     }
 }
 
-/// A score is a number; a time is one that is not below 0. (JSON cannot write anything else, so a file could not be read back.)
+/// A score is a finite number (JSON can write no other, and the file could not be read back), a time one that is not below 0.
 pub(super) fn check_figures(entry: &CatalogEntry) -> Result<(), SpaceError> {
     let bad = |field: String, got: f64| SpaceError::BadFigure {
         name: entry.name.clone(),
