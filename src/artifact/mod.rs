@@ -6,6 +6,7 @@
 
 mod adapter;
 mod base;
+mod catalog_line;
 mod encode;
 mod error;
 mod fetch;
@@ -25,6 +26,7 @@ pub use adapter::{
     AdapterConfig, AdapterTensors, TensorType, read_adapter, read_adapter_config, write_adapter,
 };
 pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
+pub use catalog_line::CatalogLine;
 pub use encode::{NumberFormat, OutTensor};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};

@@ -1,12 +1,11 @@
 //! A model folder: supernet.json, the super-adapter beside it, catalog.json.
 
+use super::catalog_line::{CatalogLine, check_figures};
 use super::fetch::BaseSource;
 use super::{
     AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_adapter_config, read_json, write_whole,
 };
-use crate::supernet::{
-    Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef, is_model_name,
-};
+use crate::supernet::{Catalog, Group, Kind, ModelShape, SearchSpace, SpaceError, TensorRef, is_model_name};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -49,24 +48,8 @@ struct GroupFile {
     followers: Vec<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryFile {
-    name: String,
-    choices: Vec<usize>,
-    /// What is missing is worked out; what is there must be right.
-    #[serde(default)]
-    parameters: Option<u64>,
-    #[serde(default)]
-    macs: Option<u64>,
-    #[serde(default)]
-    scores: BTreeMap<String, f64>,
-    #[serde(default)]
-    latency: BTreeMap<String, Latency>,
-}
-
 /// An opened model folder. Groups are checked when the model's shapes are known: [`Self::search_space`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ModelFolder {
     path: PathBuf,
     pub name: String,
@@ -138,30 +121,12 @@ impl ModelFolder {
         }
         let wrong = |source| ArtifactError::Space { path: path.clone(), source };
         let mut names = BTreeSet::new();
-        for file in read_json::<Vec<EntryFile>>(&path)? {
-            if !names.insert(file.name.clone()) {
-                return Err(wrong(SpaceError::DuplicateName { name: file.name }));
+        for line in read_json::<Vec<CatalogLine>>(&path)? {
+            if !names.insert(line.name.clone()) {
+                return Err(wrong(SpaceError::DuplicateName { name: line.name }));
             }
-            let sub_network = space.sub_network(file.choices).map_err(wrong)?;
-            let same = catalog.get(&file.name).map(|e| e.sub_network == sub_network);
-            if same == Some(false) {
-                let reason = format!("`{}` has a fixed meaning and these are not its choices", file.name);
-                return Err(ArtifactError::wrong(&path, reason));
-            }
-            if same.is_none() {
-                catalog.add(shape, space, &file.name, sub_network).map_err(wrong)?;
-            }
-            let Some(entry) = catalog.get_mut(&file.name) else { continue };
-            let Cost { parameters, macs } = entry.cost;
-            for (field, expected, got) in
-                [("parameters", parameters, file.parameters), ("macs", macs, file.macs)]
-            {
-                if let Some(got) = got.filter(|&got| got != expected) {
-                    let reason = format!("`{}`: {field}: expected {expected}, got {got}", file.name);
-                    return Err(ArtifactError::wrong(&path, reason));
-                }
-            }
-            (entry.scores, entry.latency) = (file.scores, file.latency);
+            let entry = line.into_entry(shape, space).map_err(wrong)?;
+            catalog.put(entry).map_err(wrong)?;
         }
         Ok(catalog)
     }
@@ -172,27 +137,10 @@ impl ModelFolder {
     /// A score or latency that is no number: JSON cannot say so, and the file could not be read back.
     pub fn write_catalog(&self, catalog: &Catalog) -> Result<(), ArtifactError> {
         let path = self.path.join(CATALOG);
-        for entry in catalog.entries() {
-            let latency = entry.latency.values();
-            let mut numbers = entry
-                .scores
-                .values()
-                .copied()
-                .chain(latency.flat_map(|l| [l.prefill_seconds_per_token, l.decode_seconds_per_token]));
-            if let Some(number) = numbers.find(|n| !n.is_finite()) {
-                let reason = format!("`{}`: {number} is no score or latency", entry.name);
-                return Err(ArtifactError::wrong(&path, reason));
-            }
-        }
-        let entries = catalog.entries().iter().map(|e| EntryFile {
-            name: e.name.clone(),
-            choices: e.sub_network.choices().to_vec(),
-            parameters: Some(e.cost.parameters),
-            macs: Some(e.cost.macs),
-            scores: e.scores.clone(),
-            latency: e.latency.clone(),
-        });
-        let lines = entries.map(|e| json_line(&path, &e)).collect::<Result<Vec<_>, _>>()?;
+        let wrong = |source| ArtifactError::Space { path: path.clone(), source };
+        catalog.entries().iter().try_for_each(check_figures).map_err(wrong)?;
+        let lines = catalog.entries().iter().map(|e| json_line(&path, &CatalogLine::of(e)));
+        let lines = lines.collect::<Result<Vec<_>, _>>()?;
         write_whole(&path, format!("[\n  {}\n]\n", lines.join(",\n  ")).as_bytes())
     }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 pub struct Selection {
     /// Which loaded super-adapter.
     pub adapter: usize,
-    /// Which registered sub-network: unique in the process, so equal ids mean equal weights.
+    /// Which registered sub-network: unique in the process and never given twice, so equal ids mean equal weights. What is
+    /// kept of a sub-network from one step to another goes by this, not by its name.
     pub subnetwork: u32,
     /// The sizes that it leaves of every Linear.
     pub shape: Arc<ActiveShape>,

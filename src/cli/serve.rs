@@ -5,7 +5,8 @@ use super::compute::{BLOCK_SIZE, ComputeArgs};
 use super::open::{self, BaseArg};
 use crate::engine::{Engine, EngineOptions};
 use crate::server::{
-    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, serve as serve_http,
+    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, SuperAdapter,
+    serve as serve_http,
 };
 use clap::Args;
 use std::path::PathBuf;
@@ -17,7 +18,12 @@ use std::time::{Duration, Instant};
 /// The base is loaded once, whatever the number of super-adapters and sub-networks. A request picks its sub-network by
 /// `"model": "NAME:SUBNETWORK"`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lonas serve\n  lonas serve models/commonsense models/math --port 9000")]
+#[command(
+    after_help = "Examples:\n  lonas serve\n  lonas serve models/commonsense models/math --port 9000\n  \
+    LONAS_ADMIN_KEY=secret lonas serve models/mine\n  \
+    curl -s localhost:8080/v1/subnetworks -H 'authorization: Bearer secret' \\\n    \
+    -H 'content-type: application/json' -d '{\"name\": \"mine\", \"choices\": [one for each elastic group]}'"
+)]
 pub(super) struct ServeArgs {
     /// Model folders; several share one base.
     #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
@@ -63,6 +69,12 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONAS_API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY")]
     api_key: Vec<String>,
 
+    /// A key with which sub-networks are registered and removed while the server runs (POST and DELETE /v1/subnetworks), as
+    /// `Authorization: Bearer KEY`; may be given several times. Without one, those are answered 403. No key of --api-key
+    /// opens them, nor does this one open what needs an --api-key.
+    #[arg(long, env = "LONAS_ADMIN_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY")]
+    admin_key: Vec<String>,
+
     /// The machine whose measured latencies in the catalog hold here, as `lonas bench --save` has named it; by default
     /// this one's processor and cores.
     #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
@@ -77,6 +89,7 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let began = Instant::now();
+    let (api_keys, admin_keys) = keys(args)?;
     let opened = open::models(&args.models, &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
     let chat_template = open::chat_template(&opened.base, &tokenizer)?;
@@ -88,7 +101,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let longest = opened.base.config.max_positions.min(capacity);
     let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };
 
-    let models = served_models(args, &opened)?;
+    let end_tokens = open::end_tokens(&opened.base, &tokenizer);
+    let models = served_models(args, opened)?;
     let info =
         RunInfo { dtype: args.compute.dtype_name()?.into(), device: args.compute.device_name()?.into() };
     let metrics = Arc::new(Metrics::new(&models, &info)?);
@@ -97,7 +111,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let vocabulary = executor.vocabulary().min(tokenizer.vocabulary());
     let engine = Engine::start(executor, options, metrics.clone())?;
     let cards = models.sub_networks().map(|s| s.label.to_string()).collect::<Vec<_>>();
-    let end_tokens = open::end_tokens(&opened.base, &tokenizer);
     let state = ServerState::new(ServerParts {
         models,
         engine,
@@ -106,8 +119,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
         end_tokens,
         limits: Limits::new(longest, vocabulary, max_running + max_waiting),
         metrics,
-        // An empty variable means no key, not an empty one.
-        api_keys: args.api_key.iter().filter(|k| !k.is_empty()).cloned().collect(),
+        api_keys,
+        admin_keys,
     });
     tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe()?);
     tracing::info!("sub-networks: {}", cards.join(", "));
@@ -116,6 +129,20 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
         .enable_all()
         .build()?
         .block_on(listen(args, state))
+}
+
+/// The keys of those who ask and of those who change what is served.
+fn keys(args: &ServeArgs) -> Result<(Vec<String>, Vec<String>), Failure> {
+    // An empty variable means no key, not an empty one.
+    let [api, admin] = [&args.api_key, &args.admin_key]
+        .map(|keys| keys.iter().filter(|k| !k.is_empty()).cloned().collect::<Vec<_>>());
+    if admin.iter().any(|key| api.contains(key)) {
+        return Err(
+            "--admin-key: one of these is an --api-key too, so whoever may ask could change what is served"
+                .into(),
+        );
+    }
+    Ok((api, admin))
 }
 
 async fn listen(args: &ServeArgs, state: Arc<ServerState>) -> Result<(), Failure> {
@@ -155,21 +182,23 @@ async fn leave_at_once(again: std::io::Result<impl Future<Output = ()>>) {
     }
 }
 
-fn served_models(args: &ServeArgs, opened: &open::Opened) -> Result<ServedModels, Failure> {
+fn served_models(args: &ServeArgs, opened: open::Opened) -> Result<ServedModels, Failure> {
     let base = open::name_of(opened.base.path());
-    let selections = args.compute.selections(opened)?;
+    let selections = args.compute.selections(&opened)?;
     let mut models = Vec::with_capacity(opened.models.len());
-    for (number, model) in opened.models.iter().enumerate() {
+    for (number, model) in opened.models.into_iter().enumerate() {
+        let open::OpenedModel { folder, shape, space, catalog } = model;
         let entries = selections
             .iter()
             .filter(|((of, _), _)| *of == number)
-            .filter_map(|((_, name), selection)| Some((model.catalog.get(name)?, selection.clone())));
-        let fingerprint =
-            crate::artifact::sha256_of_file(&model.folder.path().join("adapter_model.safetensors"))?;
-        let mut served = ServedModel::new(&model.folder.name, &base, &fingerprint[..12], entries);
+            .filter_map(|((_, name), selection)| Some((catalog.get(name)?, selection.clone())));
+        let fingerprint = crate::artifact::sha256_of_file(&folder.path().join("adapter_model.safetensors"))?;
+        let adapter = SuperAdapter { number, shape, space, merged: args.compute.merge_adapter, folder };
+        let mut served = ServedModel::new(adapter, &base, &fingerprint[..12], entries);
         if served.get(&args.default_subnetwork).is_none() {
-            let known = served.sub_networks.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-            let (name, wanted) = (&model.folder.name, &args.default_subnetwork);
+            let known =
+                served.sub_networks.iter().map(|s| s.entry.name.as_str()).collect::<Vec<_>>().join(", ");
+            let (name, wanted) = (&served.name, &args.default_subnetwork);
             return Err(format!("--default-subnetwork {wanted}: `{name}` has {known}").into());
         }
         served.default.clone_from(&args.default_subnetwork);

@@ -62,7 +62,7 @@ pub(super) fn to_json(message: &impl Serialize) -> Result<String, WireError> {
 
 /// Answers a request whose sequences run.
 pub(super) async fn answer<F: Format>(run: Run, head: Head, format: F, mode: Option<StreamMode>) -> Response {
-    let served = HeaderValue::try_from(&head.chosen.sub_network.name);
+    let served = HeaderValue::try_from(&head.chosen.sub_network.entry.name);
     let mut response = match mode {
         Some(mode) => stream(run, head, format, mode),
         None => whole(run, &head, &format).await.unwrap_or_else(IntoResponse::into_response),

@@ -2,15 +2,16 @@
 
 use super::admission::Admission;
 use super::metrics::Metrics;
+use super::registry::Registry;
 use super::served::ServedModels;
 use super::validate::Limits;
 use super::wire::ApiError;
-use super::{access, chat, completions, http, system};
+use super::{access, admin, chat, completions, http, system};
 use crate::engine::Engine;
 use crate::text::{ChatTemplate, Tokenizer};
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Router, middleware};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 
 /// Everything that requests share.
 pub struct ServerState {
-    pub(super) models: ServedModels,
+    pub(super) registry: Registry,
     pub(super) engine: Engine,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
@@ -29,7 +30,8 @@ pub struct ServerState {
     pub(super) admission: Admission,
     /// How many prompts are rendered or tokenized at the same time.
     pub(super) text_work: Semaphore,
-    pub(super) api_keys: access::ApiKeys,
+    pub(super) api_keys: access::Keys,
+    pub(super) admin_keys: access::Keys,
     /// Unix time of the start; `created` of the model cards.
     pub(super) created: u64,
 }
@@ -46,14 +48,25 @@ pub struct ServerParts {
     pub metrics: Arc<Metrics>,
     /// Keys of which a request must bring one; empty lets everybody in.
     pub api_keys: Vec<String>,
+    /// Keys of which whoever registers or removes a sub-network must bring one; empty lets nobody.
+    pub admin_keys: Vec<String>,
 }
 
 impl ServerState {
     pub fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts { models, engine, tokenizer, chat_template, end_tokens, limits, metrics, api_keys } =
-            parts;
-        Arc::new(Self {
+        let ServerParts {
             models,
+            engine,
+            tokenizer,
+            chat_template,
+            end_tokens,
+            limits,
+            metrics,
+            api_keys,
+            admin_keys,
+        } = parts;
+        Arc::new(Self {
+            registry: Registry::new(models, limits.max_sub_networks, metrics.clone()),
             engine,
             tokenizer,
             chat_template,
@@ -62,7 +75,8 @@ impl ServerState {
             text_work: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits,
             metrics,
-            api_keys: access::ApiKeys::new(&api_keys),
+            api_keys: access::Keys::new(&api_keys),
+            admin_keys: access::Keys::new(&admin_keys),
             created: unix_time(),
         })
     }
@@ -80,6 +94,8 @@ pub fn app(state: &Arc<ServerState>) -> Router {
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/models", get(system::models))
         .route("/v1/models/{id}", get(system::model))
+        .route("/v1/subnetworks", get(admin::list))
+        .route("/v1/subnetworks/{id}", get(admin::get))
         .route("/tokenize", post(system::tokenize))
         .route("/detokenize", post(system::detokenize))
         .route("/tokenizer_info", get(system::tokenizer_info))
@@ -87,10 +103,17 @@ pub fn app(state: &Arc<ServerState>) -> Router {
         .route("/metrics", get(system::metrics))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(state.clone(), access::check));
+    // What changes the server takes a key of its own, not one of those that requests bring.
+    let changing = Router::new()
+        .route("/v1/subnetworks", post(admin::register))
+        .route("/v1/subnetworks/{id}", delete(admin::remove))
+        .layer(DefaultBodyLimit::max(admin::MOST_BYTES))
+        .layer(middleware::from_fn_with_state(state.clone(), access::check_admin));
     // Nothing is public unless it stands here.
     let public = Router::new().route("/health", get(system::health));
     public
         .merge(guarded)
+        .merge(changing)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(state.limits.max_body))
         .layer(http::catch_panic())

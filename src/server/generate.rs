@@ -51,9 +51,10 @@ pub(super) async fn start(
     id_prefix: &str,
     job: Job,
 ) -> Result<(Head, Vec<Sequence>), ApiError> {
-    let wish = Wish::new(&state.models, job.model.as_deref(), job.elastic.as_ref())?;
-    if let Some(label) = wish.label() {
-        ticket.set_subnetwork(label.clone());
+    let models = state.registry.now();
+    let wish = Wish::new(&models, job.model.as_deref(), job.elastic.as_ref())?;
+    if let Some(sub_network) = wish.certain() {
+        ticket.set_subnetwork(sub_network);
     }
     let prompts = job.prompts.len();
     if prompts == 0 || prompts > state.limits.max_prompts {
@@ -66,7 +67,7 @@ pub(super) async fn start(
     let prompts = tokenize(state, &job).await?;
     let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
     let chosen = wish.resolve(longest)?;
-    ticket.set_subnetwork(chosen.sub_network.label.clone());
+    ticket.set_subnetwork(&chosen.sub_network);
 
     let (requests, choices) = requests(state, &job, &prompts, &chosen)?;
     // All answers to one prompt count it once, as the usage does.

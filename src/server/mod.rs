@@ -5,17 +5,20 @@
 //! an accepted request is counted exactly once, and when its client goes its sequences go too.
 
 mod access;
+mod admin;
 mod admission;
 mod answer;
 mod app;
 mod chat;
 mod choice;
+mod client;
 mod completions;
 mod connections;
 mod generate;
 mod http;
 mod metrics;
 mod observer;
+mod registry;
 mod run;
 mod select;
 mod served;
@@ -26,7 +29,8 @@ mod validate;
 mod wire;
 
 pub use app::{ServerParts, ServerState, app};
+pub use client::{ClientError, RunningServer};
 pub use metrics::{Metrics, RunInfo};
-pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork};
+pub use served::{ServedError, ServedModel, ServedModels, ServedSubNetwork, SuperAdapter};
 pub use shutdown::{Drained, serve};
 pub use validate::Limits;

@@ -2,6 +2,8 @@
 
 use super::metrics::Metrics;
 use crate::engine::{Load, Observer, Step};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 impl Observer for Metrics {
@@ -21,12 +23,23 @@ impl Observer for Metrics {
     }
 
     fn load(&self, load: &Load) {
-        // A sub-network that is not in the report has nothing any more, so all are set.
-        for (id, label) in self.labels() {
-            let (running, waiting) = load.by_sub_network.get(&id).copied().unwrap_or_default();
+        // Added up, as a sub-network that was removed and one that took its name count under one label.
+        let mut counts = BTreeMap::<Arc<str>, (usize, usize)>::new();
+        for (&id, (running, waiting)) in &load.by_sub_network {
+            let count = counts.entry(self.label(id)).or_default();
+            *count = (count.0 + running, count.1 + waiting);
+        }
+        let set = |label: &str, (running, waiting): (usize, usize)| {
             self.engine.running.with_label_values(&[label]).set(running as i64);
             self.engine.waiting.with_label_values(&[label]).set(waiting as i64);
-        }
+        };
+        // What is not in the report has nothing any more. Only what had something is set, so that a step does not take longer
+        // for every sub-network that could run in it.
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.iter().filter(|label| !counts.contains_key(*label)).for_each(|label| set(label, (0, 0)));
+        counts.iter().for_each(|(label, &count)| set(label, count));
+        *busy = counts.into_keys().collect();
+        drop(busy);
         let (used, all) = (load.blocks_used, load.blocks);
         self.engine.kv_usage.set(if all == 0 { 0.0 } else { used as f64 / all as f64 });
         self.engine.kv_blocks.with_label_values(&["used"]).set(used as i64);
@@ -34,10 +47,10 @@ impl Observer for Metrics {
     }
 
     fn preempted(&self, subnetwork: u32) {
-        self.engine.preemptions.with_label_values(&[self.label(subnetwork)]).inc();
+        self.engine.preemptions.with_label_values(&[&*self.label(subnetwork)]).inc();
     }
 
     fn started(&self, subnetwork: u32, waited: Duration) {
-        self.times.queue.with_label_values(&[self.label(subnetwork)]).observe(waited.as_secs_f64());
+        self.times.queue.with_label_values(&[&*self.label(subnetwork)]).observe(waited.as_secs_f64());
     }
 }

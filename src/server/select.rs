@@ -6,6 +6,7 @@
 use super::served::{ServedModel, ServedModels, ServedSubNetwork};
 use super::wire::{ApiError, ElasticAnswer, ElasticFields};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// What a request asks for, its names resolved.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(super) struct Wish<'a> {
 
 #[derive(Debug)]
 enum Kind<'a> {
-    Named { sub_network: &'a ServedSubNetwork, requested: Value, reason: &'static str },
+    Named { sub_network: &'a Arc<ServedSubNetwork>, requested: Value, reason: &'static str },
     Measured(Bounds),
 }
 
@@ -32,7 +33,7 @@ struct Bounds {
 /// The sub-network that will answer.
 #[derive(Debug, Clone)]
 pub(super) struct Chosen {
-    pub(super) sub_network: ServedSubNetwork,
+    pub(super) sub_network: Arc<ServedSubNetwork>,
     pub(super) fingerprint: String,
     pub(super) answer: ElasticAnswer,
 }
@@ -53,10 +54,10 @@ impl<'a> Wish<'a> {
         let by_elastic = by_elastic.transpose()?;
         let bounds = elastic.map(Bounds::new).transpose()?.unwrap_or_default();
         let named = match (by_model, by_elastic) {
-            (Some(one), Some(two)) if one.name != two.name => {
+            (Some(one), Some(two)) if one.entry.name != two.entry.name => {
                 return Err(contradiction(&format!(
                     "`model` names {}, `elastic.subnetwork` {}",
-                    one.name, two.name
+                    one.entry.name, two.entry.name
                 )));
             }
             (Some(one), _) => Some((one, "model")),
@@ -65,10 +66,13 @@ impl<'a> Wish<'a> {
         };
         let kind = match named {
             Some((one, _)) if bounds != Bounds::default() => {
-                return Err(contradiction(&format!("{} is named and bounds are given as well", one.name)));
+                return Err(contradiction(&format!(
+                    "{} is named and bounds are given as well",
+                    one.entry.name
+                )));
             }
             Some((sub_network, reason)) => {
-                Kind::Named { requested: json!(sub_network.name), sub_network, reason }
+                Kind::Named { requested: json!(sub_network.entry.name), sub_network, reason }
             }
             None if bounds != Bounds::default() => Kind::Measured(bounds),
             None => {
@@ -79,10 +83,10 @@ impl<'a> Wish<'a> {
         Ok(Self { model: served, machine: models.machine(), kind })
     }
 
-    /// The label of the sub-network where it is certain before the prompt's length is known.
-    pub(super) fn label(&self) -> Option<&std::sync::Arc<str>> {
+    /// The sub-network where it is certain before the prompt's length is known.
+    pub(super) fn certain(&self) -> Option<&ServedSubNetwork> {
         match &self.kind {
-            Kind::Named { sub_network, .. } => Some(&sub_network.label),
+            Kind::Named { sub_network, .. } => Some(sub_network),
             Kind::Measured(_) => None,
         }
     }
@@ -98,13 +102,13 @@ impl<'a> Wish<'a> {
                 (found, bounds.to_json(), if latency { "latency" } else { "accuracy" })
             }
         };
-        let answer = ElasticAnswer { requested, served: sub_network.name.clone(), reason };
+        let answer = ElasticAnswer { requested, served: sub_network.entry.name.clone(), reason };
         Ok(Chosen {
             fingerprint: format!(
                 "fp_{}_{}_{}",
                 env!("CARGO_PKG_VERSION"),
                 model.fingerprint,
-                sub_network.name
+                sub_network.entry.name
             ),
             sub_network: sub_network.clone(),
             answer,
@@ -120,7 +124,7 @@ fn contradiction(what: &str) -> ApiError {
 pub(super) fn find_model<'a>(
     models: &'a ServedModels,
     id: &str,
-) -> Result<(&'a ServedModel, Option<&'a ServedSubNetwork>), ApiError> {
+) -> Result<(&'a ServedModel, Option<&'a Arc<ServedSubNetwork>>), ApiError> {
     let (name, sub_network) = match id.rsplit_once(':') {
         Some((name, sub_network)) => (name, Some(sub_network)),
         None => (id, None),
@@ -140,9 +144,9 @@ fn find_sub_network<'a>(
     model: &'a ServedModel,
     name: &str,
     param: &'static str,
-) -> Result<&'a ServedSubNetwork, ApiError> {
+) -> Result<&'a Arc<ServedSubNetwork>, ApiError> {
     model.get(name).ok_or_else(|| {
-        let known = listing(model.sub_networks.iter().map(|s| s.name.as_str()));
+        let known = listing(model.sub_networks.iter().map(|s| s.entry.name.as_str()));
         let message =
             format!("the model `{}` has no sub-network {}; there is {known}", model.name, quoted(name));
         ApiError::no_model(param, message)
@@ -150,7 +154,7 @@ fn find_sub_network<'a>(
 }
 
 /// A client's own words in a message, cut to a sane length.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let cut = text.chars().take(100).collect::<String>();
     format!("`{}`{}", cut.escape_debug(), if cut.len() < text.len() { "…" } else { "" })
 }
@@ -195,13 +199,13 @@ impl Bounds {
         model: &'a ServedModel,
         machine: Option<&str>,
         prompt_tokens: usize,
-    ) -> Result<&'a ServedSubNetwork, ApiError> {
+    ) -> Result<&'a Arc<ServedSubNetwork>, ApiError> {
         let mut kept = model.sub_networks.iter().collect::<Vec<_>>();
         if let Some(least) = self.min_accuracy {
-            let known = kept.iter().filter_map(|s| Some((*s, accuracy(s)?))).collect::<Vec<_>>();
+            let known = kept.iter().filter_map(|s| Some((*s, s.accuracy()?))).collect::<Vec<_>>();
             kept = keep("elastic.min_accuracy", &known, least, true)?;
         }
-        let latency = |s: &ServedSubNetwork| machine.and_then(|m| s.latency.get(m)).cloned();
+        let latency = |s: &ServedSubNetwork| machine.and_then(|m| s.entry.latency.get(m)).cloned();
         if let Some(most) = self.max_tpot_ms {
             let known = kept.iter().filter_map(|s| Some((*s, latency(s)?.decode_seconds_per_token * 1e3)));
             kept = keep("elastic.max_tpot_ms", &known.collect::<Vec<_>>(), most, false)?;
@@ -215,28 +219,22 @@ impl Bounds {
         }
         let latency_bound = self.max_tpot_ms.or(self.max_ttft_ms).is_some();
         let best = if latency_bound {
-            let rank = |s: &ServedSubNetwork| (accuracy(s).unwrap_or(0.0), s.cost.macs);
+            let rank = |s: &ServedSubNetwork| (s.accuracy().unwrap_or(0.0), s.entry.cost.macs);
             kept.into_iter().max_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal))
         } else {
-            kept.into_iter().min_by_key(|s| s.cost.macs)
+            kept.into_iter().min_by_key(|s| s.entry.cost.macs)
         };
         best.ok_or_else(|| ApiError::invalid("elastic", "no sub-network keeps these bounds".into()))
     }
 }
 
-/// The mean over the catalog's tasks.
-fn accuracy(sub_network: &ServedSubNetwork) -> Option<f64> {
-    let scores = &sub_network.scores;
-    (!scores.is_empty()).then(|| scores.values().sum::<f64>() / scores.len() as f64)
-}
-
 /// The sub-networks on the right side of a bound; where there is none, says how near the best one comes.
 fn keep<'a>(
     param: &'static str,
-    known: &[(&'a ServedSubNetwork, f64)],
+    known: &[(&'a Arc<ServedSubNetwork>, f64)],
     bound: f64,
     at_least: bool,
-) -> Result<Vec<&'a ServedSubNetwork>, ApiError> {
+) -> Result<Vec<&'a Arc<ServedSubNetwork>>, ApiError> {
     let keeps = |value: f64| if at_least { value >= bound } else { value <= bound };
     let kept = known.iter().filter(|(_, v)| keeps(*v)).map(|(s, _)| *s).collect::<Vec<_>>();
     if !kept.is_empty() {
@@ -247,7 +245,7 @@ fn keep<'a>(
     let message = match best {
         None => format!("{param} cannot be kept: the catalog has no such measurement for this machine"),
         Some((s, v)) => {
-            format!("no sub-network keeps {param} {bound}; the nearest is `{}` with {v:.4}", s.name)
+            format!("no sub-network keeps {param} {bound}; the nearest is `{}` with {v:.4}", s.entry.name)
         }
     };
     Err(ApiError::invalid(param, message))

@@ -1,11 +1,24 @@
 //! What can be asked for: the loaded super-adapters and the named sub-networks of each.
 //!
-//! Filled once before the first request; a request only looks things up here.
+//! A value that is only looked things up in; what changes while the server runs is which one holds, see `registry`.
 
+use crate::artifact::ModelFolder;
 use crate::backend::Selection;
-use crate::supernet::{CatalogEntry, Cost, Latency, MAXIMAL, is_model_name};
-use std::collections::BTreeMap;
+use crate::supernet::{CatalogEntry, MAXIMAL, ModelShape, SearchSpace, is_model_name};
 use std::sync::Arc;
+
+/// A super-adapter in memory, and what it takes to make sub-networks of it.
+#[derive(Debug)]
+pub struct SuperAdapter {
+    /// Its number among those that are loaded, as a [`Selection`] has it.
+    pub number: usize,
+    pub shape: ModelShape,
+    pub space: SearchSpace,
+    /// It is merged into the base, so that only sub-networks with all ranks can be computed.
+    pub merged: bool,
+    /// Where its catalog lies.
+    pub folder: ModelFolder,
+}
 
 /// One loaded super-adapter under the name that requests use.
 #[derive(Debug, Clone)]
@@ -18,52 +31,50 @@ pub struct ServedModel {
     pub fingerprint: String,
     /// Which sub-network answers when a request names none.
     pub default: String,
-    pub sub_networks: Vec<ServedSubNetwork>,
+    pub adapter: Arc<SuperAdapter>,
+    /// Shared with the requests that they answer, which may outlive their names.
+    pub sub_networks: Vec<Arc<ServedSubNetwork>>,
 }
 
 /// One named sub-network, ready to be put into an engine request.
 #[derive(Debug, Clone)]
 pub struct ServedSubNetwork {
-    pub name: String,
+    pub entry: CatalogEntry,
     pub selection: Selection,
-    pub cost: Cost,
-    /// Score by task.
-    pub scores: BTreeMap<String, f64>,
-    /// Measured latency by machine.
-    pub latency: BTreeMap<String, Latency>,
-    /// `NAME:SUBNETWORK`: `model` in answers and the value of the metrics' label `subnetwork`.
+    /// `NAME:SUBNETWORK`: `model` in answers, `id` of its card.
     pub label: Arc<str>,
 }
 
 impl ServedModel {
-    /// A super-adapter whose default is the maximal sub-network.
+    /// A super-adapter under its folder's name, whose default is the maximal sub-network.
     pub fn new<'a>(
-        name: &str,
+        adapter: SuperAdapter,
         base: &str,
         fingerprint: &str,
         entries: impl IntoIterator<Item = (&'a CatalogEntry, Selection)>,
     ) -> Self {
-        let served = entries.into_iter().map(|(entry, selection)| ServedSubNetwork {
-            name: entry.name.clone(),
-            selection,
-            cost: entry.cost,
-            scores: entry.scores.clone(),
-            latency: entry.latency.clone(),
-            label: format!("{name}:{}", entry.name).into(),
-        });
-        let sub_networks = served.collect();
-        let own = str::to_string;
-        Self {
-            name: own(name),
-            base: own(base),
-            fingerprint: own(fingerprint),
-            default: own(MAXIMAL),
-            sub_networks,
-        }
+        let name = adapter.folder.name.clone();
+        let served =
+            |(entry, selection): (&CatalogEntry, _)| ServedSubNetwork::new(&name, entry.clone(), selection);
+        let sub_networks = entries.into_iter().map(|one| Arc::new(served(one))).collect();
+        let (base, fingerprint) = (base.into(), fingerprint.into());
+        Self { name, base, fingerprint, default: MAXIMAL.into(), adapter: Arc::new(adapter), sub_networks }
     }
 
-    pub fn get(&self, sub_network: &str) -> Option<&ServedSubNetwork> {
-        self.sub_networks.iter().find(|s| s.name == sub_network)
+    pub fn get(&self, sub_network: &str) -> Option<&Arc<ServedSubNetwork>> {
+        self.sub_networks.iter().find(|s| s.entry.name == sub_network)
+    }
+}
+
+impl ServedSubNetwork {
+    pub(super) fn new(model: &str, entry: CatalogEntry, selection: Selection) -> Self {
+        Self { label: format!("{model}:{}", entry.name).into(), entry, selection }
+    }
+
+    /// The mean score over the catalog's tasks.
+    pub(super) fn accuracy(&self) -> Option<f64> {
+        let scores = &self.entry.scores;
+        (!scores.is_empty()).then(|| scores.values().sum::<f64>() / scores.len() as f64)
     }
 }
 
@@ -126,7 +137,28 @@ impl ServedModels {
     }
 
     /// Every sub-network of every super-adapter.
-    pub fn sub_networks(&self) -> impl Iterator<Item = &ServedSubNetwork> {
+    pub fn sub_networks(&self) -> impl Iterator<Item = &Arc<ServedSubNetwork>> {
         self.models.iter().flat_map(|m| &m.sub_networks)
+    }
+
+    /// The same with one more sub-network of `model`, or with this one instead of the one of its name.
+    pub(super) fn with(&self, model: &str, sub_network: &Arc<ServedSubNetwork>) -> Self {
+        self.changed(model, |own| match own.iter_mut().find(|s| s.entry.name == sub_network.entry.name) {
+            Some(old) => old.clone_from(sub_network),
+            None => own.push(sub_network.clone()),
+        })
+    }
+
+    /// The same without a sub-network of `model`.
+    pub(super) fn without(&self, model: &str, name: &str) -> Self {
+        self.changed(model, |own| own.retain(|s| s.entry.name != name))
+    }
+
+    fn changed(&self, model: &str, change: impl FnOnce(&mut Vec<Arc<ServedSubNetwork>>)) -> Self {
+        let mut new = self.clone();
+        if let Some(model) = new.models.iter_mut().find(|m| m.name == model) {
+            change(&mut model.sub_networks);
+        }
+        new
     }
 }

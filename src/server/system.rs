@@ -18,7 +18,8 @@ type Shared = State<Arc<ServerState>>;
 /// `GET /v1/models`: each super-adapter, then each of its sub-networks.
 pub(super) async fn models(State(state): Shared) -> Response {
     let (created, most) = (state.created, state.limits.max_model_len);
-    let cards = state.models.models().iter().flat_map(|model| {
+    let models = state.registry.now();
+    let cards = models.models().iter().flat_map(|model| {
         let own = Card::new(model, None, created, most);
         own.into_iter()
             .chain(model.sub_networks.iter().filter_map(move |s| Card::new(model, Some(s), created, most)))
@@ -28,8 +29,9 @@ pub(super) async fn models(State(state): Shared) -> Response {
 
 /// `GET /v1/models/{id}`
 pub(super) async fn model(State(state): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let (model, sub_network) = find_model(&state.models, &id)?;
-    let card = Card::new(model, sub_network, state.created, state.limits.max_model_len);
+    let models = state.registry.now();
+    let (model, sub_network) = find_model(&models, &id)?;
+    let card = Card::new(model, sub_network.map(|s| &**s), state.created, state.limits.max_model_len);
     Ok(Json(card.ok_or_else(ApiError::internal)?).into_response())
 }
 

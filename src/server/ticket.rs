@@ -1,6 +1,7 @@
 //! A request's accompanying slip: it holds the request's places and counts it exactly once, however it ends.
 
 use super::metrics::{Endpoint, Metrics, NO_SUBNETWORK};
+use super::served::ServedSubNetwork;
 use super::wire::ApiError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,8 +57,8 @@ impl Ticket {
         }
     }
 
-    pub(super) fn set_subnetwork(&mut self, label: Arc<str>) {
-        self.subnetwork = label;
+    pub(super) fn set_subnetwork(&mut self, sub_network: &ServedSubNetwork) {
+        self.subnetwork = self.metrics.label(sub_network.selection.subnetwork);
     }
 
     pub(super) fn set_places(&mut self, places: OwnedSemaphorePermit) {

@@ -27,6 +27,8 @@ pub struct Limits {
     pub max_prompts: usize,
     /// Answers to one prompt.
     pub max_n: usize,
+    /// Sub-networks that can be asked for, all super-adapters together; those of the catalogs always are.
+    pub max_sub_networks: usize,
     /// Bytes of a body.
     pub max_body: usize,
     /// Entries of prompt log probabilities in one answer, the alternatives counted.
@@ -45,6 +47,7 @@ impl Limits {
             max_sequences,
             max_prompts: 128,
             max_n: 16,
+            max_sub_networks: 1024,
             max_body: 2 << 20,
             max_prompt_logprobs: 1 << 20,
             head_timeout: Duration::from_secs(30),

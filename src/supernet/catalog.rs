@@ -34,6 +34,25 @@ pub struct CatalogEntry {
     pub latency: BTreeMap<String, Latency>,
 }
 
+impl CatalogEntry {
+    /// An entry of which nothing is known but what it costs, which is counted.
+    fn new(shape: &ModelShape, space: &SearchSpace, name: &str, sub_network: SubNetwork) -> Self {
+        Self {
+            name: name.to_string(),
+            cost: Cost::of(shape, &space.resolve(shape, &sub_network)),
+            sub_network,
+            scores: BTreeMap::new(),
+            latency: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what another entry of the same sub-network knows; where both know something, the other's.
+    pub fn learn(&mut self, other: Self) {
+        self.scores.extend(other.scores);
+        self.latency.extend(other.latency);
+    }
+}
+
 /// The named sub-networks; `maximal`, `heuristic` and `minimal` always exist and mean what LoNAS means.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Catalog {
@@ -44,14 +63,18 @@ impl Catalog {
     /// The three sub-networks that always exist.
     pub fn new(shape: &ModelShape, space: &SearchSpace) -> Self {
         let named = [(MAXIMAL, space.maximal()), (HEURISTIC, space.heuristic()), (MINIMAL, space.minimal())];
-        let entries = named.map(|(name, sub_network)| CatalogEntry {
-            name: name.to_string(),
-            cost: Cost::of(shape, &space.resolve(shape, &sub_network)),
-            sub_network,
-            scores: BTreeMap::new(),
-            latency: BTreeMap::new(),
-        });
+        let entries = named.map(|(name, sub_network)| CatalogEntry::new(shape, space, name, sub_network));
         Self { entries: entries.into() }
+    }
+
+    /// The sub-network that this name has in every catalog, if it has one.
+    pub fn fixed(space: &SearchSpace, name: &str) -> Option<SubNetwork> {
+        match name {
+            MAXIMAL => Some(space.maximal()),
+            HEURISTIC => Some(space.heuristic()),
+            MINIMAL => Some(space.minimal()),
+            _ => None,
+        }
     }
 
     pub fn entries(&self) -> &[CatalogEntry] {
@@ -93,14 +116,28 @@ impl Catalog {
         if self.get(name).is_some() {
             return Err(SpaceError::DuplicateName { name: name.to_string() });
         }
-        self.entries.push(CatalogEntry {
-            name: name.to_string(),
-            cost: Cost::of(shape, &space.resolve(shape, &sub_network)),
-            sub_network,
-            scores: BTreeMap::new(),
-            latency: BTreeMap::new(),
-        });
+        self.entries.push(CatalogEntry::new(shape, space, name, sub_network));
         let last = self.entries.len() - 1;
         Ok(&mut self.entries[last])
+    }
+
+    /// Adds an entry of the same space, or what it knows to the one of its name.
+    ///
+    /// # Errors
+    /// A name that another sub-network has.
+    pub fn put(&mut self, entry: CatalogEntry) -> Result<(), SpaceError> {
+        match self.get_mut(&entry.name) {
+            None => self.entries.push(entry),
+            Some(own) if own.sub_network == entry.sub_network => own.learn(entry),
+            Some(_) => return Err(SpaceError::Taken { name: entry.name }),
+        }
+        Ok(())
+    }
+
+    /// Forgets an entry; false where there is none or its name is one of the three that every catalog has.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|e| e.name != name || [MAXIMAL, HEURISTIC, MINIMAL].contains(&name));
+        self.entries.len() < before
     }
 }

@@ -28,6 +28,14 @@ pub enum SpaceError {
     BadName { name: String },
     /// Two catalog entries have the same name.
     DuplicateName { name: String },
+    /// A name that every catalog has is given to another sub-network.
+    Fixed { name: String },
+    /// A name that one sub-network has is given to another.
+    Taken { name: String },
+    /// A catalog entry says what its sub-network costs, and it does not.
+    WrongCost { name: String, field: &'static str, expected: u64, got: u64 },
+    /// A score or latency that is none.
+    BadFigure { name: String, field: String, got: String },
     /// A channel order is not a permutation of the group's full width.
     BadOrder { group: usize, expected: usize },
 }
@@ -62,6 +70,14 @@ impl fmt::Display for SpaceError {
                 write!(f, "sub-network name {name:?} must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
             }
             Self::DuplicateName { name } => write!(f, "two sub-networks are named `{name}`"),
+            Self::Fixed { name } => write!(f, "`{name}` has a fixed meaning and these are not its choices"),
+            Self::Taken { name } => write!(f, "`{name}` is the name of another sub-network already"),
+            Self::WrongCost { name, field, expected, got } => {
+                write!(f, "`{name}`: {field}: expected {expected}, got {got}")
+            }
+            Self::BadFigure { name, field, got } => {
+                write!(f, "`{name}`: {field}: {got} is no score or latency")
+            }
             Self::BadOrder { group, expected } => {
                 write!(f, "group {group}: its channel order is not a permutation of 0..{expected}")
             }

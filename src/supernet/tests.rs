@@ -213,3 +213,31 @@ proptest! {
         prop_assert!(cost(&space.minimal()) <= cost(&picked) && cost(&picked) <= cost(&space.maximal()));
     }
 }
+
+#[test]
+fn a_catalog_takes_a_known_sub_network_for_its_figures_and_no_other_under_its_name() {
+    let (shape, space) = (shape(), space());
+    let mut catalog = Catalog::new(&shape, &space);
+    for (name, fixed) in
+        [(MAXIMAL, space.maximal()), (HEURISTIC, space.heuristic()), (MINIMAL, space.minimal())]
+    {
+        assert_eq!(Catalog::fixed(&space, name), Some(fixed));
+    }
+    assert_eq!(Catalog::fixed(&space, "mine"), None);
+    let with = |name: &str, sub_network: SubNetwork, task: &str| {
+        let mut entry = catalog.get(MAXIMAL).unwrap().clone();
+        (entry.name, entry.sub_network) = (name.into(), sub_network);
+        entry.scores = [(task.to_string(), 0.5)].into();
+        entry
+    };
+    let (mine, more) = (with("mine", space.minimal(), "one"), with("mine", space.minimal(), "two"));
+    let other = with("mine", space.heuristic(), "one");
+    catalog.put(mine).unwrap();
+    catalog.put(more).unwrap();
+    assert_eq!(catalog.entries().len(), 4);
+    assert_eq!(catalog.get("mine").unwrap().scores.keys().collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(catalog.put(other), Err(SpaceError::Taken { name: "mine".into() }));
+    assert_eq!(catalog.get("mine").unwrap().sub_network, space.minimal());
+    assert!(catalog.remove("mine") && !catalog.remove("mine"));
+    assert!(!catalog.remove(MINIMAL) && catalog.get(MINIMAL).is_some());
+}

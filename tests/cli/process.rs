@@ -65,6 +65,22 @@ impl Server {
         self.ask(&format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
     }
 
+    /// As [`Self::post`], by any method and with a key.
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        key: &str,
+        body: &serde_json::Value,
+    ) -> (String, String) {
+        let body = body.to_string();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json"
+        );
+        self.ask(&format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+    }
+
     fn ask(&self, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

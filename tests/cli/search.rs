@@ -1,6 +1,6 @@
 //! `lonas search` as a process: what it writes, that a killed search ends as if nothing had happened, what it refuses.
 
-use super::process::lonas;
+use super::process::{Server, lonas};
 use crate::tiny::{NAME, Tiny};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -210,4 +210,40 @@ fn another_searchs_state_is_not_gone_on_with() {
     must(search(&tiny, &task, &["--evaluations", "12", "--seed", "1", "--overwrite"]));
     std::fs::write(tiny.model(NAME).join("search/state.json"), "{").unwrap();
     refused(&["--seed", "1"], "state.json");
+}
+
+#[test]
+fn what_a_search_names_is_served_at_once_where_it_is_registered() {
+    let tiny = Tiny::write();
+    let task = task(&tiny, 6);
+    let model = tiny.model(NAME);
+    let server = Server::start(&[model.to_str().unwrap(), "--admin-key", "secret"]);
+    let url = server.url();
+    let run = |more: &[&str]| {
+        let common = ["--evaluations", "6", "--population", "4", "--name", "mine=0.95"];
+        search(&tiny, &task, &[&common, more].concat())
+    };
+    let cases: [(&[&str], &str); 4] = [
+        (&["--register", &url, "--admin-key", "wrong"], "401: missing or wrong admin key"),
+        (&["--register", &url], "LONAS_ADMIN_KEY"),
+        (&["--register", "https://127.0.0.1", "--admin-key", "secret"], "expected http://HOST:PORT"),
+        (&["--register", "http://127.0.0.1:1", "--admin-key", "secret"], "127.0.0.1:1: "),
+    ];
+    for (more, named) in cases {
+        let output = run(more);
+        assert_eq!(output.status.code(), Some(1), "{more:?}");
+        assert!(said(&output).contains(named), "{more:?}: {}", said(&output));
+        assert!(!model.join("search").exists(), "before anything was scored");
+    }
+    let question = json!({"model": "tiny-tied:mine", "prompt": "one", "max_tokens": 3});
+    assert!(server.post("/v1/completions", &question).0.contains(" 404 "));
+    must(run(&["--register", &url, "--admin-key", "secret"]));
+    let (head, answer) = server.post("/v1/completions", &question);
+    assert!(head.contains(" 200 "), "{answer}");
+    let (_, card) = server.get("/v1/subnetworks/mine");
+    let card: Value = serde_json::from_str(&card).unwrap();
+    let line = catalog(&tiny).into_iter().find(|line| line["name"] == "mine").unwrap();
+    for field in ["choices", "parameters", "macs", "scores"] {
+        assert_eq!(card[field], line[field], "{field}");
+    }
 }

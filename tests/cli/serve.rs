@@ -56,6 +56,67 @@ fn api_keys_and_settings_may_come_from_a_file() {
 }
 
 #[test]
+fn sub_networks_come_and_go_with_an_admin_key_and_stay_if_they_are_to() {
+    let tiny = Tiny::write();
+    let model = tiny.model(NAME);
+    let model = model.to_str().unwrap();
+    let server = Server::start(&[model, "--admin-key", "secret"]);
+    let (_, minimal) = server.get("/v1/subnetworks/minimal");
+    let minimal: serde_json::Value = serde_json::from_str(&minimal).unwrap();
+    // With one super-adapter its name may be left out.
+    let mut body = serde_json::json!({"name": "passing", "choices": minimal["choices"]});
+    let status = |(head, _): &(String, String)| head[9..12].to_string();
+    assert_eq!(status(&server.send("POST", "/v1/subnetworks", "wrong", &body)), "401");
+    assert_eq!(status(&server.send("POST", "/v1/subnetworks", "secret", &body)), "201");
+    (body["name"], body["persist"]) = ("lasting".into(), true.into());
+    assert_eq!(status(&server.send("POST", "/v1/subnetworks", "secret", &body)), "201");
+    assert_eq!(status(&server.get("/v1/models/tiny-tied:passing")), "200");
+    assert_eq!(status(&server.send("DELETE", "/v1/subnetworks/passing", "secret", &body)), "200");
+    assert_eq!(status(&server.get("/v1/subnetworks/passing")), "404");
+    let (_, log) = server.end_by("TERM");
+    assert!(log.contains("registered tiny-tied:lasting, in the catalog too"), "{log}");
+    let again = Server::start(&[model]);
+    assert_eq!(status(&again.get("/v1/subnetworks/lasting")), "200");
+    assert_eq!(status(&again.send("DELETE", "/v1/subnetworks/lasting", "secret", &body)), "403");
+}
+
+#[test]
+fn a_merged_adapter_takes_sub_networks_with_all_ranks_only() {
+    let tiny = Tiny::write();
+    let model = tiny.model(NAME);
+    let arguments = [model.to_str().unwrap(), "--merge-adapter", "--dtype", "f32", "--admin-key", "secret"];
+    let server = Server::start(&arguments);
+    let plain = Server::start(&arguments[..1]);
+    let choices = |name: &str| -> Vec<usize> {
+        let (_, card) = plain.get(&format!("/v1/subnetworks/{name}"));
+        let card: serde_json::Value = serde_json::from_str(&card).unwrap();
+        serde_json::from_value(card["choices"].clone()).unwrap()
+    };
+    let (maximal, minimal) = (choices("maximal"), choices("minimal"));
+    let register = |name: &str, choices: &[usize]| {
+        server.send(
+            "POST",
+            "/v1/subnetworks",
+            "secret",
+            &serde_json::json!({"name": name, "choices": choices}),
+        )
+    };
+    let (head, said) = register("mine", &minimal);
+    assert!(head.contains(" 400 ") && said.contains("--merge-adapter"), "{head} {said}");
+    // Of the widths alone as many as wanted.
+    let supernet = std::fs::read_to_string(model.join("supernet.json")).unwrap();
+    let supernet: serde_json::Value = serde_json::from_str(&supernet).unwrap();
+    let groups = supernet["groups"].as_array().unwrap().iter();
+    let narrow = groups.enumerate().map(|(i, g)| if g["kind"] == "width" { minimal[i] } else { maximal[i] });
+    let narrow = narrow.collect::<Vec<_>>();
+    assert_ne!(narrow, maximal);
+    let (head, said) = register("mine", &narrow);
+    assert!(head.contains(" 201 "), "{head} {said}");
+    let question = serde_json::json!({"model": "tiny-tied:mine", "prompt": "one", "max_tokens": 3});
+    assert!(server.post("/v1/completions", &question).0.contains(" 200 "));
+}
+
+#[test]
 fn wrong_usage_ends_with_2() {
     for arguments in
         [&["serve", "--port", "x"][..], &["serve", "--no-such-option"], &["no-such-command"], &[]]
@@ -73,7 +134,8 @@ fn what_cannot_be_served_ends_with_1_and_is_named() {
     let model = model.to_str().unwrap();
     let other = tiny.model(OTHER);
     let other = other.to_str().unwrap();
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 10] = [
+        (&["serve", model, "--api-key", "one,two", "--admin-key", "two"], "--api-key too"),
         (&["serve", model, other, "--merge-adapter", "--dtype", "f32"], "one model folder"),
         (&["serve", model, "--merge-adapter"], "--dtype f32, bf16 or int8"),
         (

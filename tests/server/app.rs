@@ -12,7 +12,8 @@ use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::engine::{Engine, EngineOptions};
 use lonas::model::llama::{self, LlamaExecutor};
 use lonas::server::{
-    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, app as router,
+    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, SuperAdapter,
+    app as router,
 };
 use lonas::text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
@@ -40,9 +41,13 @@ pub(crate) struct App {
 pub(crate) struct Options {
     pub(crate) engine: EngineOptions,
     pub(crate) api_keys: Vec<String>,
+    pub(crate) admin_keys: Vec<String>,
+    pub(crate) max_sub_networks: usize,
     pub(crate) chat: bool,
     /// Changes the served super-adapters, e.g. gives their sub-networks scores.
     pub(crate) models: fn(&mut [ServedModel]),
+    /// Changes the folders before they are opened.
+    pub(crate) prepare: fn(&Tiny),
     pub(crate) machine: Option<String>,
     pub(crate) head_timeout: Duration,
     pub(crate) stall_timeout: Duration,
@@ -54,8 +59,11 @@ impl Default for Options {
         Self {
             engine,
             api_keys: Vec::new(),
+            admin_keys: Vec::new(),
+            max_sub_networks: 1024,
             chat: true,
             models: |_| {},
+            prepare: |_| {},
             machine: None,
             head_timeout: PATIENCE,
             stall_timeout: PATIENCE,
@@ -70,6 +78,7 @@ impl App {
 
     pub(crate) fn with(options: Options) -> Self {
         let tiny = Tiny::write();
+        (options.prepare)(&tiny);
         let nets = supernets(&tiny);
         let gate = Arc::new(Gate::default());
         let mut models = served(&nets);
@@ -91,10 +100,12 @@ impl App {
             limits: Limits {
                 head_timeout: options.head_timeout,
                 stall_timeout: options.stall_timeout,
+                max_sub_networks: options.max_sub_networks,
                 ..Limits::new(CONTEXT, VOCABULARY, sequences)
             },
             metrics,
             api_keys: options.api_keys,
+            admin_keys: options.admin_keys,
         });
         Self { state, tokenizer, gate, tiny }
     }
@@ -140,6 +151,12 @@ impl App {
 
     pub(crate) async fn scrape(&self) -> Scrape {
         Scrape(self.get("/metrics").await.body)
+    }
+
+    /// The same where a key is needed.
+    pub(crate) async fn scrape_with(&self, key: &str) -> Scrape {
+        let request = Request::get("/metrics").header(header::AUTHORIZATION, format!("Bearer {key}"));
+        Scrape(self.send(request.body(Body::empty()).unwrap()).await.body)
     }
 
     /// Waits until the metrics say so.
@@ -268,7 +285,10 @@ fn served(nets: &[Supernet; 2]) -> Vec<ServedModel> {
             selection.adapter = adapter;
             (entry, selection)
         });
-        ServedModel::new(&net.folder.name, "base", "0123456789ab", entries)
+        let Supernet { folder, shape, space, .. } = net;
+        let (folder, shape, space) = (folder.clone(), shape.clone(), space.clone());
+        let adapter = SuperAdapter { number: adapter, shape, space, merged: false, folder };
+        ServedModel::new(adapter, "base", "0123456789ab", entries)
     });
     models.collect()
 }

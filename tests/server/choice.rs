@@ -7,6 +7,7 @@ use crate::tiny::{NAME, OTHER};
 use lonas::server::ServedModel;
 use lonas::supernet::Latency;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const NAMES: [&str; 3] = ["maximal", "heuristic", "minimal"];
 const PROMPT: &str = "the end of the list is";
@@ -160,11 +161,12 @@ fn measure(models: &mut [ServedModel]) {
     for model in models {
         let known = [("maximal", 0.8, 4e-3), ("heuristic", 0.6, 2e-3), ("minimal", 0.4, 1e-3)];
         for (name, score, seconds) in known {
-            let sub_network = model.sub_networks.iter_mut().find(|s| s.name == name).unwrap();
-            sub_network.scores = [("one".into(), score - 0.1), ("two".into(), score + 0.1)].into();
+            let sub_network = model.sub_networks.iter_mut().find(|s| s.entry.name == name).unwrap();
+            let entry = &mut Arc::make_mut(sub_network).entry;
+            entry.scores = [("one".into(), score - 0.1), ("two".into(), score + 0.1)].into();
             let latency =
                 Latency { prefill_seconds_per_token: seconds, decode_seconds_per_token: 10.0 * seconds };
-            sub_network.latency = [("here".into(), latency)].into();
+            entry.latency = [("here".into(), latency)].into();
         }
     }
 }

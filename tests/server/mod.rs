@@ -12,6 +12,7 @@ mod lifecycle;
 mod logprobs;
 mod metrics;
 mod streaming;
+mod subnetworks;
 mod system;
 
 mod alone;

@@ -4,6 +4,7 @@ mod cost;
 mod files;
 mod latency;
 mod point;
+mod register;
 mod report;
 mod scores;
 mod state;
@@ -18,6 +19,7 @@ use crate::search::{Evaluation, Genome, Method, Search, Settings};
 use clap::Args;
 use cost::{Cost, CostModel};
 use point::Named;
+use register::Registrar;
 use scores::{Scorer, Scores};
 use state::State;
 use std::path::PathBuf;
@@ -30,6 +32,8 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lonas search models/mine --task dev=dev.json --name good=best\n  \
     lonas search models/mine --task dev=dev.json --cost decode --objective loss --name fast=0.8\n  \
+    LONAS_ADMIN_KEY=secret lonas search models/mine --task dev=dev.json --name good=best \\\n    \
+    --register http://127.0.0.1:8080\n  \
     lonas search models/mine --task dev=dev.json --faithful --evaluations 200 --population 8")]
 pub(super) struct SearchArgs {
     /// The model folder.
@@ -84,6 +88,14 @@ pub(super) struct SearchArgs {
     #[arg(long, num_args = 1.., value_name = "NAME=POINT")]
     name: Vec<String>,
 
+    /// Also register what --name names with a server that runs, e.g. http://127.0.0.1:8080: it can be asked for at once.
+    #[arg(long, value_name = "URL")]
+    register: Option<String>,
+
+    /// An admin key of that server.
+    #[arg(long, env = "LONAS_ADMIN_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY")]
+    admin_key: Vec<String>,
+
     /// Where the search keeps its state and results; without it, `search` in the model folder.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -115,6 +127,7 @@ const SAMPLE_SEED: u64 = 0;
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let named = checked(args)?;
+    let registrar = Registrar::new(args)?;
     let mut opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
     let model = opened.models.first().ok_or("no model")?;
     let tokenizer = open::tokenizer(&opened.base)?;
@@ -122,6 +135,7 @@ pub(super) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let tasks = args.task.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let (tasks, whole) = sampled(args, tasks)?;
     named.iter().try_for_each(|n| n.check(&model.catalog))?;
+    registrar.as_ref().map_or(Ok(()), |r| r.check(model))?;
 
     let settings = settings(args);
     let fresh = Search::new(&model.space, settings.clone())?;
@@ -142,6 +156,7 @@ pub(super) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let entries = named.iter().map(|n| n.entry(&found)).collect::<Result<Vec<_>, _>>()?;
     if let Some(model) = opened.models.first_mut() {
         point::write(model, &entries, &tasks, &whole)?;
+        registrar.map_or(Ok(()), |r| r.register(model, named.iter().map(Named::name)))?;
     }
     Ok(())
 }

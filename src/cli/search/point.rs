@@ -47,6 +47,10 @@ impl Named {
         Ok(Self { name: name.into(), said: said.into(), which })
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn is_best(&self) -> bool {
         matches!(self.which, Which::Best)
     }

@@ -1,21 +1,25 @@
 //! What `/metrics` tells, in Prometheus's text format.
 //!
-//! Label values come from closed sets only: `subnetwork` is a registered `NAME:SUBNETWORK` or `none`, `route` a route's
-//! pattern. Nothing that a client writes becomes a label.
+//! Label values come from bounded sets only: `subnetwork` is a registered `NAME:SUBNETWORK`, `none`, or `other` after a few
+//! thousand names, `route` a route's pattern. Nothing that a client writes becomes a label.
 
+mod described;
 mod engine;
 mod families;
+mod labels;
 mod requests;
 mod times;
 
 use super::served::{ServedModels, ServedSubNetwork};
 use axum::http::{Method, StatusCode};
+use described::Described;
 use engine::EngineState;
 use families::Families;
+use labels::Labels;
 use prometheus::{HistogramVec, IntCounterVec, Registry, TextEncoder};
 use requests::RequestCounts;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use times::{REQUEST_LATENCY, RequestTimes};
 
@@ -50,8 +54,10 @@ impl Endpoint {
 /// Every metric family of the server; the engine reports to it as its observer.
 pub struct Metrics {
     registry: Registry,
-    /// Labels by the process-wide id of a sub-network.
-    labels: HashMap<u32, Arc<str>>,
+    labels: RwLock<Labels>,
+    described: Described,
+    /// Labels whose sequences were not zero when the engine last told; see the observer.
+    pub(super) busy: Mutex<BTreeSet<Arc<str>>>,
     pub(super) counts: RequestCounts,
     pub(super) times: RequestTimes,
     pub(super) engine: EngineState,
@@ -60,7 +66,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers every family and the closed set of sub-networks.
+    /// Registers every family and the sub-networks that there are at first.
     ///
     /// # Errors
     /// None with these names; the registry checks them.
@@ -69,7 +75,9 @@ impl Metrics {
         let families = Families(&registry);
         let exchange = &["route", "method", "status"];
         let metrics = Self {
-            labels: models.sub_networks().map(|s| (s.selection.subnetwork, s.label.clone())).collect(),
+            labels: RwLock::new(Labels::new()),
+            described: Described::new(&families, models, info)?,
+            busy: Mutex::default(),
             counts: RequestCounts::new(&families)?,
             times: RequestTimes::new(&families)?,
             engine: EngineState::new(&families)?,
@@ -82,37 +90,41 @@ impl Metrics {
             )?,
             registry,
         };
-        describe(&metrics.registry, models, info)?;
-        metrics.begin_at_zero(models);
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        for model in models.models() {
+            model.sub_networks.iter().for_each(|s| metrics.serve(&model.name, s));
+        }
+        for reason in ["queue_full", "too_long", "auth", "drain"] {
+            metrics.counts.rejected.with_label_values(&[reason]);
+        }
         Ok(metrics)
     }
 
-    /// Zeros for everything that can be counted from the start: a series that appears only with its first event hides
-    /// that event from rates.
-    fn begin_at_zero(&self, models: &ServedModels) {
-        for ServedSubNetwork { label, .. } in models.sub_networks() {
-            for family in [&self.engine.running, &self.engine.waiting] {
-                family.with_label_values(&[label]).set(0);
-            }
-            let counters =
-                [&self.counts.prompt_tokens, &self.counts.generated_tokens, &self.engine.preemptions];
-            for family in counters {
-                family.with_label_values(&[label]);
-            }
+    /// A sub-network can be asked for from now on, or something else is known of it. What can be counted begins at zero: a
+    /// series that appears only with its first event hides that event from rates.
+    pub(super) fn serve(&self, model: &str, sub_network: &ServedSubNetwork) {
+        let own = self.labels.write().unwrap_or_else(PoisonError::into_inner).give(sub_network);
+        let Some(label) = own else { return };
+        self.described.add(model, sub_network);
+        for family in [&self.engine.running, &self.engine.waiting] {
+            family.with_label_values(&[&label]);
         }
-        for reason in ["queue_full", "too_long", "auth", "drain"] {
-            self.counts.rejected.with_label_values(&[reason]);
+        let counters = [&self.counts.prompt_tokens, &self.counts.generated_tokens, &self.engine.preemptions];
+        for family in counters {
+            family.with_label_values(&[&label]);
         }
     }
 
-    /// Every sub-network's process-wide id and label.
-    pub(super) fn labels(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.labels.iter().map(|(&id, label)| (id, &**label))
+    /// A sub-network cannot be asked for any more. What was counted stays, and what still runs is counted.
+    pub(super) fn forget(&self, model: &str, sub_network: &ServedSubNetwork) {
+        self.described.remove(model, sub_network);
     }
 
     /// The label of a sub-network by its process-wide id.
-    pub(super) fn label(&self, subnetwork: u32) -> &str {
-        self.labels.get(&subnetwork).map_or(NO_SUBNETWORK, AsRef::as_ref)
+    pub(super) fn label(&self, subnetwork: u32) -> Arc<str> {
+        let labels = self.labels.read().unwrap_or_else(PoisonError::into_inner);
+        labels.get(subnetwork).cloned().unwrap_or_else(|| NO_SUBNETWORK.into())
     }
 
     /// One finished HTTP exchange. `route` is a pattern, never a path.
@@ -130,34 +142,4 @@ impl Metrics {
     pub(super) fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
-}
-
-/// The families that only say what is loaded.
-fn describe(registry: &Registry, models: &ServedModels, info: &RunInfo) -> Result<(), prometheus::Error> {
-    let families = Families(registry);
-    let build = families.gauge("build_info", "The program; always 1.", &["version"])?;
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    let labels = &["model", "base", "dtype", "device"];
-    let loaded = families.gauge("model_info", "A loaded super-adapter; always 1.", labels)?;
-    let labels = &["subnetwork", "model", "name"];
-    let named = families.gauge("subnetwork_info", "A served sub-network; always 1.", labels)?;
-    let subnetwork = &["subnetwork"];
-    let parameters = families.gauge("subnetwork_params", "Linear weights of a sub-network.", subnetwork)?;
-    let accuracy =
-        families.ratio("subnetwork_accuracy_ratio", "Mean score over the catalog's tasks.", subnetwork)?;
-    for model in models.models() {
-        loaded.with_label_values(&[&model.name, &model.base, &info.dtype, &info.device]).set(1);
-        for s in &model.sub_networks {
-            named.with_label_values(&[&*s.label, &model.name, &s.name]).set(1);
-            let linear = i64::try_from(s.cost.parameters).unwrap_or(i64::MAX);
-            parameters.with_label_values(&[&s.label]).set(linear);
-            if !s.scores.is_empty() {
-                let mean = s.scores.values().sum::<f64>() / s.scores.len() as f64;
-                accuracy.with_label_values(&[&s.label]).set(mean);
-            }
-        }
-    }
-    #[cfg(target_os = "linux")]
-    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-    Ok(())
 }

@@ -35,9 +35,9 @@ impl ApiError {
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
-    /// 401
-    pub(in crate::server) fn unauthorized() -> Self {
-        let message = "missing or wrong API key: send it as `Authorization: Bearer KEY`".to_string();
+    /// 401: `key` is the kind of key that is needed.
+    pub(in crate::server) fn unauthorized(key: &str) -> Self {
+        let message = format!("missing or wrong {key}: send it as `Authorization: Bearer KEY`");
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
     }
 
@@ -45,6 +45,17 @@ impl ApiError {
     pub(in crate::server) fn no_model(param: &str, message: String) -> Self {
         let param = Some(param.into());
         Self { param, code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
+    }
+
+    /// 403: the server was started without what this needs.
+    pub(in crate::server) fn forbidden(code: &'static str, message: String) -> Self {
+        Self { code: Some(code), ..Self::new(StatusCode::FORBIDDEN, message) }
+    }
+
+    /// 409: what there is stands in the way.
+    pub(in crate::server) fn conflict(code: &'static str, param: Option<&str>, message: String) -> Self {
+        let param = param.map(String::from);
+        Self { param, code: Some(code), ..Self::new(StatusCode::CONFLICT, message) }
     }
 
     /// Any other status that HTTP itself asks for.

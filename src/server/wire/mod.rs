@@ -10,6 +10,7 @@ mod completions;
 mod error;
 mod fields;
 mod models;
+mod subnetworks;
 
 pub(super) use answer::{ElasticAnswer, StopReason, Usage, logprob_on_wire};
 pub(super) use body::read_json;
@@ -25,3 +26,4 @@ pub(super) use fields::{Content, ElasticFields, Prompts, Shared, Stop, StreamOpt
 pub(super) use models::{
     Card, CardList, DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest,
 };
+pub(super) use subnetworks::{RegisterRequest, RemoveQuery, Removed, SubNetworkCard, SubNetworkList};

@@ -41,7 +41,7 @@ impl<'a> Card<'a> {
         created: u64,
         max_model_len: usize,
     ) -> Option<Self> {
-        let shown = sub_network.or_else(|| model.get(&model.default))?;
+        let shown = sub_network.or_else(|| model.get(&model.default).map(|s| &**s))?;
         Some(Self {
             id: sub_network.map_or(&model.name, |s| &s.label),
             object: "model",
@@ -51,11 +51,11 @@ impl<'a> Card<'a> {
             parent: sub_network.map(|_| model.name.as_str()),
             max_model_len,
             elastic: CardElastic {
-                subnetwork: &shown.name,
-                parameters: shown.cost.parameters,
-                macs: shown.cost.macs,
-                scores: &shown.scores,
-                latency: &shown.latency,
+                subnetwork: &shown.entry.name,
+                parameters: shown.entry.cost.parameters,
+                macs: shown.entry.cost.macs,
+                scores: &shown.entry.scores,
+                latency: &shown.entry.latency,
             },
         })
     }
