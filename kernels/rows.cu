@@ -42,31 +42,37 @@ extern "C" __global__ void rms_norm(const float* __restrict__ x, const float* __
     for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = __float2bfloat16(from[i] * scale * weight[i]);
 }
 
-// The same numbers in the other form.
-extern "C" __global__ void to_bf16(const float* __restrict__ x, __nv_bfloat16* __restrict__ y, size_t count) {
-    begin_after_previous_kernel();
-    const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at < count) y[at] = __float2bfloat16(x[at]);
+// A thread's number of rows of `width` numbers, and whether it is one: not beyond all, nor between a row's end and the next one.
+__device__ __forceinline__ bool number_of_rows(size_t& at, size_t count, int width, int stride) {
+    at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    return at < count && static_cast<int>(at % stride) < width;
 }
-extern "C" __global__ void to_f32(const __nv_bfloat16* __restrict__ x, float* __restrict__ y, size_t count) {
+
+// The same numbers in the other form.
+extern "C" __global__ void to_bf16(const float* __restrict__ x, __nv_bfloat16* __restrict__ y, size_t count, int width, int stride) {
     begin_after_previous_kernel();
-    const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at < count) y[at] = __bfloat162float(x[at]);
+    size_t at;
+    if (number_of_rows(at, count, width, stride)) y[at] = __float2bfloat16(x[at]);
+}
+extern "C" __global__ void to_f32(const __nv_bfloat16* __restrict__ x, float* __restrict__ y, size_t count, int width, int stride) {
+    begin_after_previous_kernel();
+    size_t at;
+    if (number_of_rows(at, count, width, stride)) y[at] = __bfloat162float(x[at]);
 }
 
 // x += y
-extern "C" __global__ void add_rows(float* __restrict__ x, const float* __restrict__ y, size_t count) {
+extern "C" __global__ void add_rows(float* __restrict__ x, const float* __restrict__ y, size_t count, int width, int stride) {
     begin_after_previous_kernel();
-    const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at < count) x[at] += y[at];
+    size_t at;
+    if (number_of_rows(at, count, width, stride)) x[at] += y[at];
 }
 
 // y = silu(gate) * up, as bf16; zero where a row's sub-network is not active, because gate is.
 extern "C" __global__ void silu_multiply(const float* __restrict__ gate, const float* __restrict__ up,
-                                         __nv_bfloat16* __restrict__ y, size_t count) {
+                                         __nv_bfloat16* __restrict__ y, size_t count, int width, int stride) {
     begin_after_previous_kernel();
-    const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at < count) y[at] = __float2bfloat16(silu(gate[at]) * up[at]);
+    size_t at;
+    if (number_of_rows(at, count, width, stride)) y[at] = __float2bfloat16(silu(gate[at]) * up[at]);
 }
 
 // Rotates each head of x (T, heads * D) by its row's angles, of which `angles` holds D / 2 cosines, then as many sines; the two halves of a head pair up. One block a row.

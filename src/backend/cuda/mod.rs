@@ -311,10 +311,10 @@ impl Backend for Cuda {
             return Err(unfit("add", &format!("({}, {})", x.length, x.width), got));
         }
         let (x, y) = (x.into_form(&self.device, Form::F32)?, y.read_as(&self.device, Form::F32)?);
-        let count = x.numbers();
-        let arguments = [x.argument(), y.argument(), Argument::Size(count)];
+        let [count, width, stride] = x.each();
+        let arguments = [x.argument(), y.argument(), count, width, stride];
         // SAFETY: the arguments of `add_rows`, of one size.
-        unsafe { self.device.push(Kernel::AddRows, Grid::each(count), &arguments) };
+        unsafe { self.device.push(Kernel::AddRows, Grid::each(x.numbers()), &arguments) };
         Ok(x)
     }
 

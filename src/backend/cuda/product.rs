@@ -118,10 +118,10 @@ pub(super) fn gate_up(
         }
     } else {
         let [gate, up] = linears(cuda, x, norm, [gate, up], segments)?;
-        let count = gate.numbers();
-        let arguments = [gate.argument(), up.argument(), y.argument(), Argument::Size(count)];
+        let [count, width, stride] = gate.each();
+        let arguments = [gate.argument(), up.argument(), y.argument(), count, width, stride];
         // SAFETY: the arguments of `silu_multiply`; rows of one length and stride.
-        unsafe { device.push(Kernel::SiluMultiply, Grid::each(count), &arguments) };
+        unsafe { device.push(Kernel::SiluMultiply, Grid::each(gate.numbers()), &arguments) };
     }
     Ok(y)
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::device::{Device, Room, Shared};
-use super::kernel::{Argument, Grid, Kernel};
+use super::kernel::{Argument, Grid, Kernel, int};
 use super::weights::LOAD;
 use crate::backend::BackendError;
 use half::bf16;
@@ -63,6 +63,11 @@ impl Rows {
         self.length * self.stride
     }
 
+    /// What a kernel is told that has a thread for each of [`Self::numbers`].
+    pub(super) fn each(&self) -> [Argument<'static>; 3] {
+        [Argument::Size(self.numbers()), int(self.width), int(self.stride)]
+    }
+
     /// The same numbers in another form.
     pub(super) fn converted(&self, device: &Arc<Device>, form: Form) -> Result<Self, BackendError> {
         let to = Self::new(device, self.length, self.width, form)?;
@@ -70,11 +75,10 @@ impl Rows {
             Form::F32 => Kernel::ToF32,
             Form::Bf16 => Kernel::ToBf16,
         };
-        let count = self.numbers();
+        let [count, width, stride] = self.each();
+        let arguments = [self.argument(), to.argument(), count, width, stride];
         // SAFETY: the arguments of both kernels; rows of one length and stride.
-        unsafe {
-            device.push(kernel, Grid::each(count), &[self.argument(), to.argument(), Argument::Size(count)]);
-        };
+        unsafe { device.push(kernel, Grid::each(self.numbers()), &arguments) };
         Ok(to)
     }
 

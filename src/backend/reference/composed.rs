@@ -290,8 +290,7 @@ impl Composed for Gated {
     const NAME: &'static str = "gated";
 
     fn forward(&self, operands: &[Tensor]) -> Result<Tensor> {
-        let gate = &operands[0];
-        (gate * sigmoids(gate)?)?.mul(&operands[1])
+        operands[0].silu()?.mul(&operands[1])
     }
 
     fn backward(&self, operands: &[Tensor], dy: &Tensor) -> Result<Vec<Tensor>> {

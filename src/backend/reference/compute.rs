@@ -54,7 +54,11 @@ impl Compute {
         if !cfg!(feature = "cuda-train") {
             return Err(ComputeError::NotBuilt);
         }
-        let device = Device::new_cuda(ordinal).map_err(|error| classified(ordinal, error.to_string()))?;
+        // candle's usual stream is another one for each thread, and what one thread has computed the next one reads: the
+        // threads that add up gradients and publish values are not the one that runs the graph.
+        let device =
+            Device::new_cuda_with_stream(ordinal).map_err(|error| classified(ordinal, error.to_string()))?;
+        one_stream_only(&device);
         Ok(Self { device, weights: DType::BF16, composed: true })
     }
 
@@ -111,6 +115,20 @@ impl Compute {
         let x = x.contiguous()?;
         if self.composed { run(operation, &[&x, y, z]) } else { x.apply_op3(y, z, operation) }
     }
+}
+
+/// Without events that would put the work of several streams in order: an event for each operand of each operation.
+fn one_stream_only(device: &Device) {
+    #[cfg(feature = "cuda-train")]
+    if let Device::Cuda(cuda) = device {
+        #[expect(unsafe_code, reason = "candle cannot know that there is one stream")]
+        // SAFETY: all work on this device goes to its one stream, where it runs in the order in which it was asked for.
+        unsafe {
+            cuda.disable_event_tracking();
+        }
+    }
+    #[cfg(not(feature = "cuda-train"))]
+    let _ = device;
 }
 
 /// The driver's error codes by their names, which is all that candle passes on.

@@ -90,7 +90,9 @@ impl AdamW {
                 Ok(())
             };
             let on_host = gradient.contiguous().and_then(|g| g.to_device(&Device::Cpu));
-            named("gradient", on_host.and_then(|g| with_values(&g, add)))
+            // A copy to the host may still be under way when it has been asked for.
+            let there = on_host.and_then(|g| gradient.device().synchronize().map(|()| g));
+            named("gradient", there.and_then(|g| with_values(&g, add)))
         })
     }
 
