@@ -44,7 +44,14 @@ pub(in crate::cli) struct TrainArgs {
     recipe: RecipeName,
 
     /// Put the MLP channels in falling importance before training.
-    #[arg(long, conflicts_with = "order", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(
+        long,
+        conflicts_with = "order",
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     reorder: Option<bool>,
 
     /// Reuse the channel order of another model folder, so that both can be served on one copy of the base.
@@ -78,15 +85,33 @@ pub(in crate::cli) struct TrainArgs {
     sampling: Option<SamplingName>,
 
     /// Let the students of `--sampling sandwich` learn the maximal network's distributions in place of the text.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     distill: Option<bool>,
 
     /// Take the loss over responses only; prompts are context. The validation loss, too.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     response_only: Option<bool>,
 
     /// Make micro-batches of sequences of about equal lengths.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     length_buckets: Option<bool>,
 
     /// Times that each training example is seen [default: 6]
@@ -255,7 +280,7 @@ impl From<Form> for PromptForm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     #[derive(Parser)]
     struct Program {
@@ -298,6 +323,17 @@ mod tests {
         let expected =
             Recipe { sampling: Sampling::Sandwich, distill: true, response_only: true, ..Recipe::default() };
         assert_eq!(whole, expected);
+    }
+
+    #[test]
+    fn the_help_of_best_is_what_best_is() {
+        let program = Program::command();
+        let recipe_argument = program.get_arguments().find(|a| a.get_id() == "recipe").unwrap();
+        let help = recipe_argument.get_help().unwrap().to_string();
+        let options = help.split_once("`best` is `").unwrap().1.split_once('`').unwrap().0;
+        let options = options.split_whitespace().collect::<Vec<_>>();
+        assert_eq!(recipe(&options), Recipe::best());
+        assert!(parsed(&options).unwrap().reorders());
     }
 
     #[test]
