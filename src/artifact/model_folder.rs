@@ -5,7 +5,8 @@ use super::{
     AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_adapter_config, read_json, write_whole,
 };
 use crate::supernet::{
-    Catalog, Cost, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef, is_model_name,
+    Catalog, Cost, Evaluation, Group, Kind, Latency, ModelShape, SearchSpace, SpaceError, TensorRef,
+    is_model_name,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,8 @@ struct EntryFile {
     macs: Option<u64>,
     #[serde(default)]
     scores: BTreeMap<String, f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    evaluations: Vec<Evaluation>,
     #[serde(default)]
     latency: BTreeMap<String, Latency>,
 }
@@ -161,7 +164,7 @@ impl ModelFolder {
                     return Err(ArtifactError::wrong(&path, reason));
                 }
             }
-            (entry.scores, entry.latency) = (file.scores, file.latency);
+            (entry.scores, entry.evaluations, entry.latency) = (file.scores, file.evaluations, file.latency);
         }
         Ok(catalog)
     }
@@ -174,11 +177,12 @@ impl ModelFolder {
         let path = self.path.join(CATALOG);
         for entry in catalog.entries() {
             let latency = entry.latency.values();
-            let mut numbers = entry
-                .scores
-                .values()
-                .copied()
-                .chain(latency.flat_map(|l| [l.prefill_seconds_per_token, l.decode_seconds_per_token]));
+            let latency = latency.flat_map(|l| [l.prefill_seconds_per_token, l.decode_seconds_per_token]);
+            let evaluated = entry.evaluations.iter().flat_map(|e| {
+                let details = e.details.values().copied();
+                [e.value, e.interval95.0, e.interval95.1].into_iter().chain(details)
+            });
+            let mut numbers = entry.scores.values().copied().chain(latency).chain(evaluated);
             if let Some(number) = numbers.find(|n| !n.is_finite()) {
                 let reason = format!("`{}`: {number} is no score or latency", entry.name);
                 return Err(ArtifactError::wrong(&path, reason));
@@ -190,6 +194,7 @@ impl ModelFolder {
             parameters: Some(e.cost.parameters),
             macs: Some(e.cost.macs),
             scores: e.scores.clone(),
+            evaluations: e.evaluations.clone(),
             latency: e.latency.clone(),
         });
         let lines = entries.map(|e| json_line(&path, &e)).collect::<Result<Vec<_>, _>>()?;
