@@ -4,7 +4,7 @@ use crate::files::{Folder, assert_names};
 use crate::golden::Supernet;
 use lonas::artifact::{BaseReference, BaseSource, ModelFolder, TensorType, write_adapter};
 use lonas::model::llama;
-use lonas::supernet::{Catalog, Latency};
+use lonas::supernet::{Catalog, Evaluation, Latency};
 use serde_json::{Value, json};
 
 const SUPERNET: &str = "supernet.json";
@@ -64,6 +64,24 @@ fn what_is_written_is_read_back_equal() {
         entry.scores.insert("täsk \"q\"".into(), 0.1 + 0.2);
         let latency = Latency { prefill_seconds_per_token: 1e-300, decode_seconds_per_token: 1.0 / 3.0 };
         entry.latency.insert("a machine, 2 threads".into(), latency);
+        let evaluation = |method: &str, value| Evaluation {
+            task: "arc".into(),
+            method: method.into(),
+            form: "short".into(),
+            metric: "accuracy".into(),
+            value,
+            interval95: (0.1, 1.0 / 3.0),
+            count: 7,
+            details: [("answer_loss".to_string(), 1e-9)].into(),
+            file_sha256: "ab".repeat(32),
+            items_sha256: "cd".repeat(32),
+            numbers: "cpu, \"f32\"".into(),
+        };
+        entry.record(evaluation("likelihood", 0.5));
+        entry.record(evaluation("generation", 0.25));
+        entry.record(evaluation("likelihood", 0.125));
+        let values = entry.evaluations.iter().map(|e| e.value).collect::<Vec<_>>();
+        assert_eq!(values, [0.25, 0.125], "in the place of the earlier one of its method");
         catalog.get_mut("heuristic").unwrap().scores.insert("arc".into(), 5e-324);
         read.write_catalog(&catalog).unwrap();
         assert_eq!(read.catalog(shape, space).unwrap(), catalog);

@@ -16,6 +16,8 @@ mod cuda;
 mod demand;
 /// Bases in fewer bits: kernels against plain f32 on rounded weights, rounding against PyTorch.
 mod dtypes;
+/// Scoring, losses, greedy texts and beam search against transformers 4.31; answers against the authors' expressions.
+mod evaluation;
 /// Sub-networks as plain models, read back by our own readers.
 mod export;
 /// GGUF files against gguf-py and transformers.

@@ -1,6 +1,8 @@
 //! One sub-network as catalog.json has it, which is also how it is sent to a running server.
 
-use crate::supernet::{Catalog, CatalogEntry, Cost, Latency, ModelShape, SearchSpace, SpaceError};
+use crate::supernet::{
+    Catalog, CatalogEntry, Cost, Evaluation, Latency, ModelShape, SearchSpace, SpaceError,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -19,6 +21,9 @@ pub struct CatalogLine {
     /// By task.
     #[serde(default)]
     pub scores: BTreeMap<String, f64>,
+    /// What the scores are of, and whatever else was measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<Evaluation>,
     /// By machine.
     #[serde(default)]
     pub latency: BTreeMap<String, Latency>,
@@ -32,6 +37,7 @@ impl CatalogLine {
             parameters: Some(entry.cost.parameters),
             macs: Some(entry.cost.macs),
             scores: entry.scores.clone(),
+            evaluations: entry.evaluations.clone(),
             latency: entry.latency.clone(),
         }
     }
@@ -42,7 +48,7 @@ impl CatalogLine {
     /// A name that no request could carry, choices outside the space, another sub-network under a name that every catalog has,
     /// a cost that is not the sub-network's, a score or latency that is none.
     pub fn into_entry(self, shape: &ModelShape, space: &SearchSpace) -> Result<CatalogEntry, SpaceError> {
-        let Self { name, choices, parameters, macs, scores, latency } = self;
+        let Self { name, choices, parameters, macs, scores, evaluations, latency } = self;
         Catalog::check_name(&name)?;
         let sub_network = space.sub_network(choices)?;
         if Catalog::fixed(space, &name).is_some_and(|fixed| fixed != sub_network) {
@@ -55,7 +61,7 @@ impl CatalogLine {
                 return Err(SpaceError::WrongCost { name, field, expected, got });
             }
         }
-        let entry = CatalogEntry { name, sub_network, cost, scores, latency };
+        let entry = CatalogEntry { name, sub_network, cost, scores, evaluations, latency };
         check_figures(&entry)?;
         Ok(entry)
     }
@@ -70,6 +76,13 @@ pub(super) fn check_figures(entry: &CatalogEntry) -> Result<(), SpaceError> {
     };
     if let Some((task, &got)) = entry.scores.iter().find(|(_, score)| !score.is_finite()) {
         return Err(bad(format!("scores.{task}"), got));
+    }
+    for evaluation in &entry.evaluations {
+        let (low, high) = evaluation.interval95;
+        let numbers = [evaluation.value, low, high].into_iter().chain(evaluation.details.values().copied());
+        if let Some(got) = numbers.into_iter().find(|number| !number.is_finite()) {
+            return Err(bad(format!("evaluations.{}", evaluation.task), got));
+        }
     }
     for (machine, latency) in &entry.latency {
         let times = [latency.prefill_seconds_per_token, latency.decode_seconds_per_token];

@@ -103,7 +103,7 @@ fn group_lines(space: &SearchSpace) -> Vec<String> {
 fn json(model: &open::OpenedModel) -> serde_json::Value {
     let entries = model.catalog.entries().iter().map(|e| {
         let choices = e.sub_network.choices();
-        serde_json::json!({ "name": e.name, "cost": e.cost, "choices": choices, "can_merge": can_merge(model, e), "scores": e.scores, "latency": e.latency })
+        serde_json::json!({ "name": e.name, "cost": e.cost, "choices": choices, "can_merge": can_merge(model, e), "scores": e.scores, "evaluations": e.evaluations, "latency": e.latency })
     });
     serde_json::json!({
         "name": model.folder.name,

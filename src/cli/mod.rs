@@ -48,7 +48,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Train a super-adapter with LoNAS's recipe.
     Train(train::TrainArgs),
-    /// Score sub-networks on multiple-choice tasks by the likelihood of each answer's text.
+    /// Score sub-networks on tasks: accuracy by likelihood or by generation, or loss and perplexity.
     Eval(eval::EvalArgs),
     /// Search for sub-networks that no other is both cheaper and better than.
     Search(search::SearchArgs),

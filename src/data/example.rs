@@ -29,6 +29,14 @@ pub enum DataError {
 
 /// Reads a file of examples. `input` and `answer` may be missing.
 pub fn read(path: &Path) -> Result<Vec<Example>, DataError> {
+    read_items(path, parse)
+}
+
+/// Reads a JSON array whose items `parse` takes; what it refuses is named with file and index, from 0.
+pub(super) fn read_items<T>(
+    path: &Path,
+    parse: impl Fn(&Value) -> Result<T, String>,
+) -> Result<Vec<T>, DataError> {
     let text = std::fs::read(path).map_err(|source| DataError::Io { path: path.into(), source })?;
     let not_examples = |reason: String| DataError::NotExamples { path: path.into(), reason };
     let items: Vec<Value> = serde_json::from_slice(&text).map_err(|e| not_examples(e.to_string()))?;
@@ -41,7 +49,7 @@ pub fn read(path: &Path) -> Result<Vec<Example>, DataError> {
     items.iter().enumerate().map(item).collect()
 }
 
-fn parse(item: &Value) -> Result<Example, String> {
+pub(super) fn parse(item: &Value) -> Result<Example, String> {
     let object = item.as_object().ok_or("expected an object")?;
     let text = |field: &str, required: bool| match object.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),

@@ -17,6 +17,8 @@ pub enum PromptForm {
 pub struct Choice {
     pub question: String,
     pub options: Vec<String>,
+    /// What the options are called, e.g. `answer1`.
+    pub labels: Vec<String>,
     /// Index into `options`.
     pub correct: usize,
 }
@@ -53,18 +55,40 @@ fn lonas_prompt(example: &Example) -> String {
 impl Choice {
     /// Takes an LLM-Adapters question apart; `None` where the example is no question with options.
     pub fn of(example: &Example) -> Option<Self> {
-        let (body, format) = example.instruction.rsplit_once("\n\nAnswer format:")?;
-        let labels = format.trim().split('/').collect::<Vec<_>>();
-        let correct = labels.iter().position(|&l| l == example.answer)?;
-        if labels == ["true", "false"] {
-            let question = body.split_once("question:")?.1.trim();
-            let options = labels.into_iter().map(String::from).collect();
-            return Some(Self { question: question.into(), options, correct });
+        Self::parse(example).ok().flatten()
+    }
+
+    /// Likewise; `None` where it does not even say so.
+    ///
+    /// # Errors
+    /// The field that is wrong: a question whose options cannot be found, an answer that is none of them.
+    pub fn parse(example: &Example) -> Result<Option<Self>, String> {
+        let Some((body, format)) = example.instruction.rsplit_once("\n\nAnswer format:") else {
+            return Ok(None);
+        };
+        let labels = format.trim().split('/').map(String::from).collect::<Vec<_>>();
+        let wrong = |reason: &str| format!("field `instruction`: {reason}");
+        let (question, options) = if labels == ["true", "false"] {
+            (body, labels.clone())
+        } else {
+            let (question, options) =
+                body.rsplit_once("\n\n").ok_or_else(|| wrong("no options before `Answer format:`"))?;
+            let expected = || {
+                let marks = labels.iter().map(|l| format!("{} ...", mark(l))).collect::<Vec<_>>().join(" ");
+                wrong(&format!("expected options as `{marks}` before `Answer format:`"))
+            };
+            (question, options_of(options, &labels).ok_or_else(expected)?)
+        };
+        let question =
+            asked(question).ok_or_else(|| wrong("no `question:` or `sentence:` before the options"))?;
+        let said = labels.join("/");
+        if example.answer.is_empty() {
+            return Err(format!("field `answer` is missing; expected one of {said}"));
         }
-        let (question, options) = body.rsplit_once("\n\n")?;
-        let question = question.split_once("question:")?.1.trim();
-        let options = options_of(options, &labels)?;
-        Some(Self { question: question.into(), options, correct })
+        let correct = labels.iter().position(|l| *l == example.answer);
+        let correct =
+            correct.ok_or_else(|| format!("field `answer`: `{}` is none of {said}", example.answer))?;
+        Ok(Some(Self { question: question.into(), options, labels, correct }))
     }
 
     /// What stands before every option.
@@ -78,14 +102,16 @@ impl Choice {
     }
 }
 
+/// What comes after `... the question:` or, for what is to be completed, `... the given sentence:`.
+fn asked(text: &str) -> Option<&str> {
+    let after = |head: &str| text.find(head).map(|at| at + head.len());
+    let first = ["question:", "sentence:"].into_iter().filter_map(after).min();
+    first.map(|at| text[at..].trim())
+}
+
 /// `Answer1: a Answer2: b ...` to the texts, one for each label; a label is looked for after the one before it, so
 /// that an option's text may contain what looks like another label's.
-fn options_of(text: &str, labels: &[&str]) -> Option<Vec<String>> {
-    let mark = |label: &str| {
-        let mut chars = label.chars();
-        let first = chars.next().map(|c| c.to_ascii_uppercase());
-        first.into_iter().chain(chars).chain([':']).collect::<String>()
-    };
+fn options_of(text: &str, labels: &[String]) -> Option<Vec<String>> {
     let mut rest = text.trim_start().strip_prefix(&mark(labels.first()?))?;
     let mut options = Vec::with_capacity(labels.len());
     for label in &labels[1..] {
@@ -95,6 +121,13 @@ fn options_of(text: &str, labels: &[&str]) -> Option<Vec<String>> {
     }
     options.push(rest.trim().to_string());
     Some(options)
+}
+
+/// How a label stands before its option: `answer1` as `Answer1:`.
+fn mark(label: &str) -> String {
+    let mut chars = label.chars();
+    let first = chars.next().map(|c| c.to_ascii_uppercase());
+    first.into_iter().chain(chars).chain([':']).collect()
 }
 
 #[cfg(test)]

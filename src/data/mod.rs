@@ -1,13 +1,18 @@
 //! Training and test examples: reading them, turning them into text, choosing an order.
 //!
 //! Files are those of LLM-Adapters, which LoNAS trains and tests on: a JSON array of
-//! `{instruction, input, output, answer}`. Knows no tokenizer: whoever wants tokens passes a function.
+//! `{instruction, input, output, answer}`; for tests also of `{question, choices, answer}`. Knows no tokenizer: whoever wants
+//! tokens passes a function.
 
+mod answer;
 mod example;
 mod form;
+mod question;
 
+pub use answer::Answering;
 pub use example::{DataError, Example, read};
 pub use form::{Choice, PromptForm};
+pub use question::{TestItem, read_tests};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;

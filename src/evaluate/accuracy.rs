@@ -1,6 +1,7 @@
 //! Multiple choice: the option with the highest likelihood is the answer.
 
-use super::likelihood::{Scored, Text, score};
+use super::likelihood::{Text, score};
+use super::outcome::Z;
 use crate::backend::{BackendError, Selection};
 use crate::model::Executor;
 
@@ -37,7 +38,6 @@ impl Accuracy {
 
     /// Wilson's 95 % interval of the share (Wilson 1927).
     pub fn interval(self) -> (f64, f64) {
-        const Z: f64 = 1.959_963_984_540_054;
         if self.count == 0 {
             return (0.0, 1.0);
         }
@@ -54,32 +54,43 @@ pub fn multiple_choice(
     executor: &mut dyn Executor,
     items: &[Item],
     selections: &[Selection],
-    progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize),
 ) -> Result<Vec<Score>, BackendError> {
-    let texts = items.iter().flat_map(|item| {
-        selections.iter().flat_map(move |selection| {
-            item.options.iter().map(move |option| Text {
-                tokens: [item.context.as_slice(), option].concat(),
-                context: item.context.len(),
-                selection: selection.clone(),
-            })
-        })
-    });
-    let scored = score(executor, &texts.collect::<Vec<_>>(), progress)?;
+    let texts = items.iter().flat_map(|item| selections.iter().flat_map(move |s| item.texts(s)));
+    let mut scored = Vec::new();
+    score(executor, &texts.collect::<Vec<_>>(), |step| {
+        scored.extend(step);
+        progress(scored.len());
+        Ok::<_, BackendError>(())
+    })?;
     let mut tallies = vec![Tally::default(); selections.len()];
     let mut rest = scored.as_slice();
     for item in items {
         for tally in &mut tallies {
             let (options, later) = rest.split_at(item.options.len());
-            tally.add(options, item.correct);
+            let (logprobs, tokens): (Vec<_>, Vec<_>) =
+                options.iter().map(|o| (o.logprob(), o.logprobs.len())).unzip();
+            tally.add(&logprobs, &tokens, item.correct);
             rest = later;
         }
     }
     Ok(tallies.into_iter().map(Tally::score).collect())
 }
 
+impl Item {
+    /// Each option after the context.
+    pub fn texts<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = Text> + 'a {
+        self.options.iter().map(move |option| Text {
+            tokens: [self.context.as_slice(), option].concat(),
+            context: self.context.len(),
+            selection: selection.clone(),
+        })
+    }
+}
+
+/// Answers of one sub-network, counted.
 #[derive(Debug, Clone, Default)]
-struct Tally {
+pub(super) struct Tally {
     count: usize,
     right: usize,
     right_normalised: usize,
@@ -88,24 +99,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, options: &[Scored], correct: usize) {
-        let best = |value: fn(&Scored) -> f64| {
-            let all = options.iter().map(value).enumerate();
-            // Of equal options the first, so that a model that says nothing scores no better than its guess.
-            all.fold(None, |best: Option<(usize, f64)>, (i, v)| match best {
-                Some((_, most)) if v <= most => best,
-                _ => Some((i, v)),
-            })
-        };
-        let is_correct = |best: Option<(usize, f64)>| usize::from(best.is_some_and(|b| b.0 == correct));
+    /// Log probability and number of tokens of each option.
+    pub(super) fn add(&mut self, logprobs: &[f64], tokens: &[usize], correct: usize) {
+        let each = logprobs.iter().zip(tokens).map(|(logprob, &tokens)| logprob / tokens.max(1) as f64);
         self.count += 1;
-        self.right += is_correct(best(|s| s.logprob));
-        self.right_normalised += is_correct(best(|s| s.logprob / s.tokens.max(1) as f64));
-        self.loss -= options[correct].logprob;
-        self.tokens += options[correct].tokens;
+        self.right += usize::from(largest(logprobs.iter().copied()) == Some(correct));
+        self.right_normalised += usize::from(largest(each) == Some(correct));
+        self.loss -= logprobs[correct];
+        self.tokens += tokens[correct];
     }
 
-    fn score(self) -> Score {
+    pub(super) fn score(self) -> Score {
         let accuracy = |right| Accuracy { right, count: self.count };
         Score {
             accuracy: accuracy(self.right),
@@ -115,8 +119,18 @@ impl Tally {
     }
 }
 
+/// Where the largest is; of equal ones the first, so that a model that says nothing scores no better than its guess.
+fn largest(values: impl Iterator<Item = f64>) -> Option<usize> {
+    let best = values.enumerate().fold(None, |best: Option<(usize, f64)>, (i, value)| match best {
+        Some((_, most)) if value <= most => best,
+        _ => Some((i, value)),
+    });
+    best.map(|(i, _)| i)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::likelihood::Scored;
     use super::*;
     use crate::model::{Batch, Logits};
     use crate::supernet::ActiveShape;
@@ -151,25 +165,34 @@ mod tests {
         Selection { adapter: 0, subnetwork, shape: Arc::new(ActiveShape { linears: Vec::new() }) }
     }
 
+    fn all(executor: &mut dyn Executor, texts: &[Text]) -> Result<Vec<Scored>, BackendError> {
+        let mut scored = Vec::new();
+        score(executor, texts, |step| {
+            scored.extend(step);
+            Ok::<_, BackendError>(())
+        })?;
+        Ok(scored)
+    }
+
     #[test]
     fn likelihoods_are_those_of_the_model() {
         let text =
             |tokens: &[u32], context| Text { tokens: tokens.to_vec(), context, selection: selection(0) };
         let texts = vec![text(&[0, 1, 2, 3], 1), text(&[0, 1, 0], 2), text(&[3, 0], 1)];
-        let mut done = Vec::new();
-        // Four blocks of eight hold all three, and one of each alone.
-        let scored = score(&mut Successor, &texts, |n| done.push(n)).unwrap();
+        let scored = all(&mut Successor, &texts).unwrap();
         let (half, sixth) = (0.5f64.ln(), (1.0 / 6.0f64).ln());
-        for (scored, (logprob, tokens, greedy)) in
-            scored.iter().zip([(3.0 * half, 3, true), (sixth, 1, false), (half, 1, true)])
-        {
-            assert!((scored.logprob - logprob).abs() < 1e-6, "{scored:?}");
-            assert_eq!((scored.tokens, scored.greedy), (tokens, greedy));
+        for (scored, (logprob, tokens)) in scored.iter().zip([(3.0 * half, 3), (sixth, 1), (half, 1)]) {
+            assert!((scored.logprob() - logprob).abs() < 1e-6, "{scored:?}");
+            assert_eq!(scored.logprobs.len(), tokens);
         }
-        assert_eq!(done, [3]);
-        let singly = texts.iter().map(|t| score(&mut Successor, std::slice::from_ref(t), |_| {}).unwrap()[0]);
+        let singly = texts.iter().map(|t| all(&mut Successor, std::slice::from_ref(t)).unwrap()[0].clone());
         assert_eq!(singly.collect::<Vec<_>>(), scored, "batching changes nothing");
-        assert!(score(&mut Successor, &[text(&[0; 33], 1)], |_| {}).is_err());
+        // Four blocks of eight; the last token is not computed.
+        assert!(all(&mut Successor, &[text(&[0; 33], 1)]).is_ok());
+        assert!(all(&mut Successor, &[text(&[0; 34], 1)]).is_err());
+        // Nothing to predict, and a token that the model does not have.
+        assert_eq!(all(&mut Successor, &[text(&[0], 1)]).unwrap()[0].logprob(), 0.0);
+        assert_eq!(all(&mut Successor, &[text(&[0, 9], 1)]).unwrap()[0].logprob(), f64::NEG_INFINITY);
     }
 
     /// Blocks of one position, and a memory of what was written where: a token may only build on its own beginning.
@@ -209,8 +232,8 @@ mod tests {
     }
 
     #[test]
-    fn a_common_context_is_computed_once_and_changes_nothing() {
-        let new = || Remembering { written: vec![0; 40], computed: 0 };
+    fn what_texts_begin_with_is_computed_once_and_changes_nothing() {
+        let new = |blocks| Remembering { written: vec![0; blocks], computed: 0 };
         let text =
             |tokens: &[u32], context, id| Text { tokens: tokens.to_vec(), context, selection: selection(id) };
         let texts = [
@@ -219,16 +242,19 @@ mod tests {
             text(&[1, 2, 3, 3, 3, 1], 3, 0),
             text(&[1, 2, 3, 3], 3, 1),
             text(&[1, 2, 1, 3], 3, 1),
-            text(&[1, 2], 1, 1),
+            text(&[1, 2, 3, 3, 3, 2], 3, 0),
+            text(&[1, 2], 2, 1),
         ];
-        let mut together = new();
-        let scored = score(&mut together, &texts, |_| {}).unwrap();
-        for (text, scored) in texts.iter().zip(&scored) {
-            let alone = score(&mut new(), std::slice::from_ref(text), |_| {}).unwrap();
-            assert_eq!(alone[0], *scored, "{:?}", text.tokens);
-        }
-        // The second and third text take two tokens from the first; nobody else has the same context.
-        assert_eq!(together.computed, 5 + 2 + 4 + 4 + 4 + 2);
+        let alone = texts.iter().map(|t| all(&mut new(40), std::slice::from_ref(t)).unwrap()[0].clone());
+        let alone = alone.collect::<Vec<_>>();
+        let mut together = new(40);
+        assert_eq!(all(&mut together, &texts).unwrap(), alone);
+        // Of sub-network 0: 1 2 3 0, nothing, 3 3, nothing; of 1: 1 2 3, 1, nothing.
+        assert_eq!(together.computed, 4 + 2 + 3 + 1);
+        // In a pool that holds two texts it takes more steps; the 1 that all begin with stays in it.
+        let mut narrow = new(9);
+        assert_eq!(all(&mut narrow, &texts).unwrap(), alone);
+        assert!(narrow.computed > together.computed);
     }
 
     #[test]

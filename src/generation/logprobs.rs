@@ -5,10 +5,7 @@
 ///
 /// Logits that are not numbers count as impossible; without any possible token all values are minus infinity.
 pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
-    let finite = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
-    let largest = logits.iter().copied().map(finite).fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(finite(x) - largest).exp()).sum();
-    let normaliser = f64::from(largest) + sum.ln();
+    let normaliser = log_normaliser(logits);
     let logprob = |x: f32| {
         let value = (f64::from(finite(x)) - normaliser) as f32;
         if value.is_nan() { f32::NEG_INFINITY } else { value }
@@ -16,6 +13,18 @@ pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, 
     let own = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&x| logprob(x));
     let likeliest = likeliest(logits, top).into_iter().map(|id| (id, logprob(logits[id as usize])));
     (own, likeliest.collect())
+}
+
+/// What a logit's log probability is less than the logit: the logarithm of the sum of all exponentials.
+pub fn log_normaliser(logits: &[f32]) -> f64 {
+    let largest = logits.iter().copied().map(finite).fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(finite(x) - largest).exp()).sum();
+    f64::from(largest) + sum.ln()
+}
+
+/// A logit that is not a number is an impossible one.
+fn finite(x: f32) -> f32 {
+    if x.is_nan() { f32::NEG_INFINITY } else { x }
 }
 
 /// The ids of the `count` largest logits, falling.

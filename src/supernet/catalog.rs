@@ -22,6 +22,32 @@ pub struct Latency {
     pub decode_seconds_per_token: f64,
 }
 
+/// What one sub-network reached on one task, and how that was found out.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    pub task: String,
+    /// `likelihood`, `generation` or `loss`.
+    pub method: String,
+    /// How the questions were put, e.g. `short`.
+    pub form: String,
+    /// What `value` is: `accuracy`, a share, or `loss`, nats per token.
+    pub metric: String,
+    pub value: f64,
+    /// The value's 95 % interval.
+    pub interval95: (f64, f64),
+    /// Items of the task.
+    pub count: usize,
+    /// What else is known, by name.
+    #[serde(default)]
+    pub details: BTreeMap<String, f64>,
+    /// sha256 of the task's file, and of the digests of those of its items that were used.
+    pub file_sha256: String,
+    pub items_sha256: String,
+    /// In which numbers it was computed.
+    pub numbers: String,
+}
+
 /// One named sub-network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CatalogEntry {
@@ -30,6 +56,8 @@ pub struct CatalogEntry {
     pub cost: Cost,
     /// Score by task, e.g. accuracy as a fraction.
     pub scores: BTreeMap<String, f64>,
+    /// Where scores come from, and what else was found out.
+    pub evaluations: Vec<Evaluation>,
     /// Measured latency by machine.
     pub latency: BTreeMap<String, Latency>,
 }
@@ -42,6 +70,7 @@ impl CatalogEntry {
             cost: Cost::of(shape, &space.resolve(shape, &sub_network)),
             sub_network,
             scores: BTreeMap::new(),
+            evaluations: Vec::new(),
             latency: BTreeMap::new(),
         }
     }
@@ -49,7 +78,16 @@ impl CatalogEntry {
     /// Takes over what another entry of the same sub-network knows; where both know something, the other's.
     pub fn learn(&mut self, other: Self) {
         self.scores.extend(other.scores);
+        other.evaluations.into_iter().for_each(|evaluation| self.record(evaluation));
         self.latency.extend(other.latency);
+    }
+
+    /// Keeps an evaluation in the place of one of the same task, method and form.
+    pub fn record(&mut self, evaluation: Evaluation) {
+        let key = |e: &Evaluation| (e.task.clone(), e.method.clone(), e.form.clone());
+        self.evaluations.retain(|e| key(e) != key(&evaluation));
+        self.evaluations.push(evaluation);
+        self.evaluations.sort_by_key(key);
     }
 }
 

@@ -12,7 +12,7 @@ mod space;
 #[cfg(test)]
 mod tests;
 
-pub use catalog::{Catalog, CatalogEntry, HEURISTIC, Latency, MAXIMAL, MINIMAL, is_model_name};
+pub use catalog::{Catalog, CatalogEntry, Evaluation, HEURISTIC, Latency, MAXIMAL, MINIMAL, is_model_name};
 pub use cost::{COST_TOKENS, Cost};
 pub use error::SpaceError;
 pub use group::{Group, Kind};

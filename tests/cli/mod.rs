@@ -2,6 +2,7 @@
 
 mod bench;
 mod clients;
+mod eval;
 mod export;
 pub(crate) mod process;
 mod random;

@@ -37,8 +37,12 @@ impl Registrar {
     /// which it has, and which means nothing new only in the same search space.
     pub(super) fn check(&self, model: &OpenedModel) -> Result<(), Failure> {
         let maximal = model.catalog.get(MAXIMAL).ok_or("no maximal sub-network")?;
-        let bare =
-            CatalogLine { scores: BTreeMap::new(), latency: BTreeMap::new(), ..CatalogLine::of(maximal) };
+        let bare = CatalogLine {
+            scores: BTreeMap::new(),
+            evaluations: Vec::new(),
+            latency: BTreeMap::new(),
+            ..CatalogLine::of(maximal)
+        };
         self.put(model, &bare)
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::served::ServedSubNetwork;
 use crate::artifact::CatalogLine;
-use crate::supernet::Latency;
+use crate::supernet::{Evaluation, Latency};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -20,14 +20,16 @@ pub(in crate::server) struct RegisterRequest {
     #[serde(default)]
     scores: BTreeMap<String, f64>,
     #[serde(default)]
+    evaluations: Vec<Evaluation>,
+    #[serde(default)]
     latency: BTreeMap<String, Latency>,
 }
 
 impl RegisterRequest {
     /// The sub-network, nothing checked but its types.
     pub(in crate::server) fn into_line(self) -> CatalogLine {
-        let Self { name, choices, parameters, macs, scores, latency, .. } = self;
-        CatalogLine { name, choices, parameters, macs, scores, latency }
+        let Self { name, choices, parameters, macs, scores, evaluations, latency, .. } = self;
+        CatalogLine { name, choices, parameters, macs, scores, evaluations, latency }
     }
 }
 

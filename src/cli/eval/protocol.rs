@@ -1,0 +1,97 @@
+//! How questions are put and what is made of the answers: `--method`, `--form`, `--protocol`.
+
+use super::EvalArgs;
+use crate::data::{Answering, PromptForm};
+use crate::evaluate::Decoding;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Method {
+    /// The share of questions whose right answer is the likeliest option. Fast.
+    Likelihood,
+    /// The share of questions whose right answer a generated text names.
+    Generation,
+    /// The loss of examples as they are trained on, nats per token.
+    Loss,
+}
+
+/// How questions become text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Form {
+    /// `Question: ...` and `Answer: ` with the option's text.
+    Short,
+    /// LoNAS's instruction template; the answer names the option's label.
+    Lonas,
+}
+
+/// Somebody's way to do it as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ProtocolArg {
+    /// As the authors' `run_commonsense.py`: their test template, four beams, 32 new tokens.
+    Lonas,
+}
+
+/// All of it, settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Protocol {
+    pub(super) method: Method,
+    pub(super) form: Answering,
+    pub(super) beams: usize,
+    pub(super) max_new_tokens: usize,
+}
+
+impl Protocol {
+    pub(super) fn of(args: &EvalArgs) -> Self {
+        if args.protocol == Some(ProtocolArg::Lonas) {
+            let (method, form) = (Method::Generation, Answering::LonasTest);
+            return Self { method, form, beams: 4, max_new_tokens: 32 };
+        }
+        let form = match args.form {
+            Form::Short => Answering::Short,
+            Form::Lonas => Answering::Lonas,
+        };
+        let (beams, max_new_tokens) = (usize::from(args.beams), usize::from(args.max_new_tokens));
+        Self { method: args.method, form, beams, max_new_tokens }
+    }
+
+    pub(super) fn method_name(self) -> &'static str {
+        match self.method {
+            Method::Likelihood => "likelihood",
+            Method::Generation => "generation",
+            Method::Loss => "loss",
+        }
+    }
+
+    /// Of the form, with what else a generation depends on.
+    pub(super) fn form_name(self) -> String {
+        let form = match self.form {
+            Answering::Short => "short",
+            Answering::Lonas => "lonas",
+            Answering::LonasTest => "lonas-test",
+        };
+        match self.method {
+            Method::Generation if self.beams > 1 => format!("{form}, {} beams", self.beams),
+            _ => form.into(),
+        }
+    }
+
+    /// The form of the texts whose loss is measured.
+    pub(super) fn training_form(self) -> PromptForm {
+        match self.form {
+            Answering::Short => PromptForm::Short,
+            Answering::Lonas | Answering::LonasTest => PromptForm::Lonas,
+        }
+    }
+
+    /// Positions in one block of the pool: of one, where texts share what they begin with.
+    pub(super) fn block_size(self) -> usize {
+        match self.method {
+            Method::Generation if self.beams == 1 => crate::cli::compute::BLOCK_SIZE,
+            _ => 1,
+        }
+    }
+
+    pub(super) fn decoding(self, stop: Vec<u32>) -> Decoding {
+        Decoding { max_new_tokens: self.max_new_tokens, beams: self.beams, stop }
+    }
+}
