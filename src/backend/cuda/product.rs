@@ -4,7 +4,7 @@
 use super::batch::{self, SegmentRow};
 use super::device::Device;
 use super::few::{self, Few, MOST_PARTS};
-use super::kernel::{Argument, Grid, Kernel};
+use super::kernel::{Grid, Kernel};
 use super::many::{self, Many};
 use super::rows::{Form, Read, Rows};
 use super::{Cuda, Matrix, unfit};
