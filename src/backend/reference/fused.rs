@@ -113,23 +113,29 @@ impl CustomOp2 for Gated {
 
 /// `(T, D/2)`: (sin, cos) of each row's angles, in host memory and, once asked for, on a device.
 #[derive(Clone)]
-pub struct Turns(Arc<(Vec<(f32, f32)>, OnceLock<[Tensor; 2]>)>);
+pub struct Turns(Arc<Angles>);
+
+struct Angles {
+    turns: Vec<(f32, f32)>,
+    /// Sines and cosines.
+    on_device: OnceLock<[Tensor; 2]>,
+}
 
 impl Turns {
     pub(super) fn new(turns: Vec<(f32, f32)>) -> Self {
-        Self(Arc::new((turns, OnceLock::new())))
+        Self(Arc::new(Angles { turns, on_device: OnceLock::new() }))
     }
 
     /// Sines and cosines `(T, 1, D/2)`, taken to the device once for all layers.
     pub(super) fn on(&self, device: &Device, half: usize) -> Result<&[Tensor; 2]> {
-        if let Some(tensors) = self.0.1.get() {
+        if let Some(tensors) = self.0.on_device.get() {
             return Ok(tensors);
         }
         let rows = self.len() / half.max(1);
         let (sines, cosines): (Vec<_>, Vec<_>) = self.iter().copied().unzip();
         let tensor = |values| Tensor::from_vec(values, (rows, 1, half), device);
         let tensors = [tensor(sines)?, tensor(cosines)?];
-        Ok(self.0.1.get_or_init(|| tensors))
+        Ok(self.0.on_device.get_or_init(|| tensors))
     }
 }
 
@@ -137,7 +143,7 @@ impl Deref for Turns {
     type Target = [(f32, f32)];
 
     fn deref(&self) -> &Self::Target {
-        &self.0.0
+        &self.0.turns
     }
 }
 

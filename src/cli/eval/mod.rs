@@ -193,14 +193,17 @@ fn made_of(args: &EvalArgs, opened: &Opened, protocol: Protocol) -> Result<Value
     Ok(made_of)
 }
 
+/// What a result was made of, and the key of it.
+type Setting = (String, Value);
+
 /// The sub-networks with the keys of their settings, and those settings.
 fn settings(
     opened: &Opened,
     selections: &[(String, Selection)],
     made_of: &Value,
-) -> Result<(Vec<Scored>, Vec<(String, Value)>), Failure> {
+) -> Result<(Vec<Scored>, Vec<Setting>), Failure> {
     let model = opened.models.first().ok_or("no model")?;
-    let setting = |(name, selection): &(String, Selection)| -> Result<(Scored, (String, Value)), Failure> {
+    let setting = |(name, selection): &(String, Selection)| -> Result<(Scored, Setting), Failure> {
         let entry = model.catalog.get(name).ok_or("the catalog lost a sub-network")?;
         let mut setting = made_of.clone();
         // Not what the model is called, but what it is.

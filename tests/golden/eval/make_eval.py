@@ -1,7 +1,7 @@
 """Losses, likelihoods, greedy texts and beam search of tiny sub-networks by transformers 4.31, the version that LoNAS's scripts use; and
 answers found by the regular expressions of its `run_commonsense.py`.
 
-Usage: python make_eval.py (after make_llama.py; needs transformers==4.31.0 and a torch that it runs with; writes eval/ beside itself).
+Usage: python make_eval.py (after ../make_llama.py; writes beside itself).
 """
 
 import json
@@ -22,9 +22,9 @@ NEW_TOKENS, BEAMS = 12, 4
 
 def plain(rank, width):
     """The sub-network as a LLaMA without adapters: W[:o, :i] + s B[:o, :r] A[:r, :i]; down_proj's rank is whole."""
-    base = load_file(HERE / "tiny-tied/base/model.safetensors")
-    adapter = load_file(HERE / "tiny-tied/supernet/adapter_model.safetensors")
-    raw = json.loads((HERE / "tiny-tied/base/config.json").read_text())
+    base = load_file(HERE.parent / "tiny-tied/base/model.safetensors")
+    adapter = load_file(HERE.parent / "tiny-tied/supernet/adapter_model.safetensors")
+    raw = json.loads((HERE.parent / "tiny-tied/base/config.json").read_text())
     keep = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "rms_norm_eps", "max_position_embeddings"]
     config = LlamaConfig(intermediate_size=width, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, **{k: raw[k] for k in keep})
     tensors = {}
@@ -125,7 +125,5 @@ def answers():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     assert transformers.__version__ == "4.31.0", transformers.__version__
-    out = HERE / "eval"
-    out.mkdir(exist_ok=True)
-    (out / "models.json").write_text(json.dumps(models()) + "\n")
-    (out / "answers.json").write_text(json.dumps(answers(), ensure_ascii=False) + "\n")
+    (HERE / "models.json").write_text(json.dumps(models()) + "\n")
+    (HERE / "answers.json").write_text(json.dumps(answers(), ensure_ascii=False) + "\n")
