@@ -147,11 +147,11 @@ fn mixed(criterion: &mut Criterion) {
 /// SmolLM2-135M's attention in its serving pool, one layer a time: a prompt of 512 tokens, bound by arithmetic, and streams
 /// that decode at a context, bound by the bytes of their keys and values.
 fn attention(criterion: &mut Criterion) {
-    const SHAPE: AttentionShape = AttentionShape { query_heads: 9, kv_heads: 3, head_size: 64 };
+    const SHAPE: AttentionShape = AttentionShape::new(9, 3, 64);
     const BLOCK_SIZE: usize = 16;
     // All layers in turn, so that a layer's keys and values are as cold as in a model.
     const LAYERS: usize = 30;
-    let AttentionShape { query_heads, kv_heads, head_size } = SHAPE;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = SHAPE;
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(20);
     let cases = [("prefill", 512, 512), ("decode", 128, 1), ("decode", 2048, 1)];

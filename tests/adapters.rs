@@ -5,7 +5,8 @@ use crate::golden::{self, Supernet};
 use half::bf16;
 use lonas::artifact::{TensorType, read_adapter, write_adapter};
 use lonas::backend::cpu::{Cpu, Dtype};
-use lonas::model::llama::{self, SuperAdapter};
+use lonas::model::llama;
+use lonas::model::{self, SuperAdapter};
 use safetensors::Dtype as FileType;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,7 +111,7 @@ fn refused(damage: impl FnOnce(&Folder)) -> String {
         Ok(read) => read,
         Err(e) => return e.to_string(),
     };
-    let shape = llama::model_shape(&net.base.config, Some(&config));
+    let shape = model::model_shape(&net.base.config, Some(&config));
     let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32 };
     let loaded = llama::load(&Cpu::new(Dtype::F32, 1), &net.base, vec![adapter], &net.orders);
     loaded.map(|_| ()).unwrap_err().to_string()

@@ -3,7 +3,7 @@
 
 use crate::files::Folder;
 use crate::golden::{self, Supernet, distance, push};
-use crate::logits::{Cases, NETS};
+use crate::logits::{Cases, LLAMAS};
 use crate::tiny::{self, Tiny};
 use lonas::artifact::{
     AdapterConfig, AdapterTensors, ArtifactError, Base, BaseReference, BaseSource, ModelFolder, NumberFormat,
@@ -12,7 +12,8 @@ use lonas::artifact::{
 use lonas::backend::Selection;
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::export::{self, ExportError, Notes, Source, Target};
-use lonas::model::llama::{self, GroupTemplate, LlamaExecutor};
+use lonas::model::llama::{self, LlamaExecutor};
+use lonas::model::{self, GroupTemplate};
 use lonas::model::{Batch, Executor};
 use lonas::supernet::{Catalog, Kind, SubNetwork};
 use lonas::text::{GgufTokenizer, gguf_tokenizer};
@@ -62,7 +63,7 @@ fn export(
 fn plain_logits(base: &Base, tokens: &[u32]) -> Vec<f32> {
     let backend = Cpu::new(Dtype::F32, 1);
     let model = llama::load(&backend, base, Vec::new(), &BTreeMap::new()).unwrap();
-    let shape = Arc::new(llama::model_shape(&base.config, None).full());
+    let shape = Arc::new(model::model_shape(&base.config, None).full());
     logits(
         LlamaExecutor::new(model, backend, 4, 16).unwrap(),
         Selection { adapter: 0, subnetwork: 0, shape },
@@ -104,7 +105,7 @@ fn tokens(vocabulary: usize) -> Vec<u32> {
 #[test]
 fn a_folder_computes_what_its_sub_network_computes() {
     let mut random = ChaCha8Rng::seed_from_u64(3);
-    for (base, name) in NETS {
+    for (base, name) in LLAMAS {
         let net = Supernet::open(base, name);
         let tokens = tokens(net.base.config.vocabulary);
         for _ in 0..5 {
@@ -120,7 +121,7 @@ fn a_folder_computes_what_its_sub_network_computes() {
 
 #[test]
 fn a_folder_computes_what_pytorch_computes() {
-    for (base, name) in NETS {
+    for (base, name) in LLAMAS {
         let net = Supernet::open(base, name);
         let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
         let golden = crate::logits::golden_logits(name, &cases, tokens.len());
@@ -171,7 +172,7 @@ fn on_gguf(folder: &Folder) -> Supernet {
     let base = Base::open(&path).unwrap();
     let targets = ["q_proj", "k_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
     let config = AdapterConfig { rank: 4, alpha: 6.0, target_modules: targets, ..AdapterConfig::default() };
-    let shape = llama::model_shape(&base.config, Some(&config));
+    let shape = model::model_shape(&base.config, Some(&config));
     let template = |kind, modules: [&str; 2], choices: &[usize]| GroupTemplate {
         kind,
         modules: modules.map(String::from).to_vec(),
@@ -181,7 +182,7 @@ fn on_gguf(folder: &Folder) -> Supernet {
         template(Kind::Rank, ["q_proj", "k_proj"], &[4, 3, 1]),
         template(Kind::Width, ["gate_proj", "up_proj"], &[32, 20, 7]),
     ];
-    let space = llama::search_space(&shape, &templates).unwrap();
+    let space = model::search_space(&base.config, &shape, &templates).unwrap();
     let mut random = ChaCha8Rng::seed_from_u64(5);
     let mut matrix = |rows, columns| {
         let values = (0..rows * columns).map(|_| random.random_range(-0.3..0.3)).collect();
@@ -217,8 +218,8 @@ fn what_is_exported_from_a_gguf_base_computes_the_same_and_keeps_its_metadata() 
             assert!(off <= 1e-5, "{}: off by {off}", path.display());
             let (ours, theirs) = (&plain.config, &net.base.config);
             assert_eq!(
-                (ours.rope_theta, ours.rms_eps, ours.max_positions, &ours.eos_tokens),
-                (theirs.rope_theta, theirs.rms_eps, theirs.max_positions, &theirs.eos_tokens)
+                (ours.rope_theta, ours.norm_eps, ours.max_positions, &ours.eos_tokens),
+                (theirs.rope_theta, theirs.norm_eps, theirs.max_positions, &theirs.eos_tokens)
             );
         }
         assert_eq!(Base::open(&file).unwrap().tokenizer, net.base.tokenizer);

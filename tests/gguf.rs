@@ -5,6 +5,7 @@ use lonas::artifact::{Base, TokenizerSource};
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::backend::reference::Reference;
 use lonas::backend::{Backend, Selection};
+use lonas::model;
 use lonas::model::llama::{self, LlamaExecutor};
 use lonas::model::{Batch, Executor};
 use lonas::text::{Tokenizer, VocabularyParts};
@@ -35,7 +36,7 @@ fn open(name: &str) -> (Base, Facts) {
 
 /// Every tensor of a LLaMA with this configuration: name, rows, columns; a vector has one row.
 fn tensors_of(base: &Base) -> Vec<(String, usize, usize)> {
-    let linears = llama::model_shape(&base.config, None).linears;
+    let linears = model::model_shape(&base.config, None).linears;
     let (vocabulary, hidden) = (base.config.vocabulary, base.config.hidden);
     let mut tensors = vec![("model.embed_tokens.weight".to_string(), vocabulary, hidden)];
     let untied = |name: &str| !base.config.tied_embeddings || name != "lm_head";
@@ -98,7 +99,7 @@ fn the_header_says_what_was_written() {
             (facts.heads, facts.kv_heads, facts.head)
         );
         assert_eq!((config.vocabulary, config.max_positions), (facts.tokens.len(), 128));
-        assert_eq!((config.rope_theta, config.rms_eps), (5000.0, 3e-5));
+        assert_eq!((config.rope_theta, config.norm_eps), (5000.0, 3e-5));
         assert_eq!(config.tied_embeddings, facts.tied);
         let end = if name == "plain" { 1 } else { 0 };
         assert_eq!((config.bos_token, config.eos_tokens.as_slice()), (Some(0), [end].as_slice()));
@@ -137,7 +138,7 @@ fn logits_are_those_of_transformers_reading_the_same_file() {
         let golden = &golden::tensors(&format!("gguf/{name}.safetensors"))["logits"];
         let model = llama::load(&backend, &base, Vec::new(), &BTreeMap::new()).unwrap();
         let mut executor = LlamaExecutor::new(model, backend, 4, 16).unwrap();
-        let shape = Arc::new(llama::model_shape(&base.config, None).full());
+        let shape = Arc::new(model::model_shape(&base.config, None).full());
         let mut batch = Batch::default();
         push(&mut batch, Selection { adapter: 0, subnetwork: 0, shape }, &facts.sequence, 0, &[2]);
         let off = distance(&executor.forward(&batch).unwrap().values, golden);

@@ -2,8 +2,8 @@
 
 use lonas::artifact::{Base, ModelFolder};
 use lonas::backend::{Backend, Segment, Selection, SequenceSpan};
-use lonas::model::Batch;
-use lonas::model::llama::{self, Llama, MODULES, SuperAdapter};
+use lonas::model::llama::{self, Llama};
+use lonas::model::{self, Adapters, Batch, Executor, Layout, SuperAdapter};
 use lonas::supernet::{ModelShape, SearchSpace, SubNetwork};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,9 +46,10 @@ impl Supernet {
     pub(crate) fn of(base: &Path, folder: &Path) -> Self {
         let base = Base::open(base).unwrap();
         let folder = ModelFolder::open(folder).unwrap();
-        let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
+        let shape = model::model_shape(&base.config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape).unwrap();
-        let layer = |id: &usize| space.groups()[*id].members[0].linear / MODULES.len();
+        let layout = Layout::of(base.config.family);
+        let layer = |id: &usize| layout.place(space.groups()[*id].members[0].linear).0;
         let orders = folder.orders().iter().map(|(id, order)| (layer(id), order.clone())).collect();
         Self { base, folder, shape, space, orders }
     }
@@ -57,8 +58,14 @@ impl Supernet {
         llama::load(backend, &self.base, vec![self.super_adapter()], &self.orders).unwrap()
     }
 
-    pub(crate) fn load_merged<B: Backend>(&self, backend: &B) -> Llama<B> {
-        llama::load_merged(backend, &self.base, self.super_adapter(), &self.orders).unwrap()
+    /// Of whichever family.
+    pub(crate) fn executor<B: Backend>(
+        &self,
+        backend: B,
+        adapters: Adapters,
+        pool: (usize, usize),
+    ) -> Box<dyn Executor> {
+        model::executor(backend, &self.base, adapters, &self.orders, pool).unwrap()
     }
 
     pub(crate) fn super_adapter(&self) -> SuperAdapter {

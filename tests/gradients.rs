@@ -3,7 +3,8 @@
 
 use crate::golden::Supernet;
 use lonas::backend::reference::Reference;
-use lonas::model::llama::{self, SuperAdapter};
+use lonas::model::SuperAdapter;
+use lonas::model::llama;
 use lonas::supernet::{Part, SubNetwork};
 use lonas::train::{Recipe, Sequence, Trainer};
 use lonas::weights::{HostData, HostMatrix};

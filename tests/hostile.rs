@@ -5,6 +5,7 @@ use crate::files::Folder;
 use crate::golden;
 use lonas::artifact::{Base, ModelFolder, TokenizerSource, read_adapter};
 use lonas::backend::cpu::{Cpu, Dtype};
+use lonas::model;
 use lonas::model::llama;
 use lonas::text::{Tokenizer, VocabularyParts};
 use proptest::prelude::*;
@@ -151,7 +152,7 @@ fn any_model_folder_is_read_or_refused() {
     let base = Base::open(&golden::path("tiny-tied/base")).unwrap();
     let open = |path: &Path| {
         let folder = ModelFolder::open(path).map_err(|e| e.to_string())?;
-        let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
+        let shape = model::model_shape(&base.config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape).map_err(|e| e.to_string())?;
         folder.catalog(&shape, &space).map(|_| ()).map_err(|e| e.to_string())
     };
@@ -160,7 +161,7 @@ fn any_model_folder_is_read_or_refused() {
 
     let folder = Folder::copy_of("tiny-tied-ordered/supernet");
     let opened = ModelFolder::open(folder.path()).unwrap();
-    let shape = llama::model_shape(&base.config, Some(&opened.adapter_config));
+    let shape = model::model_shape(&base.config, Some(&opened.adapter_config));
     let space = opened.search_space(&shape).unwrap();
     opened.write_catalog(&opened.catalog(&shape, &space).unwrap()).unwrap();
     attack(&folder, "catalog.json", usize::MAX, open);

@@ -4,6 +4,7 @@ use crate::files::{Folder, assert_names};
 use crate::golden;
 use lonas::artifact::Base;
 use lonas::backend::cpu::{Cpu, Dtype};
+use lonas::model;
 use lonas::model::llama;
 use safetensors::Dtype as FileType;
 use serde_json::{Value, json};
@@ -90,7 +91,7 @@ fn a_bases_tensors_are_known_from_its_sizes() {
             }
         }
         let config = Base::open(folder.path()).unwrap().config;
-        let tensors = llama::base_tensors(&config).into_iter().map(|t| (t.name, t.shape));
+        let tensors = model::base_tensors(&config).into_iter().map(|t| (t.name, t.shape));
         assert_eq!(tensors.collect::<BTreeMap<_, _>>(), expected, "{name}");
     }
 }

@@ -4,8 +4,7 @@ use crate::golden::{self, Supernet, distance, push};
 use lonas::backend::Backend;
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::backend::reference::Reference;
-use lonas::model::llama::LlamaExecutor;
-use lonas::model::{Batch, Executor};
+use lonas::model::{Adapters, Batch, Executor};
 
 #[derive(serde::Deserialize)]
 pub(crate) struct Cases {
@@ -21,6 +20,14 @@ pub(crate) struct Case {
 
 /// Base, super-network.
 pub(crate) const NETS: [(&str, &str); 4] = [
+    LLAMAS[0],
+    LLAMAS[1],
+    LLAMAS[2],
+    LLAMAS[3],
+];
+
+/// Those of the LLaMA family.
+pub(crate) const LLAMAS: [(&str, &str); 4] = [
     ("tiny-tied/base", "tiny-tied"),
     ("tiny-untied-bf16/base", "tiny-untied-bf16"),
     ("tiny-bias-headdim/base", "tiny-bias-headdim"),
@@ -28,6 +35,8 @@ pub(crate) const NETS: [(&str, &str); 4] = [
 ];
 
 const BLOCK_SIZE: usize = 4;
+/// Room for every sub-network's sequences at once.
+const BLOCKS: usize = 240;
 
 /// Every sub-network and every sequence in one mixed batch, whole and in chunks of `chunk` tokens, against the golden
 /// logits.
@@ -62,9 +71,9 @@ pub(crate) fn run<B: Backend>(
     cases: &[Case],
     chunk: usize,
 ) -> Vec<Vec<Vec<f32>>> {
-    let model = net.load(&backend);
-    let mut executor = LlamaExecutor::new(model, backend, 200, BLOCK_SIZE).unwrap();
-    all_logits(&mut executor, net, tokens, cases, chunk)
+    let beside = Adapters::Beside(vec![net.super_adapter()]);
+    let mut executor = net.executor(backend, beside, (BLOCKS, BLOCK_SIZE));
+    all_logits(&mut *executor, net, tokens, cases, chunk)
 }
 
 /// Sub-networks with all ranks, of every width, on a base that has taken in the super-adapter.
@@ -78,10 +87,9 @@ fn check_merged<B: Backend>(backend: impl Fn() -> B) {
         };
         let keeps = cases.iter().map(|case| net.shape.keeps_ranks(&resolve(case))).collect::<Vec<_>>();
         assert!(keeps.contains(&true) && keeps.contains(&false), "{name}: {keeps:?}");
-        let backend = backend();
-        let model = net.load_merged(&backend);
-        let mut executor = LlamaExecutor::new(model, backend, 200, BLOCK_SIZE).unwrap();
-        let logits = all_logits(&mut executor, &net, &tokens, &cases, 100);
+        let merged = Adapters::Merged(net.super_adapter());
+        let mut executor = net.executor(backend(), merged, (BLOCKS, BLOCK_SIZE));
+        let logits = all_logits(&mut *executor, &net, &tokens, &cases, 100);
         for ((case, keeps), (ours, golden)) in cases.iter().zip(keeps).zip(logits.iter().zip(&golden)) {
             let off =
                 ours.iter().zip(golden).map(|(ours, golden)| distance(ours, golden)).fold(0.0, f32::max);

@@ -3,7 +3,7 @@
 use crate::files::{Folder, assert_names};
 use crate::golden::Supernet;
 use lonas::artifact::{BaseReference, BaseSource, ModelFolder, TensorType, write_adapter};
-use lonas::model::llama;
+use lonas::model;
 use lonas::supernet::{Catalog, Evaluation, Latency};
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ const CONFIG: &str = "adapter_config.json";
 fn open(folder: &Folder) -> Result<Catalog, String> {
     let base = Supernet::open("tiny-tied/base", "tiny-tied").base;
     let opened = ModelFolder::open(folder.path()).map_err(|e| e.to_string())?;
-    let shape = llama::model_shape(&base.config, Some(&opened.adapter_config));
+    let shape = model::model_shape(&base.config, Some(&opened.adapter_config));
     let space = opened.search_space(&shape).map_err(|e| e.to_string())?;
     opened.catalog(&shape, &space).map_err(|e| e.to_string())
 }

@@ -5,6 +5,7 @@ use lonas::artifact::{Base, DEFAULT_BASE, TokenizerSource, locate};
 use lonas::backend::Selection;
 use lonas::backend::reference::Reference;
 use lonas::generation::token_logprob;
+use lonas::model;
 use lonas::model::llama::{self, LlamaExecutor};
 use lonas::model::{Batch, Executor};
 use lonas::text::{ChatTemplate, Message, Tokenizer, VocabularyParts};
@@ -90,7 +91,7 @@ fn losses_and_greedy_text_are_those_of_transformers_in_f32() {
     let backend = Reference::new();
     let model = llama::load(&backend, &base, Vec::new(), &BTreeMap::new()).unwrap();
     let mut executor = LlamaExecutor::new(model, backend, 200, 16).unwrap();
-    let shape = Arc::new(llama::model_shape(&base.config, None).full());
+    let shape = Arc::new(model::model_shape(&base.config, None).full());
     let selection = Selection { adapter: 0, subnetwork: 0, shape };
 
     for Loss { tokens, loss } in &golden.losses {

@@ -6,11 +6,19 @@ use super::hugging_face::HuggingFaceFolder;
 use crate::weights::{HostMatrix, HostVector};
 use std::path::{Path, PathBuf};
 
-/// The sizes and constants of a base model.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// Models that are computed alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Family {
+    #[default]
+    Llama,
+    Bloom,
+    Bert,
+}
+
+/// The sizes and constants of a base model. What its family has not is left as [`Default`] says.
+#[derive(Debug, Clone, PartialEq)]
 pub struct BaseConfig {
-    /// Model family, e.g. `llama`.
-    pub family: String,
+    pub family: Family,
     pub hidden: usize,
     pub intermediate: usize,
     pub layers: usize,
@@ -19,13 +27,66 @@ pub struct BaseConfig {
     pub head_size: usize,
     pub vocabulary: usize,
     pub max_positions: usize,
-    pub rms_eps: f32,
+    pub norm_eps: f32,
+    /// Of LLaMA's rotary positions.
     pub rope_theta: f32,
     pub tied_embeddings: bool,
     pub attention_bias: bool,
     pub mlp_bias: bool,
+    /// BLOOM: what is added to a layer's results is the norm's output, not its input.
+    pub residual_after_norm: bool,
     pub bos_token: Option<u32>,
     pub eos_tokens: Vec<u32>,
+    /// BERT: what makes it a classifier.
+    pub classifier: Option<ClassifierConfig>,
+}
+
+/// What a model that classifies has beside its layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassifierConfig {
+    /// By output.
+    pub labels: Vec<String>,
+    /// The output is a number, not a choice.
+    pub regression: bool,
+    /// Labels do not exclude each other.
+    pub multi_label: bool,
+    /// Rows of the embedding that tells a pair's texts apart.
+    pub token_types: usize,
+    pub activation: Activation,
+}
+
+/// The function between an MLP's two Linears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Gelu,
+    GeluTanh,
+    Relu,
+}
+
+impl Default for BaseConfig {
+    /// No sizes, and the constants of a model whose family does not use them.
+    fn default() -> Self {
+        Self {
+            family: Family::default(),
+            hidden: 0,
+            intermediate: 0,
+            layers: 0,
+            query_heads: 0,
+            kv_heads: 0,
+            head_size: 0,
+            vocabulary: 0,
+            max_positions: 0,
+            norm_eps: 1e-5,
+            rope_theta: 10000.0,
+            tied_embeddings: false,
+            attention_bias: false,
+            mlp_bias: false,
+            residual_after_norm: false,
+            bos_token: None,
+            eos_tokens: Vec::new(),
+            classifier: None,
+        }
+    }
 }
 
 /// No base model that this program can run is larger; a hostile file must not make us allocate by its word.
@@ -65,17 +126,18 @@ impl BaseConfig {
             let reason = format!("{} does not divide {} attention heads", self.kv_heads, self.query_heads);
             return Err(ArtifactError::field(path, "num_key_value_heads", reason));
         }
-        if !self.head_size.is_multiple_of(2) {
+        if self.family == Family::Llama && !self.head_size.is_multiple_of(2) {
             let reason = format!("{} is odd, but rotary positions turn pairs", self.head_size);
             return Err(ArtifactError::field(path, "head_dim", reason));
         }
         let positive = |x: f32| x.is_finite() && x > 0.0;
-        if !positive(self.rms_eps) {
-            return Err(ArtifactError::field(
-                path,
-                "rms_norm_eps",
-                format!("{} is out of range", self.rms_eps),
-            ));
+        if !positive(self.norm_eps) {
+            let field = match self.family {
+                Family::Llama => "rms_norm_eps",
+                Family::Bloom => "layer_norm_epsilon",
+                Family::Bert => "layer_norm_eps",
+            };
+            return Err(ArtifactError::field(path, field, format!("{} is out of range", self.norm_eps)));
         }
         if !positive(self.rope_theta) {
             return Err(ArtifactError::field(

@@ -4,7 +4,7 @@
 //! rows stand says `gguf_layout`; here they are put back into Hugging Face's order, which is exact, since blocks run along
 //! a row.
 
-use super::base::{BaseConfig, GgufVocabulary, even_share};
+use super::base::{BaseConfig, Family, GgufVocabulary, even_share};
 use super::error::ArtifactError;
 use super::gguf_header::{Header, TensorInfo, Value};
 use super::gguf_layout::{gguf_name, halves_apart};
@@ -221,7 +221,7 @@ impl Metadata<'_> {
         }
         let has = |name: &str| self.header.tensors.contains_key(name);
         let config = BaseConfig {
-            family: family.clone(),
+            family: Family::Llama,
             hidden,
             intermediate: self.size("llama.feed_forward_length")?,
             layers: self.size("llama.block_count")?,
@@ -230,13 +230,14 @@ impl Metadata<'_> {
             head_size,
             vocabulary: self.items("tokenizer.ggml.tokens")?.len(),
             max_positions: self.size("llama.context_length")?,
-            rms_eps: self.float("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            norm_eps: self.float("llama.attention.layer_norm_norm_epsilon")?.unwrap_or(1e-5),
             rope_theta: self.float("llama.rope.freq_base")?.unwrap_or(10000.0),
             tied_embeddings: !has("output.weight"),
             attention_bias: has("blk.0.attn_q.bias"),
             mlp_bias: has("blk.0.ffn_gate.bias"),
             bos_token: self.token("tokenizer.ggml.bos_token_id")?,
             eos_tokens: self.token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
+            ..BaseConfig::default()
         };
         let config = config.checked(self.path)?;
         if config.attention_bias {

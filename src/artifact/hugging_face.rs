@@ -1,6 +1,7 @@
 //! Hugging Face folders: config.json, one or several safetensors files, the tokenizer's files.
 
-use super::base::{BaseConfig, TokenizerSource, even_share};
+use super::base::{BaseConfig, TokenizerSource};
+use super::config::read_base_config;
 use super::{ArtifactError, read_json};
 use crate::weights::{Bf16Values, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
@@ -143,7 +144,7 @@ impl HuggingFaceFolder {
                 }
             }
         }
-        let config = read_config(&path.join("config.json"))?;
+        let config = read_base_config(&path.join("config.json"))?;
         Ok((Self { path: path.into(), files, places }, config, tokenizer(path)?))
     }
 
@@ -153,12 +154,14 @@ impl HuggingFaceFolder {
         rows: usize,
         columns: usize,
     ) -> Result<HostMatrix, ArtifactError> {
-        let data = self.file(name)?.matrix(name, &[rows, columns])?;
+        let (file, stored) = self.file(name)?;
+        let data = file.matrix(&stored, &[rows, columns])?;
         Ok(HostMatrix { name: name.into(), rows, columns, data })
     }
 
     pub(super) fn vector(&self, name: &str, length: usize) -> Result<HostVector, ArtifactError> {
-        let data = self.file(name)?.matrix(name, &[length])?;
+        let (file, stored) = self.file(name)?;
+        let data = file.matrix(&stored, &[length])?;
         let matrix = HostMatrix { name: name.into(), rows: 1, columns: length, data };
         Ok(HostVector { data: matrix.to_f32(), name: matrix.name })
     }
@@ -177,10 +180,25 @@ impl HuggingFaceFolder {
         self.files.iter().map(|f| f.path.clone()).collect()
     }
 
-    fn file(&self, name: &str) -> Result<&SafetensorsFile, ArtifactError> {
+    /// The file that has a tensor, and the tensor's name there.
+    fn file(&self, name: &str) -> Result<(&SafetensorsFile, String), ArtifactError> {
         let missing = || ArtifactError::MissingTensor { path: self.path.clone(), tensor: name.into() };
-        self.places.get(name).map(|&i| &self.files[i]).ok_or_else(missing)
+        let found = stored_names(name).find_map(|name| Some((&self.files[*self.places.get(&name)?], name)));
+        found.ok_or_else(missing)
     }
+}
+
+/// Under which names a file may have a tensor: its own; without the module that a task's head was put around, as a model without
+/// one is saved; and with the two names that a norm's tensors had in TensorFlow (bert-base-uncased still has them).
+fn stored_names(name: &str) -> impl Iterator<Item = String> {
+    let inner = ["transformer.", "bert."].into_iter().find_map(|outer| name.strip_prefix(outer));
+    let names = [Some(name), inner].into_iter().flatten().map(String::from).collect::<Vec<_>>();
+    let old = |name: &String| {
+        let old = [(".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")];
+        old.into_iter().find_map(|(new, old)| Some(format!("{}{old}", name.strip_suffix(new)?)))
+    };
+    let old = names.iter().filter_map(old).collect::<Vec<_>>();
+    names.into_iter().chain(old)
 }
 
 /// The files that an index names; each must lie in the folder itself.
@@ -197,114 +215,6 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
         if plain { Ok(folder.join(&name)) } else { Err(refuse()) }
     };
     names.into_iter().map(path).collect()
-}
-
-pub(super) fn read_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
-    let json: Value = read_json(path)?;
-    let fields = Fields { path, json: &json };
-    let family = fields.text("model_type")?.unwrap_or_default();
-    if family != "llama" {
-        let reason = format!("{family:?} is not supported; supported: llama");
-        return Err(ArtifactError::field(path, "model_type", reason));
-    }
-    for field in ["quantization_config", "sliding_window"] {
-        if fields.get(field).is_some() {
-            return Err(ArtifactError::field(path, field, "not supported"));
-        }
-    }
-    if let Some(activation) = fields.text("hidden_act")?.filter(|a| a != "silu" && a != "swish") {
-        return Err(ArtifactError::field(path, "hidden_act", format!("`{activation}` is not supported")));
-    }
-    let (hidden, query_heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
-    let config = BaseConfig {
-        family,
-        hidden,
-        intermediate: fields.size("intermediate_size")?,
-        layers: fields.size("num_hidden_layers")?,
-        query_heads,
-        kv_heads: fields.size_or("num_key_value_heads", query_heads)?,
-        head_size: match fields.get("head_dim") {
-            Some(_) => fields.size("head_dim")?,
-            None => even_share(path, hidden, query_heads)?,
-        },
-        vocabulary: fields.size("vocab_size")?,
-        max_positions: fields.size_or("max_position_embeddings", 2048)?,
-        rms_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6),
-        rope_theta: fields.rope_theta()?,
-        tied_embeddings: fields.flag("tie_word_embeddings")?,
-        attention_bias: fields.flag("attention_bias")?,
-        mlp_bias: fields.flag("mlp_bias")?,
-        bos_token: fields.tokens("bos_token_id")?.first().copied(),
-        eos_tokens: fields.tokens("eos_token_id")?,
-    };
-    config.checked(path)
-}
-
-/// Typed access to config.json; `null` counts as absent, as in transformers.
-struct Fields<'a> {
-    path: &'a Path,
-    json: &'a Value,
-}
-
-impl Fields<'_> {
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.json.get(field).filter(|v| !v.is_null())
-    }
-
-    fn wrong(&self, field: &str, expected: &str, got: &Value) -> ArtifactError {
-        let mut got = got.to_string();
-        got.truncate(got.char_indices().nth(80).map_or(got.len(), |(i, _)| i));
-        ArtifactError::field(self.path, field, format!("expected {expected}, got {got}"))
-    }
-
-    fn text(&self, field: &str) -> Result<Option<String>, ArtifactError> {
-        let text = |v: &Value| v.as_str().map(String::from).ok_or_else(|| self.wrong(field, "a string", v));
-        self.get(field).map(text).transpose()
-    }
-
-    fn size(&self, field: &str) -> Result<usize, ArtifactError> {
-        let value = self.get(field).ok_or_else(|| ArtifactError::field(self.path, field, "missing"))?;
-        let size = value.as_u64().and_then(|n| usize::try_from(n).ok());
-        size.ok_or_else(|| self.wrong(field, "a whole number", value))
-    }
-
-    fn size_or(&self, field: &str, default: usize) -> Result<usize, ArtifactError> {
-        if self.get(field).is_some() { self.size(field) } else { Ok(default) }
-    }
-
-    fn float(&self, field: &str) -> Result<Option<f32>, ArtifactError> {
-        let float = |v: &Value| v.as_f64().map(|f| f as f32).ok_or_else(|| self.wrong(field, "a number", v));
-        self.get(field).map(float).transpose()
-    }
-
-    fn flag(&self, field: &str) -> Result<bool, ArtifactError> {
-        let flag = |v: &Value| v.as_bool().ok_or_else(|| self.wrong(field, "true or false", v));
-        self.get(field).map_or(Ok(false), flag)
-    }
-
-    /// One id or a list of them.
-    fn tokens(&self, field: &str) -> Result<Vec<u32>, ArtifactError> {
-        let Some(value) = self.get(field) else { return Ok(Vec::new()) };
-        let all = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let ids = all.iter().map(id).collect::<Option<Vec<_>>>();
-        ids.ok_or_else(|| self.wrong(field, "a token id or a list of them", value))
-    }
-
-    /// `rope_theta`, or transformers 5's `rope_parameters.rope_theta`; any scaling is refused, never ignored.
-    fn rope_theta(&self) -> Result<f32, ArtifactError> {
-        let mut theta = self.float("rope_theta")?;
-        for field in ["rope_scaling", "rope_parameters"] {
-            let Some(rope) = self.get(field) else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-            if !rope.is_object() || kind.is_some_and(|kind| kind != "default") {
-                return Err(self.wrong(field, "no rope scaling", rope));
-            }
-            let of_rope = Fields { path: self.path, json: rope };
-            theta = theta.or(of_rope.float("rope_theta")?);
-        }
-        Ok(theta.unwrap_or(10000.0))
-    }
 }
 
 fn tokenizer(folder: &Path) -> Result<TokenizerSource, ArtifactError> {

@@ -7,6 +7,7 @@
 mod adapter;
 mod base;
 mod catalog_line;
+mod config;
 mod encode;
 mod error;
 mod fetch;
@@ -25,15 +26,16 @@ mod whole;
 pub use adapter::{
     AdapterConfig, AdapterTensors, TensorType, read_adapter, read_adapter_config, write_adapter,
 };
-pub use base::{Base, BaseConfig, GgufVocabulary, TokenizerSource};
+pub use base::{Activation, Base, BaseConfig, ClassifierConfig, Family, GgufVocabulary, TokenizerSource};
 pub use catalog_line::CatalogLine;
+pub use config::read_base_config;
 pub use encode::{NumberFormat, OutTensor};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};
 pub use gguf_layout::{gguf_name, interleaved};
 pub use gguf_writer::{GgufValue, GgufWriter};
 pub use model_folder::{BaseReference, ModelFolder};
-pub use random::{BaseTensor, read_base_config, write_random_base};
+pub use random::{BaseTensor, write_random_base};
 pub use safetensors_writer::SafetensorsWriter;
 pub use whole::WholeFolder;
 

@@ -1,8 +1,7 @@
 //! A base model of random weights, as a Hugging Face folder: what needs a model's sizes but not its answers can be tried before
 //! there is a model.
 
-use super::base::BaseConfig;
-use super::hugging_face::read_config;
+use super::config::read_base_config;
 use super::{ArtifactError, NumberFormat, OutTensor, SafetensorsWriter, write_whole};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,11 +19,6 @@ pub struct BaseTensor {
     pub shape: Vec<usize>,
 }
 
-/// Reads a config.json alone; there need not be any weights.
-pub fn read_base_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
-    read_config(path)
-}
-
 /// Writes a copy of `config`, `model.safetensors` in bf16 and a tokenizer of single bytes into `folder`. Matrices are drawn
 /// evenly around zero, vectors (the norms' weights) are ones. One tensor is in memory at a time; `progress` is told how many
 /// are done.
@@ -38,7 +32,7 @@ pub fn write_random_base(
     seed: u64,
     mut progress: impl FnMut(u64),
 ) -> Result<(), ArtifactError> {
-    let vocabulary = read_config(config)?.vocabulary;
+    let vocabulary = read_base_config(config)?.vocabulary;
     let io = |source| ArtifactError::Io { path: config.into(), source };
     let text = std::fs::read(config).map_err(io)?;
     let io = |source| ArtifactError::Io { path: folder.into(), source };

@@ -16,7 +16,7 @@ mod error;
 mod quantise;
 pub mod reference;
 
-pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan};
+pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan, Sight, alibi_slopes};
 pub use draw::{Draw, Edit, SamplingError};
 pub use error::BackendError;
 
@@ -69,6 +69,21 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `x / sqrt(mean(x^2) + eps) * weight` for each row; the mean in f32.
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32) -> Result<Self::Rows, BackendError>;
+
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` for each row; mean and variance in f32, of all columns.
+    fn layer_norm(
+        &self,
+        x: &Self::Rows,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        eps: f32,
+    ) -> Result<Self::Rows, BackendError>;
+
+    /// Each number by itself. Zero stays zero, so columns that a sub-network has not stay so.
+    fn activate(&self, x: Self::Rows, activation: Activation) -> Result<Self::Rows, BackendError>;
+
+    /// `(T, n / N)` each: the columns of `x (T, n)` in `N` equal parts.
+    fn split<const N: usize>(&self, x: &Self::Rows) -> Result<[Self::Rows; N], BackendError>;
 
     /// The elastic low-rank product, for each segment with its own `o, i, r` and its own super-adapter:
     /// `y = W[:o,:i] x + b[:o] + s B[:o,:r] (A[:r,:i] x)`. Result `(T, out)`; columns from `o` on are zero.
@@ -138,10 +153,11 @@ pub trait Backend: Send + Sync + 'static {
         angles: &Self::Angles,
     ) -> Result<Self::Rows, BackendError>;
 
-    /// Causal attention with grouped queries. `q (T, N*D)`, `k` and `v (T, K*D)`, result `(T, N*D)`.
+    /// Attention with grouped queries. `q (T, N*D)`, `k` and `v (T, K*D)`, result `(T, N*D)`. What a row sees of its sequence,
+    /// its `shape` says; of other sequences it sees nothing.
     ///
-    /// With a cache, writes this step's keys and values of `layer` into the spans' blocks and lets every row see all
-    /// positions of its sequence up to its own. A span sees what spans before it have written in the same step, so
+    /// With a cache, writes this step's keys and values of `layer` into the spans' blocks, and rows see what has been written
+    /// there before. A span sees what spans before it have written in the same step, so
     /// sequences with a common beginning can share its blocks. Without one, every span must start at position 0.
     fn attention(
         &self,
@@ -219,6 +235,17 @@ pub enum Arithmetic {
     F32,
     Bf16,
     Int8,
+}
+
+/// A function of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x Phi(x)`, `Phi` being the normal distribution's (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// Its approximation by a hyperbolic tangent: `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+    Tanh,
+    Relu,
 }
 
 /// A norm to be done on the way into another operation: [`Backend::rms_norm`]'s `weight (n)` and `eps`.

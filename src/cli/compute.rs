@@ -8,8 +8,7 @@ use crate::backend::cpu::{Cpu, Dtype, KvDtype, LimitsMeter};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 use crate::backend::reference::Reference;
-use crate::model::Executor;
-use crate::model::llama::{self, LlamaExecutor};
+use crate::model::{Adapters, Executor, executor};
 use std::sync::OnceLock;
 
 /// How to compute.
@@ -73,8 +72,8 @@ impl ComputeArgs {
     ) -> Result<Box<dyn Executor>, Failure> {
         let blocks = (kv_tokens.div_ceil(block_size).max(1), block_size);
         match self.chosen()? {
-            Chosen::Cpu => Ok(Box::new(self.load(self.cpu(), opened, blocks)?)),
-            Chosen::Reference => Ok(Box::new(self.load(Reference::new(), opened, blocks)?)),
+            Chosen::Cpu => self.load(self.cpu(), opened, blocks),
+            Chosen::Reference => self.load(Reference::new(), opened, blocks),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(cuda) => {
                 let kv = match self.kv_dtype() {
@@ -87,7 +86,7 @@ impl ComputeArgs {
                     DtypeArg::Int8 => cuda::Dtype::Int8,
                     DtypeArg::Q4 => cuda::Dtype::Int4,
                 };
-                Ok(Box::new(self.load(cuda.clone().with_dtype(dtype).with_kv(kv), opened, blocks)?))
+                self.load(cuda.clone().with_dtype(dtype).with_kv(kv), opened, blocks)
             }
         }
     }
@@ -95,7 +94,7 @@ impl ComputeArgs {
     /// The same model on the processor in f32, where nothing is rounded, with room for one sequence of so many tokens.
     pub(super) fn exact(&self, opened: &Opened, tokens: usize) -> Result<Box<dyn Executor>, Failure> {
         let cpu = Cpu::new(Dtype::F32, self.threads);
-        Ok(Box::new(self.load(cpu, opened, (tokens.div_ceil(BLOCK_SIZE), BLOCK_SIZE))?))
+        self.load(cpu, opened, (tokens.div_ceil(BLOCK_SIZE), BLOCK_SIZE))
     }
 
     /// Where it is computed; opens a GPU the first time.
@@ -115,15 +114,12 @@ impl ComputeArgs {
         &self,
         backend: B,
         opened: &Opened,
-        (blocks, block_size): (usize, usize),
-    ) -> Result<LlamaExecutor<B>, Failure> {
-        let (base, mut adapters) = (&opened.base, opened.super_adapters()?);
+        pool: (usize, usize),
+    ) -> Result<Box<dyn Executor>, Failure> {
+        let mut adapters = opened.super_adapters()?;
         let merged = if self.merge_adapter { adapters.pop() } else { None };
-        let model = match merged {
-            Some(adapter) => llama::load_merged(&backend, base, adapter, &opened.orders)?,
-            None => llama::load(&backend, base, adapters, &opened.orders)?,
-        };
-        Ok(LlamaExecutor::new(model, backend, blocks, block_size)?)
+        let adapters = merged.map_or(Adapters::Beside(adapters), Adapters::Merged);
+        Ok(executor(backend, &opened.base, adapters, &opened.orders, pool)?)
     }
 
     /// Every sub-network that can be computed so, model by model in catalog order, with ids that are unique in the process.

@@ -6,7 +6,7 @@ use crate::artifact::{
     TokenizerSource, locate,
 };
 use crate::backend::Selection;
-use crate::model::llama::{self, MODULES, SuperAdapter};
+use crate::model::{Layout, SuperAdapter, model_shape};
 use crate::supernet::{Catalog, CatalogEntry, Kind, ModelShape, SearchSpace};
 use crate::text::{ChatTemplate, Tokenizer, VocabularyParts};
 use std::collections::BTreeMap;
@@ -94,13 +94,15 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
     }
     let base = base(&base_arg.for_folder(first))?;
     let open = |folder: ModelFolder| -> Result<OpenedModel, Failure> {
-        let shape = llama::model_shape(&base.config, Some(&folder.adapter_config));
+        let shape = model_shape(&base.config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape)?;
         let catalog = folder.catalog(&shape, &space)?;
         Ok(OpenedModel { folder, shape, space, catalog })
     };
     let models = folders.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let orders = models.first().map(|m| orders_by_layer(&m.space, m.folder.orders())).unwrap_or_default();
+    let layout = Layout::of(base.config.family);
+    let orders =
+        models.first().map(|m| orders_by_layer(layout, &m.space, m.folder.orders())).unwrap_or_default();
     Ok(Opened { base, models, orders })
 }
 
@@ -132,22 +134,24 @@ fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> R
 
 /// A width group's order belongs to the layer of its members.
 pub(super) fn orders_by_layer(
+    layout: &Layout,
     space: &SearchSpace,
     by_group: &BTreeMap<usize, Vec<usize>>,
 ) -> BTreeMap<usize, Vec<usize>> {
     let groups = space.groups();
-    let layer = |id: usize| groups.get(id)?.members.first().map(|m| m.linear / MODULES.len());
+    let layer = |id: usize| groups.get(id)?.members.first().map(|m| layout.place(m.linear).0);
     by_group.iter().filter_map(|(&id, order)| Some((layer(id)?, order.clone()))).collect()
 }
 
 /// The other way round: by the id of the width group in that layer.
 pub(super) fn orders_by_group(
+    layout: &Layout,
     space: &SearchSpace,
     by_layer: &BTreeMap<usize, Vec<usize>>,
 ) -> BTreeMap<usize, Vec<usize>> {
     let widths = space.groups().iter().enumerate().filter(|(_, g)| g.kind == Kind::Width);
     let order = |(id, group): (usize, &crate::supernet::Group)| {
-        let layer = group.members.first()?.linear / MODULES.len();
+        let (layer, _) = layout.place(group.members.first()?.linear);
         Some((id, by_layer.get(&layer)?.clone()))
     };
     widths.filter_map(order).collect()

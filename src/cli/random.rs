@@ -8,7 +8,7 @@ use crate::artifact::{
     AdapterTensors, BaseReference, BaseSource, ModelFolder, TensorType, read_base_config, write_adapter,
     write_random_base,
 };
-use crate::model::llama;
+use crate::model::{base_tensors, model_shape, search_space};
 use crate::supernet::{Catalog, is_model_name};
 use crate::weights::{HostData, HostMatrix};
 use clap::Args;
@@ -59,11 +59,11 @@ pub(super) fn run(args: &RandomArgs) -> Result<(), Failure> {
     }
     let config = read_base_config(&args.config)?;
     let file = SpaceFile::read(&args.space)?;
-    let adapter = file.adapter(0.0, name.clone())?;
-    let shape = llama::model_shape(&config, Some(&adapter));
-    let space = llama::search_space(&shape, file.groups())?;
+    let adapter = file.adapter(config.family, 0.0, name.clone())?;
+    let shape = model_shape(&config, Some(&adapter));
+    let space = search_space(&config, &shape, file.groups())?;
 
-    let tensors = llama::base_tensors(&config);
+    let tensors = base_tensors(&config);
     let bytes = tensors.iter().map(|t| 2 * t.shape.iter().product::<usize>()).sum::<usize>();
     tracing::info!("writing {:.1} GB of random weights into {out}", bytes as f64 / 1e9);
     let base = args.out.join("base");

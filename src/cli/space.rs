@@ -1,8 +1,8 @@
 //! A search-space file: which modules have an adapter, and what is elastic.
 
 use super::Failure;
-use crate::artifact::AdapterConfig;
-use crate::model::llama::{GroupTemplate, MODULES};
+use crate::artifact::{AdapterConfig, Family};
+use crate::model::{GroupTemplate, Layout};
 use std::path::Path;
 
 /// A search-space file. See README, "Your own super-network".
@@ -32,17 +32,22 @@ impl SpaceFile {
     /// The adapter's configuration on a base of that name.
     ///
     /// # Errors
-    /// A rank or alpha out of range, a module that no LLaMA has.
-    pub(super) fn adapter(&self, dropout: f64, base_model_name: String) -> Result<AdapterConfig, Failure> {
+    /// A rank or alpha out of range, a module that the family has not.
+    pub(super) fn adapter(
+        &self,
+        family: Family,
+        dropout: f64,
+        base_model_name: String,
+    ) -> Result<AdapterConfig, Failure> {
         let &Self { rank, alpha, .. } = self;
         let target_modules = self.targets.clone();
         let adapter = AdapterConfig { rank, alpha, dropout, target_modules, base_model_name };
-        check_targets(&adapter)?;
+        check_targets(Layout::of(family), &adapter)?;
         Ok(adapter)
     }
 }
 
-fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
+fn check_targets(layout: &Layout, adapter: &AdapterConfig) -> Result<(), Failure> {
     let usable = (1..=4096).contains(&adapter.rank) && adapter.alpha.is_finite() && adapter.alpha > 0.0;
     if !usable {
         return Err(format!(
@@ -51,10 +56,11 @@ fn check_targets(adapter: &AdapterConfig) -> Result<(), Failure> {
         )
         .into());
     }
-    let known = |t: &String| MODULES.iter().any(|m| m.rsplit('.').next() == Some(t));
+    let known = |t: &String| (0..layout.modules.len()).any(|place| layout.is_target(place, t));
     match adapter.target_modules.iter().find(|t| !known(t)) {
         Some(unknown) => {
-            Err(format!("search space: targets: a LLaMA layer has no module `{unknown}`").into())
+            let name = layout.name;
+            Err(format!("search space: targets: a {name} layer has no module `{unknown}`").into())
         }
         None if adapter.target_modules.is_empty() => Err("search space: targets: none".into()),
         None => Ok(()),

@@ -103,7 +103,7 @@ fn config_of(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Value {
         "head_dim": config.head_size,
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": short(config.rms_eps),
+        "rms_norm_eps": short(config.norm_eps),
         "rope_theta": short(config.rope_theta),
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": config.attention_bias,

@@ -14,7 +14,8 @@ pub use hugging_face::hugging_face;
 pub use peft::peft;
 
 use crate::artifact::{ArtifactError, Base, ModelFolder, NumberFormat, OutTensor, WholeFolder};
-use crate::model::llama::{LoadError, Plain, PlainTensor, SuperAdapter};
+use crate::model::llama::{Plain, PlainTensor};
+use crate::model::{LoadError, SuperAdapter};
 use crate::supernet::{ActiveShape, CatalogEntry, ModelShape, SearchSpace};
 use crate::text::TextError;
 use std::collections::BTreeMap;

@@ -2,7 +2,23 @@
 //!
 //! Above this floor the backend's type is erased: the engine holds a boxed [`Executor`].
 
+pub mod bert;
+pub mod bloom;
+mod causal;
+mod classifier;
+mod demand;
+mod layout;
 pub mod llama;
+mod load;
+mod open;
+mod shape;
+
+pub use causal::{CausalExecutor, CausalModel};
+pub use classifier::{Classifier, TextBatch};
+pub use layout::{ChannelAxis, Layout};
+pub use load::{LoadError, SuperAdapter};
+pub use open::{Adapters, executor};
+pub use shape::{GroupTemplate, TemplateError, base_tensors, model_shape, search_space};
 
 use crate::backend::{Arithmetic, BackendError, Choice, Draw, Segment, Selection, SequenceSpan};
 

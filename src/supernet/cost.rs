@@ -14,18 +14,20 @@ pub const COST_TOKENS: u64 = 256;
 pub struct Cost {
     /// Linear weights, base and adapter.
     pub parameters: u64,
-    /// Multiply-accumulates of one sequence of [`COST_TOKENS`] tokens.
+    /// Multiply-accumulates of one sequence of [`ModelShape::cost_tokens`] tokens.
     pub macs: u64,
 }
 
 impl Cost {
     /// Counts the Linears of `active`, a sub-network of `shape`.
     pub fn of(shape: &ModelShape, active: &ActiveShape) -> Self {
-        let parameters = shape.linears.iter().zip(&active.linears).map(|(full, a)| {
+        let (mut parameters, mut macs) = (0, 0);
+        for (index, (full, a)) in shape.linears.iter().zip(&active.linears).enumerate() {
             let rank = if full.rank.is_some() { a.rank } else { 0 };
-            (a.out * a.inp + rank * (a.inp + a.out)) as u64
-        });
-        let parameters = parameters.sum();
-        Self { parameters, macs: parameters * COST_TOKENS }
+            let weights = (a.out * a.inp + rank * (a.inp + a.out)) as u64;
+            parameters += weights;
+            macs += weights * if index < shape.once_from { shape.cost_tokens } else { 1 };
+        }
+        Self { parameters, macs }
     }
 }

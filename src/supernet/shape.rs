@@ -1,5 +1,6 @@
 //! The Linear layers of a model and the sizes that a sub-network leaves of them.
 
+use super::Kind;
 use std::fmt;
 
 /// One Linear of the base model, with the adapter beside it if it has one.
@@ -15,21 +16,37 @@ pub struct LinearShape {
     pub rank: Option<usize>,
 }
 
-/// Linears whose outputs meet channel by channel, and those that read them: to cut one is to cut all.
+/// Linears whose outputs meet channel by channel, or head by head, and those that read them: to cut one is to cut all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channels {
+    /// Of the groups that may cut them: [`Kind::Width`] or [`Kind::Heads`].
+    pub kind: Kind,
+    /// A choice counts rows of the first; the others keep the same share of theirs (keys and values of grouped queries).
     pub writers: Vec<usize>,
     pub readers: Vec<usize>,
+    /// Rows of the first writer that stay together: 1, or those of all heads that share a key-value head.
+    pub unit: usize,
+}
+
+impl Channels {
+    /// Of an MLP.
+    pub fn width(writers: Vec<usize>, readers: Vec<usize>) -> Self {
+        Self { kind: Kind::Width, writers, readers, unit: 1 }
+    }
 }
 
 /// All Linears of a model in execution order, the vocabulary product included, embeddings and norms left out.
 ///
 /// The index into `linears` is the Linear's identity everywhere: in groups, in [`ActiveShape`], in the model.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelShape {
     pub linears: Vec<LinearShape>,
-    /// What a width group may cut; every other axis keeps its size.
+    /// What a width or heads group may cut; every other axis keeps its size.
     pub channels: Vec<Channels>,
+    /// Tokens of the sequence whose MACs are told: [`COST_TOKENS`](super::COST_TOKENS) of a language model.
+    pub cost_tokens: u64,
+    /// Linears from this one on are computed once for a sequence, not for each token: a classifier's.
+    pub once_from: usize,
 }
 
 /// Which of a Linear's tensors is meant.
@@ -59,6 +76,12 @@ pub struct TensorRef {
 }
 
 impl ModelShape {
+    /// Of a language model: every Linear is computed for each token.
+    pub fn language_model(linears: Vec<LinearShape>, channels: Vec<Channels>) -> Self {
+        let once_from = linears.len();
+        Self { linears, channels, cost_tokens: super::COST_TOKENS, once_from }
+    }
+
     /// The index of the Linear with this module path.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.linears.iter().position(|l| l.name == name)

@@ -1,6 +1,6 @@
 //! The search space of one model, and the sub-networks in it.
 
-use super::{ActiveShape, Group, Kind, ModelShape, Part, SpaceError, TensorRef};
+use super::{ActiveShape, Channels, Group, Kind, ModelShape, Part, SpaceError, TensorRef};
 use std::collections::{BTreeSet, HashMap};
 
 /// All elastic groups of one model, checked against its shapes.
@@ -97,17 +97,19 @@ impl SearchSpace {
     pub fn resolve(&self, shape: &ModelShape, sub_network: &SubNetwork) -> ActiveShape {
         let mut active = shape.full();
         for (group, &choice) in self.groups.iter().zip(&sub_network.choices) {
+            // The choice counts the first member's rows. Only heads can have others of another size, which keep the same share.
+            let share = |full: usize| full * choice / group.maximal();
             for member in &group.members {
-                let linear = &mut active.linears[member.linear];
+                let (full, linear) = (&shape.linears[member.linear], &mut active.linears[member.linear]);
                 match member.part {
-                    Part::Weight | Part::LoraB => linear.out = choice,
+                    Part::Weight | Part::LoraB => linear.out = share(full.out),
                     Part::LoraA => linear.rank = choice,
                 }
             }
             for follower in &group.followers {
-                let linear = &mut active.linears[follower.linear];
+                let (full, linear) = (&shape.linears[follower.linear], &mut active.linears[follower.linear]);
                 match follower.part {
-                    Part::Weight | Part::LoraA => linear.inp = choice,
+                    Part::Weight | Part::LoraA => linear.inp = share(full.inp),
                     Part::LoraB => linear.rank = choice,
                 }
             }
@@ -133,7 +135,9 @@ fn check_size(
 ) -> Result<(), SpaceError> {
     let (rows, columns) = shape.tensor_size(tensor);
     let expected = if axis == "rows" { rows } else { columns };
-    if group.choices[0] == expected {
+    // Grouped queries have fewer keys and values: those keep the share that the first member keeps.
+    let counted = group.kind != Kind::Heads || group.members.first() == Some(&tensor);
+    if group.choices[0] == expected || !counted {
         return Ok(());
     }
     let tensor = shape.tensor_name(tensor);
@@ -155,14 +159,26 @@ fn check_tensors(shape: &ModelShape, id: usize, group: &Group) -> Result<(), Spa
             let linears = group.members.iter().map(|t| t.linear).collect::<Vec<_>>();
             (of(&linears, [Part::LoraA; 2]), of(&linears, [Part::LoraB; 2]))
         }
-        Kind::Width => {
-            let channels = shape.channels.iter().find(|c| c.writers.contains(&first.linear));
-            let fixed = || not_elastic(format!("`{}` has no elastic width", shape.tensor_name(*first)));
-            let channels = channels.ok_or_else(fixed)?;
+        Kind::Width | Kind::Heads => {
+            let of_kind = |c: &&Channels| c.kind == group.kind && c.writers.contains(&first.linear);
+            let what = if group.kind == Kind::Heads { "heads" } else { "width" };
+            let fixed = || not_elastic(format!("`{}` has no elastic {what}", shape.tensor_name(*first)));
+            let channels = shape.channels.iter().find(of_kind).ok_or_else(fixed)?;
+            let rows = |linear: usize| shape.linears[linear].out;
+            if channels.writers.iter().any(|&writer| rows(writer) > rows(first.linear)) {
+                let what = shape.tensor_name(*first);
+                return Err(not_elastic(format!(
+                    "its first member, whose rows it counts, must be a query's, not `{what}`"
+                )));
+            }
+            if let Some(part) = group.choices.iter().find(|choice| !choice.is_multiple_of(channels.unit)) {
+                let reason =
+                    format!("{part} rows are no whole number of heads; {} belong together", channels.unit);
+                return Err(not_elastic(reason));
+            }
             let members = of(&channels.writers, [Part::Weight, Part::LoraB]);
             (members, of(&channels.readers, [Part::Weight, Part::LoraA]))
         }
-        Kind::Heads => return Err(not_elastic("elastic heads are not supported".into())),
     };
     let has = |tensors: &[TensorRef]| tensors.iter().copied().collect::<BTreeSet<_>>();
     if has(&group.members) == members && has(&group.followers) == followers {

@@ -10,16 +10,16 @@ const DOWN: usize = 3;
 /// `q` (4 of 6), a gated MLP of width 10 with adapters of rank 5, a head without one.
 fn shape() -> ModelShape {
     let linear = |name: &str, out, inp, rank| LinearShape { name: name.into(), out, inp, rank };
-    ModelShape {
-        linears: vec![
+    ModelShape::language_model(
+        vec![
             linear("q", 4, 6, Some(5)),
             linear("mlp.gate", 10, 6, Some(5)),
             linear("mlp.up", 10, 6, Some(5)),
             linear("mlp.down", 6, 10, None),
             linear("head", 20, 6, None),
         ],
-        channels: vec![Channels { writers: vec![GATE, UP], readers: vec![DOWN] }],
-    }
+        vec![Channels::width(vec![GATE, UP], vec![DOWN])],
+    )
 }
 
 fn tensor(linear: usize, part: Part) -> TensorRef {
@@ -146,7 +146,7 @@ fn a_group_that_no_sub_network_could_be_cut_by_is_refused() {
     assert_eq!(edited(|g| g.members.truncate(2)), whole);
     assert_eq!(edited(|g| g.followers.clear()), whole);
     let error = edited(|g| g.kind = Kind::Heads);
-    assert_eq!(error.to_string(), "group 0: elastic heads are not supported");
+    assert_eq!(error.to_string(), "group 0: `mlp.gate.weight` has no elastic heads");
     // The kind says rank, the tensors a width.
     assert!(matches!(edited(|g| g.kind = Kind::Rank), SpaceError::WrongTensors { group: 0, .. }));
 
@@ -161,6 +161,53 @@ fn a_group_that_no_sub_network_could_be_cut_by_is_refused() {
     let mut group = rank(&[0], &[5]);
     group.followers = vec![tensor(GATE, Part::LoraB)];
     assert!(matches!(refused(vec![group]), SpaceError::WrongTensors { group: 0, .. }));
+}
+
+/// Attention with two query heads of 3 for each of 4 key-value heads, adapters on queries and values.
+fn attention() -> ModelShape {
+    let linear = |name: &str, out, inp, rank| LinearShape { name: name.into(), out, inp, rank };
+    let linears = vec![
+        linear("q", 24, 10, Some(2)),
+        linear("k", 12, 10, None),
+        linear("v", 12, 10, Some(2)),
+        linear("o", 10, 24, Some(2)),
+    ];
+    let heads = Channels { kind: Kind::Heads, writers: vec![0, 1, 2], readers: vec![3], unit: 6 };
+    ModelShape::language_model(linears, vec![heads])
+}
+
+fn heads(first: usize, choices: &[usize]) -> Group {
+    let rows = [(0, Part::Weight), (0, Part::LoraB), (1, Part::Weight), (2, Part::Weight), (2, Part::LoraB)];
+    let mut members = rows.map(|(linear, part)| tensor(linear, part)).to_vec();
+    members.swap(0, first);
+    let followers = vec![tensor(3, Part::Weight), tensor(3, Part::LoraA)];
+    Group { kind: Kind::Heads, members, followers, choices: choices.to_vec() }
+}
+
+#[test]
+fn heads_are_counted_in_rows_of_queries_and_keys_keep_the_same_share() {
+    let shape = attention();
+    let space = SearchSpace::new(&shape, vec![heads(0, &[24, 12, 6])]).unwrap();
+    let active = space.resolve(&shape, &space.sub_network(vec![6]).unwrap());
+    let sizes = active.linears.iter().map(|l| (l.out, l.inp, l.rank)).collect::<Vec<_>>();
+    assert_eq!(sizes, [(6, 10, 2), (3, 10, 0), (3, 10, 2), (10, 6, 2)]);
+
+    let refused = |group| SearchSpace::new(&shape, vec![group]).unwrap_err().to_string();
+    assert!(refused(heads(0, &[24, 9])).contains("9 rows are no whole number of heads; 6 belong together"));
+    assert!(refused(heads(2, &[12, 6])).contains("must be a query's, not `k.weight`"));
+    assert!(refused(heads(0, &[12, 6])).contains("first choice is 12 but `q.weight` has size 24"));
+    let group = Group { kind: Kind::Width, ..heads(0, &[24, 12]) };
+    assert!(refused(group).contains("`q.weight` has no elastic width"));
+}
+
+#[test]
+fn what_is_computed_once_for_a_sequence_costs_no_more() {
+    let mut shape = attention();
+    (shape.cost_tokens, shape.once_from) = (100, 3);
+    let cost = Cost::of(&shape, &shape.full());
+    // q 240 + 2 (10 + 24); k 120; v 120 + 2 (10 + 12); o, once, 240 + 2 (24 + 10).
+    let (each, once) = (240 + 68 + 120 + 120 + 44, 240 + 68);
+    assert_eq!(cost, Cost { parameters: each + once, macs: 100 * each + once });
 }
 
 #[test]

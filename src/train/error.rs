@@ -1,7 +1,7 @@
 //! What can stop a training.
 
 use crate::backend::BackendError;
-use crate::model::llama::LoadError;
+use crate::model::LoadError;
 use std::path::PathBuf;
 
 /// Why training failed.

@@ -5,7 +5,7 @@
 //! SmolLM2-135M, two threads on a processor: 2.34 GiB said and 2.23 used at most, 1.02 and 1.11 with layers computed again.
 
 use crate::artifact::BaseConfig;
-use crate::model::llama::MODULES;
+use crate::model::Layout;
 use crate::supernet::ModelShape;
 use std::fmt;
 
@@ -66,7 +66,8 @@ impl MemoryNeed {
         let embedding = if config.tied_embeddings { 0 } else { config.vocabulary * config.hidden };
         let frozen = linears.clone().map(|l| l.out * l.inp).sum::<usize>() + embedding;
         let adapters = linears.map(|l| l.rank.unwrap_or(0) * (l.out + l.inp)).sum::<usize>();
-        let masks = shape.linears.iter().take(MODULES.len()).filter(|l| l.rank.is_some());
+        let masks =
+            shape.linears.iter().take(Layout::of(config.family).modules.len()).filter(|l| l.rank.is_some());
         let layer = tokens * (4 * layer_floats(config, plan.longest) + masks.map(|l| l.inp).sum::<usize>());
         let input = tokens * config.hidden * 4;
         let (remembered, recomputed) =
@@ -137,12 +138,12 @@ impl fmt::Display for MemoryNeed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::AdapterConfig;
-    use crate::model::llama::model_shape;
+    use crate::artifact::{AdapterConfig, Family};
+    use crate::model::model_shape;
 
     fn llama_7b() -> (BaseConfig, ModelShape) {
         let config = BaseConfig {
-            family: "llama".into(),
+            family: Family::Llama,
             hidden: 4096,
             intermediate: 11008,
             layers: 32,

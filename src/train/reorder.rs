@@ -10,7 +10,7 @@ use super::{Sequence, TrainError};
 use crate::artifact::Base;
 use crate::backend::Selection;
 use crate::backend::reference::{Compute, Reference};
-use crate::model::llama::{self, MODULES};
+use crate::model::{CausalModel, Layout, LoadError, llama, model_shape};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub fn importance_orders(
 ) -> Result<BTreeMap<usize, Vec<usize>>, TrainError> {
     let backend = Reference::measuring_channels().on(compute);
     let model = llama::load(&backend, base, Vec::new(), &BTreeMap::new())?;
-    let shape = llama::model_shape(&base.config, None);
+    let shape = model_shape(&base.config, None);
     let selection = Selection { adapter: 0, subnetwork: 0, shape: Arc::new(shape.full()) };
     for sequence in sequences.iter().filter(|s| !s.targets().is_empty()).take(CALIBRATION_SEQUENCES) {
         let (batch, _) = whole_sequences(&[sequence], selection.clone());
@@ -36,9 +36,10 @@ pub fn importance_orders(
     for (down, (squares, rows)) in backend.channel_squares() {
         let linear = &shape.linears[down];
         let weight = base.matrix(&format!("{}.weight", linear.name), linear.out, linear.inp);
-        let norms = column_norms(&weight.map_err(llama::LoadError::from)?.to_f32(), linear.inp);
+        let norms = column_norms(&weight.map_err(LoadError::from)?.to_f32(), linear.inp);
         let scores = squares.iter().zip(&norms).map(|(s, norm)| (s / rows.max(1) as f64).sqrt() * norm);
-        orders.insert(down / MODULES.len(), falling(&scores.collect::<Vec<_>>()));
+        let (layer, _) = Layout::of(base.config.family).place(down);
+        orders.insert(layer, falling(&scores.collect::<Vec<_>>()));
     }
     Ok(orders)
 }

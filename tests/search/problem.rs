@@ -18,11 +18,9 @@ pub(crate) fn space(layers: usize, choices: [usize; 3]) -> SearchSpace {
             linear(format!("{l}.down"), 8, w, None),
         ]
     };
-    let channels = |l| Channels { writers: vec![3 * l + 1], readers: vec![3 * l + 2] };
-    let shape = ModelShape {
-        linears: (0..layers).flat_map(of_layer).collect(),
-        channels: (0..layers).map(channels).collect(),
-    };
+    let channels = |l| Channels::width(vec![3 * l + 1], vec![3 * l + 2]);
+    let linears = (0..layers).flat_map(of_layer).collect();
+    let shape = ModelShape::language_model(linears, (0..layers).map(channels).collect());
     let tensors =
         |linear: usize, parts: &[Part]| parts.iter().map(|&part| TensorRef { linear, part }).collect();
     let group = |(kind, layer): (usize, usize)| {

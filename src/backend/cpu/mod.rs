@@ -30,8 +30,8 @@ pub use rotary::Angles;
 pub use rows::Rows;
 
 use super::{
-    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm, Segment,
-    SequenceSpan,
+    Activation, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm,
+    Segment, SequenceSpan,
 };
 use crate::weights::{HostData, HostMatrix, HostVector};
 use ahead::Order;
@@ -41,6 +41,7 @@ use memory::Memory;
 use pack::Packing;
 use product::Scratch;
 use rows::Pool;
+use shared::Shared;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use team::Team;
 
@@ -117,6 +118,9 @@ impl Cpu {
     }
 }
 
+/// Rows that a thread takes at a time where each is done by itself.
+const ROWS: usize = 16;
+
 impl Backend for Cpu {
     type Rows = Rows;
     type Matrix = Matrix;
@@ -171,6 +175,48 @@ impl Backend for Cpu {
             self.kernel.vectorised(rows::Normalise { x: row, weight, eps });
         }
         Ok(normed)
+    }
+
+    fn layer_norm(
+        &self,
+        x: &Rows,
+        weight: &Vec<f32>,
+        bias: &Vec<f32>,
+        eps: f32,
+    ) -> Result<Rows, BackendError> {
+        expect("layer norm", "columns", x.width(), weight.len())?;
+        expect("layer norm", "columns", x.width(), bias.len())?;
+        let mut normed = self.rows(x.len(), x.width());
+        for (i, row) in normed.iter_mut().enumerate() {
+            row.copy_from_slice(x.row(i));
+            self.kernel.vectorised(rows::NormaliseLayer { x: row, weight, bias, eps });
+        }
+        Ok(normed)
+    }
+
+    fn activate(&self, mut x: Rows, activation: Activation) -> Result<Rows, BackendError> {
+        let (rows, width) = (x.len(), x.width());
+        let shared = Shared::new(x.values_mut());
+        self.each(rows.div_ceil(ROWS), |chunk| {
+            let (first, end) = (chunk * ROWS, ((chunk + 1) * ROWS).min(rows));
+            #[expect(unsafe_code, reason = "threads that write parts of their own")]
+            // SAFETY: chunks of rows do not overlap, and each is done once.
+            let x = unsafe { shared.part(first * width..end * width) };
+            self.kernel.vectorised(rows::Activate { x, activation });
+        });
+        Ok(x)
+    }
+
+    fn split<const N: usize>(&self, x: &Rows) -> Result<[Rows; N], BackendError> {
+        expect("split", "columns", x.width() / N.max(1) * N, x.width())?;
+        let width = x.width() / N;
+        Ok(std::array::from_fn(|part| {
+            let mut rows = self.rows(x.len(), width);
+            for (i, row) in rows.iter_mut().enumerate() {
+                row.copy_from_slice(&x.row(i)[part * width..(part + 1) * width]);
+            }
+            rows
+        }))
     }
 
     fn linear(&self, x: &Rows, linear: &Linear<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {

@@ -1,6 +1,7 @@
 //! Activations, and what is done to each row by itself.
 
 use super::kernel::Loops;
+use crate::backend::Activation;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `(T, width)` row-major f32.
@@ -116,6 +117,46 @@ impl Loops for Normalise<'_> {
     }
 }
 
+/// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` in place.
+pub(super) struct NormaliseLayer<'a> {
+    pub(super) x: &'a mut [f32],
+    pub(super) weight: &'a [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) eps: f32,
+}
+
+impl Loops for NormaliseLayer<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, weight, bias, eps } = self;
+        let mean = sum(x) / x.len() as f32;
+        x.iter_mut().for_each(|x| *x -= mean);
+        let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+        for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
+            *x = *x * scale * w + b;
+        }
+    }
+}
+
+/// An [`Activation`] of each number, in place.
+pub(super) struct Activate<'a> {
+    pub(super) x: &'a mut [f32],
+    pub(super) activation: Activation,
+}
+
+impl Loops for Activate<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, activation } = self;
+        match activation {
+            Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu(*x)),
+            Activation::GeluTanh => x.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+            Activation::Tanh => x.iter_mut().for_each(|x| *x = tanh(*x)),
+            Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
+        }
+    }
+}
+
 /// Lanes that one sum is spread over, so that it fills vector registers; fixed, because the order of a sum is part of
 /// its result.
 const LANES: usize = 16;
@@ -129,6 +170,20 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     for (x, y) in a_chunks.zip(b_chunks) {
         for lane in 0..LANES {
             sums[lane] += x[lane] * y[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
+/// The sum of all numbers.
+#[inline(always)]
+fn sum(x: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().sum();
+    for x in chunks {
+        for lane in 0..LANES {
+            sums[lane] += x[lane];
         }
     }
     sums.iter().sum::<f32>() + rest
@@ -159,4 +214,39 @@ pub(super) fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
+}
+
+/// `(e^2x - 1) / (e^2x + 1)`; near zero, where that cancels, an odd polynomial (its Taylor series to x^9).
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let t = exp(2.0 * x);
+    let far = (t - 1.0) / (t + 1.0);
+    let s = x * x;
+    let near = x * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * (-17.0 / 315.0 + s * (62.0 / 2835.0)))));
+    if x.abs() < 0.25 { near } else { far }
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const ROOT: f32 = 0.797_884_6; // sqrt(2 / pi)
+    0.5 * x * (1.0 + tanh(ROOT * (x + 0.044_715 * x * x * x)))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The error function to within 2e-7 (Abramowitz and Stegun 7.1.26 reaches 1.5e-7 in exact arithmetic; near zero, where its sum
+/// cancels, the Taylor series to x^9).
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let a = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * a);
+    let p = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152 + t * 1.061_405_4))));
+    let far = (1.0 - p * exp(-a * a)).copysign(x);
+    let s = x * x;
+    let series = 1.0 + s * (-1.0 / 3.0 + s * (0.1 + s * (-1.0 / 42.0 + s * (1.0 / 216.0))));
+    let near = x * std::f32::consts::FRAC_2_SQRT_PI * series;
+    if a < 0.4 { near } else { far }
 }

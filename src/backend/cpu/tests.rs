@@ -268,7 +268,7 @@ fn a_row_is_the_same_bit_for_bit_whatever_runs_beside_it() {
     }
 }
 
-const ATTENTION: AttentionShape = AttentionShape { query_heads: 6, kv_heads: 2, head_size: 10 };
+const ATTENTION: AttentionShape = AttentionShape::new(6, 2, 10);
 
 /// Attention over one sequence fed in chunks, through a scattered block table; `(rows, N*D)`.
 fn fed(cpu: &Cpu, q: &Rows, k: &Rows, v: &Rows, chunk: usize) -> Vec<f32> {

@@ -117,7 +117,7 @@ fn few(shape: &AttentionShape, dtype: KvDtype) -> (Kernel, usize) {
 
 /// The kernel for many rows of heads of this size: it takes tensor cores, and so keys and values in bf16.
 fn many(device: &Device, shape: &AttentionShape, cache: &Cache) -> Option<(Kernel, usize)> {
-    let AttentionShape { query_heads, kv_heads, head_size } = *shape;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = *shape;
     let (kernel, threads) = match head_size {
         0..=64 => (Kernel::AttendMany64, 128),
         65..=128 => (Kernel::AttendMany128, 128),
@@ -150,7 +150,7 @@ fn attend(
     layer: usize,
 ) -> Result<Rows, BackendError> {
     let device = &cuda.device;
-    let AttentionShape { query_heads, kv_heads, head_size } = *step.shape;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = *step.shape;
     let many = many(device, step.shape, cache);
     let tile = many.map_or(0, |_| TILE / (query_heads / kv_heads));
     let (few, chunk) = few(step.shape, cache.dtype);
@@ -212,7 +212,7 @@ impl Launches<'_> {
     fn few(&self, kernel: Kernel) -> Result<(), BackendError> {
         let Step { q, k, v, .. } = *self.step;
         let Contexts { chunks, few, tables, table_stride, independent, .. } = self.contexts;
-        let AttentionShape { query_heads, kv_heads, head_size } = *self.step.shape;
+        let AttentionShape { query_heads, kv_heads, head_size, .. } = *self.step.shape;
         let of_row = query_heads * chunks * (head_size + 2) * size_of::<f32>();
         let at_once = (PARTIAL_BYTES / of_row).min(CHUNK_COUNTERS / kv_heads).clamp(1, q.length.max(1));
         let partial = self.device.activations(at_once * of_row)?;
@@ -281,7 +281,7 @@ fn unfit_attention(expected: &str, got: String) -> BackendError {
 
 /// Sizes that fit each other, and spans over all rows in order.
 fn check(step: &Step<'_>) -> Result<(), BackendError> {
-    let AttentionShape { query_heads, kv_heads, head_size } = *step.shape;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = *step.shape;
     let fits = (1..=CHUNK_COUNTERS).contains(&kv_heads) && (1..=LARGEST_HEAD).contains(&head_size);
     if !fits || !query_heads.is_multiple_of(kv_heads) {
         let got = format!("{query_heads} and {kv_heads} of {head_size}");

@@ -31,7 +31,7 @@ impl LayerSizes {
         mlp: 11008,
         rank: 32,
         vocabulary: 32000,
-        attention: AttentionShape { query_heads: 32, kv_heads: 32, head_size: 128 },
+        attention: AttentionShape::new(32, 32, 128),
     };
 }
 
@@ -86,7 +86,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn qkv(&self, figures: &mut Vec<OperationFigure>) -> Result<(), BackendError> {
-        let LayerSizes { hidden, attention: AttentionShape { query_heads, kv_heads, head_size }, .. } =
+        let LayerSizes { hidden, attention: AttentionShape::new(query_heads, kv_heads, head_size), .. } =
             *self.sizes;
         let outs = [query_heads, kv_heads, kv_heads].map(|heads| heads * head_size);
         let shapes = outs.map(|out| (out, hidden));
@@ -159,7 +159,7 @@ impl Bench<'_> {
     fn attention(&self, figures: &mut Vec<OperationFigure>) -> Result<(), BackendError> {
         const CONTEXT: usize = 2048;
         const BLOCK_SIZE: usize = 16;
-        let AttentionShape { query_heads, kv_heads, head_size } = self.sizes.attention;
+        let AttentionShape { query_heads, kv_heads, head_size, .. } = self.sizes.attention;
         let position = 2 * kv_heads * head_size * self.cuda.kv.bytes();
         let layers = self.measured.bytes.div_ceil(CONTEXT * position).max(1);
         let blocks = CONTEXT / BLOCK_SIZE;

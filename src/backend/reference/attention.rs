@@ -1,8 +1,8 @@
-//! Causal attention, over one sequence or over several at once, and a paged key-value pool simple enough to be an oracle.
+//! Attention, over one sequence or over several at once, and a paged key-value pool simple enough to be an oracle.
 
 use super::composed::{Composed, run};
 use super::named;
-use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
+use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan, Sight, alibi_slopes};
 use candle_core::{D, Device, Result, Tensor};
 
 /// Attention of one sequence's rows. `q (t, N*D)` at positions `start..start+t`; `k`, `v (start + t, K*D)`.
@@ -13,12 +13,12 @@ pub(super) fn attend(
     shape: &AttentionShape,
     start: usize,
 ) -> Result<Tensor> {
-    let mask = causal_mask(q.dim(0)?, k.dim(0)?, start, q.device())?;
-    attend_each(q, k, v, shape, 1, &mask)
+    let bias = bias(shape, q.dim(0)?, k.dim(0)?, start, q.device())?;
+    attend_each(q, k, v, shape, 1, &bias)
 }
 
 /// The same of several whole sequences, in as many operations as of one: each is padded to the longest. `q (T, N*D)`,
-/// `k`, `v (T, K*D)`. A row sees nothing that comes after it, so what pads a sequence changes none of its rows.
+/// `k`, `v (T, K*D)`. A row must see nothing that comes after it, so that what pads a sequence changes none of its rows.
 pub(super) fn attend_padded(
     q: &Tensor,
     k: &Tensor,
@@ -27,23 +27,23 @@ pub(super) fn attend_padded(
     spans: &[SequenceSpan],
 ) -> Result<Tensor> {
     let longest = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
-    let mask = causal_mask(longest, longest, 0, q.device())?;
+    let bias = bias(shape, longest, longest, 0, q.device())?;
     let places = Places::new(spans, longest, q.dim(0)?, q.device())?;
     let padded = |x: &Tensor| run(Padded(places.clone()), &[&x.contiguous()?]);
-    let y = attend_each(&padded(q)?, &padded(k)?, &padded(v)?, shape, spans.len(), &mask)?;
+    let y = attend_each(&padded(q)?, &padded(k)?, &padded(v)?, shape, spans.len(), &bias)?;
     run(Unpadded(places), &[&y])
 }
 
-/// Of `count` sequences below each other, all equally long, which `mask` is the same for.
+/// Of `count` sequences below each other, all equally long, which `bias` is the same for.
 fn attend_each(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     shape: &AttentionShape,
     count: usize,
-    mask: &Tensor,
+    bias: &Tensor,
 ) -> Result<Tensor> {
-    let AttentionShape { query_heads, kv_heads, head_size } = *shape;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = *shape;
     let (rows, positions) = (q.dim(0)? / count, k.dim(0)? / count);
     let group = query_heads / kv_heads;
     let heads = count * query_heads;
@@ -57,7 +57,8 @@ fn attend_each(
         x.reshape((heads, positions, head_size))
     };
     let scores = (q.matmul(&spread(k)?.t()?)? * (1.0 / (head_size as f64).sqrt()))?;
-    let probabilities = softmax(&scores.broadcast_add(mask)?)?;
+    let scores = scores.reshape((count, query_heads, rows, positions))?.broadcast_add(bias)?;
+    let probabilities = softmax(&scores.reshape((heads, rows, positions))?)?;
     let y = probabilities.matmul(&spread(v)?)?.reshape((count, query_heads, rows, head_size))?;
     y.transpose(1, 2)?.reshape((count * rows, query_heads * head_size))
 }
@@ -128,11 +129,30 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
 }
 
-/// `(rows, positions)`: 0 where row `start + r` may see position `p`, minus infinity elsewhere.
-fn causal_mask(rows: usize, positions: usize, start: usize, device: &Device) -> Result<Tensor> {
-    let cell = |r: usize, p: usize| if p <= start + r { 0.0 } else { f32::NEG_INFINITY };
-    let cells = (0..rows).flat_map(|r| (0..positions).map(move |p| cell(r, p)));
-    Tensor::from_vec(cells.collect::<Vec<f32>>(), (rows, positions), device)
+/// What is added to scores, `(1 or N, rows, positions)`: minus infinity where row `start + r` may not see position `p`, else 0 or
+/// what the distance costs.
+fn bias(
+    shape: &AttentionShape,
+    rows: usize,
+    positions: usize,
+    start: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let sees = |own: usize, p: usize| match shape.sight {
+        Sight::Past => p <= own,
+        Sight::Window(width) => p <= own && own < p + width,
+        Sight::All => true,
+    };
+    let slopes = if shape.alibi { alibi_slopes(shape.query_heads) } else { vec![0.0] };
+    let mut cells = Vec::with_capacity(slopes.len() * rows * positions);
+    for slope in &slopes {
+        for own in start..start + rows {
+            let cell =
+                |p: usize| if sees(own, p) { slope * (p as f32 - own as f32) } else { f32::NEG_INFINITY };
+            cells.extend((0..positions).map(cell));
+        }
+    }
+    Tensor::from_vec(cells, (slopes.len(), rows, positions), device)
 }
 
 /// Keys and values in host memory, `[layer][block][position][K*D]`.

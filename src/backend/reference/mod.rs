@@ -21,13 +21,13 @@ pub use gradients::{BothWays, Gradients, Stages};
 pub use training::{AdamW, AdamWOptions, AdamWState, NamedTensor};
 
 use super::{
-    Adapter, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Segment,
-    SequenceSpan,
+    Activation, Adapter, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear,
+    Segment, SequenceSpan, Sight,
 };
 use crate::supernet::ActiveLinear;
 use crate::weights::{HostMatrix, HostVector};
 use attention::{PagedCache, attend, attend_padded};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use elastic::{Elastic, Frozen, Mask};
 use fused::{Gated, RmsNorm, Rotary, Turns};
 use rand::{RngCore, SeedableRng};
@@ -281,6 +281,42 @@ impl Backend for Reference {
         named("rms norm", self.compute.run1(RmsNorm { weight: weight.clone(), eps }, x))
     }
 
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f32,
+    ) -> Result<Tensor, BackendError> {
+        let normed = || {
+            let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+            let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+            centred.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)
+        };
+        named("layer norm", normed())
+    }
+
+    fn activate(&self, x: Tensor, activation: Activation) -> Result<Tensor, BackendError> {
+        let active = match activation {
+            Activation::Gelu => x.gelu_erf(),
+            Activation::GeluTanh => x.gelu(),
+            Activation::Tanh => x.tanh(),
+            Activation::Relu => x.relu(),
+        };
+        named("activation", active)
+    }
+
+    fn split<const N: usize>(&self, x: &Tensor) -> Result<[Tensor; N], BackendError> {
+        let parts = named("split", x.chunk(N, D::Minus1))?;
+        let contiguous = parts.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>();
+        let parts = named("split", contiguous)?.try_into();
+        parts.map_err(|parts: Vec<_>| BackendError::Shape {
+            operation: "split",
+            expected: format!("{N} parts"),
+            got: parts.len().to_string(),
+        })
+    }
+
     fn linear(
         &self,
         x: &Tensor,
@@ -341,7 +377,8 @@ impl Backend for Reference {
         mut cache: Option<(&mut PagedCache, usize)>,
     ) -> Result<Tensor, BackendError> {
         // A GPU does little between two starts of kernels, so there sequences go together; a processor would only multiply padding.
-        if cache.is_none() && spans.len() > 1 && self.compute.is_composed() {
+        let ends_alone = shape.sight != Sight::All;
+        if cache.is_none() && ends_alone && spans.len() > 1 && self.compute.is_composed() {
             return named("attention", attend_padded(q, k, v, shape, spans));
         }
         let mut attended = Vec::with_capacity(spans.len());

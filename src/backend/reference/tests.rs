@@ -303,7 +303,7 @@ fn a_product_may_use_any_part_of_its_operands() {
 
 #[test]
 fn sequences_attended_to_together_are_as_each_alone() {
-    let shape = AttentionShape { query_heads: 4, kv_heads: 2, head_size: 6 };
+    let shape = AttentionShape::new(4, 2, 6);
     for lengths in [&[1][..], &[3, 3], &[7, 1, 16], &[2, 33, 5, 33]] {
         let mut spans = Vec::new();
         for &length in lengths {

@@ -91,7 +91,7 @@ pub(super) fn operations(folder: &Path, args: &BenchArgs, opened: &Opened) -> Re
         hidden: config.hidden,
         mlp: config.intermediate,
         vocabulary: config.vocabulary,
-        attention: AttentionShape { query_heads, kv_heads, head_size },
+        attention: AttentionShape::new(query_heads, kv_heads, head_size),
         ..LayerSizes::LLAMA_7B
     };
     let measured = Measured { bytes: args.report_bytes, rounds: args.rounds, rows: args.report_rows.clone() };

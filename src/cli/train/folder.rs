@@ -6,7 +6,7 @@ use super::plan::Plan;
 use crate::artifact::{AdapterTensors, ModelFolder, write_adapter};
 use crate::backend::reference::NamedTensor;
 use crate::cli::{Failure, open};
-use crate::model::llama::MODULES;
+use crate::model::{ChannelAxis, Layout};
 use crate::plot;
 use crate::supernet::Catalog;
 use crate::train::{LogLine, Trainer, TrainingLog};
@@ -22,7 +22,7 @@ pub(super) fn write(
 ) -> Result<(), Failure> {
     let tensors = natural_order(plan, trainer.optimizer().values());
     write_adapter(&args.out, &plan.adapter, &tensors, args.adapter_type.into())?;
-    let orders = open::orders_by_group(&plan.space, &plan.orders);
+    let orders = open::orders_by_group(Layout::of(plan.base.config.family), &plan.space, &plan.orders);
     let name = open::name_of(&args.out);
     let (shape, space, base) = (&plan.shape, &plan.space, &plan.base_reference);
     ModelFolder::write_supernet(&args.out, &name, base, plan.adapter.scale(), shape, space, &orders)?;
@@ -60,17 +60,19 @@ fn natural_order(plan: &Plan, values: Vec<NamedTensor>) -> AdapterTensors {
         let NamedTensor { name, rows, columns, values } = by_name.remove(&name)?;
         Some(HostMatrix { name, rows, columns, data: HostData::F32(values) })
     };
+    let layout = Layout::of(plan.base.config.family);
     let mut tensors = AdapterTensors::new();
     for (index, linear) in plan.shape.linears.iter().enumerate() {
         let halves =
             (take(format!("{}.lora_A.weight", linear.name)), take(format!("{}.lora_B.weight", linear.name)));
         let (Some(mut a), Some(mut b)) = halves else { continue };
-        if let Some(order) = plan.orders.get(&(index / MODULES.len())) {
+        let (layer, place) = layout.place(index);
+        if let Some(order) = plan.orders.get(&layer) {
             let back = inverse(order);
-            match MODULES[index % MODULES.len()] {
-                "mlp.gate_proj" | "mlp.up_proj" => b = b.permute_rows(&back),
-                "mlp.down_proj" => a = a.permute_columns(&back),
-                _ => {}
+            match layout.channels(place) {
+                ChannelAxis::Rows => b = b.permute_rows(&back),
+                ChannelAxis::Columns => a = a.permute_columns(&back),
+                ChannelAxis::None => {}
             }
         }
         tensors.insert(linear.name.clone(), (a, b));

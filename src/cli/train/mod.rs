@@ -10,7 +10,7 @@ pub(super) use args::TrainArgs;
 
 use super::{Failure, progress::Progress};
 use crate::backend::reference::Reference;
-use crate::model::llama::{self, SuperAdapter};
+use crate::model::{SuperAdapter, llama};
 use crate::train::{Checkpoint, LogLine, Sequence, Trainer, TrainingLog};
 use plan::Plan;
 use std::time::{Duration, Instant};

@@ -6,7 +6,7 @@ use crate::backend::reference::Compute;
 use crate::cli::space::SpaceFile;
 use crate::cli::{Failure, open};
 use crate::data::{self, PromptForm};
-use crate::model::llama;
+use crate::model::{Layout, model_shape, search_space};
 use crate::supernet::{ModelShape, SearchSpace, is_model_name};
 use crate::text::Tokenizer;
 use crate::train::{CALIBRATION_SEQUENCES, Recipe, Sequence, importance_orders};
@@ -44,9 +44,9 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
     let sha256 = Some(base_reference.sha256.clone().map_or_else(|| base.sha256(), Ok)?);
     let base_reference = BaseReference { sha256, ..base_reference };
     let file = SpaceFile::read(&args.space)?;
-    let adapter = file.adapter(recipe.dropout, open::name_of(base.path()))?;
-    let shape = llama::model_shape(&base.config, Some(&adapter));
-    let space = llama::search_space(&shape, file.groups())?;
+    let adapter = file.adapter(base.config.family, recipe.dropout, open::name_of(base.path()))?;
+    let shape = model_shape(&base.config, Some(&adapter));
+    let space = search_space(&base.config, &shape, file.groups())?;
     let (sequences, validation) = sequences(args, recipe.response_only, &base, &open::tokenizer(&base)?)?;
     let orders = if let Some(folder) = &args.order {
         order_of(folder, &base, &base_reference)?
@@ -69,9 +69,9 @@ fn order_of(
     if other.base.sha256 != reference.sha256 {
         return Err(format!("--order {}: it belongs to another base", folder.display()).into());
     }
-    let shape = llama::model_shape(&base.config, Some(&other.adapter_config));
+    let shape = model_shape(&base.config, Some(&other.adapter_config));
     let space = other.search_space(&shape)?;
-    Ok(open::orders_by_layer(&space, other.orders()))
+    Ok(open::orders_by_layer(Layout::of(base.config.family), &space, other.orders()))
 }
 
 /// Calibration should not see what is trained on, where something was held out.

@@ -4,15 +4,17 @@
 //!
 //! Tensors are read one by one, so that a model of any size needs the memory of its largest tensor.
 
-use super::load::{Channels, permuted};
-use super::{LoadError, MODULES, SuperAdapter, base_tensors};
-use crate::artifact::{Base, BaseConfig, BaseTensor};
+use super::base_tensors;
+use crate::artifact::{Base, BaseConfig, BaseTensor, Family};
+use crate::model::load::permuted;
+use crate::model::{ChannelAxis, Layout, LoadError, SuperAdapter};
 use crate::supernet::{ActiveLinear, ActiveShape};
 use std::collections::BTreeMap;
 
 /// A sub-network's tensors as a LLaMA without adapters has them.
 pub struct Plain<'a> {
     base: &'a Base,
+    layout: &'static Layout,
     adapter: SuperAdapter,
     active: ActiveShape,
     orders: &'a BTreeMap<usize, Vec<usize>>,
@@ -39,7 +41,7 @@ impl<'a> Plain<'a> {
     /// `active` is the sub-network's; `orders` as for [`super::load`].
     ///
     /// # Errors
-    /// An adapter that does not fit the base.
+    /// An adapter that does not fit the base, or a base that is no LLaMA.
     pub fn new(
         base: &'a Base,
         adapter: SuperAdapter,
@@ -47,14 +49,18 @@ impl<'a> Plain<'a> {
         orders: &'a BTreeMap<usize, Vec<usize>>,
     ) -> Result<Self, LoadError> {
         adapter.check()?;
-        Ok(Self { base, adapter, active, orders })
+        let layout = Layout::of(base.config.family);
+        if base.config.family != Family::Llama {
+            return Err(LoadError::OnlyLlama { what: "an export", family: layout.name });
+        }
+        Ok(Self { base, layout, adapter, active, orders })
     }
 
     /// The MLP's width, layer by layer.
     pub fn widths(&self) -> Vec<usize> {
-        let gate = MODULES.iter().position(|m| *m == "mlp.gate_proj").unwrap_or(0);
-        let layers = self.active.linears.chunks_exact(MODULES.len());
-        layers.take(self.config().layers).map(|layer| layer[gate].out).collect()
+        let gate = self.layout.mlp.0[0];
+        let index = |layer| self.layout.index(layer, gate);
+        (0..self.config().layers).map(|layer| self.active.linears[index(layer)].out).collect()
     }
 
     /// All tensors, in the order in which the model uses them.
@@ -65,7 +71,7 @@ impl<'a> Plain<'a> {
     /// What the sub-network keeps of a base's tensor.
     fn cut(&self, BaseTensor { name, shape }: BaseTensor) -> PlainTensor {
         let (module, kind) = name.rsplit_once('.').unwrap_or((&name, ""));
-        let layers = self.config().layers * MODULES.len();
+        let layers = self.layout.index(self.config().layers, 0);
         let (shape, part) = match self.adapter.shape.find(module).filter(|&index| index < layers) {
             None => (shape, Part::Whole),
             Some(index) => {
@@ -119,11 +125,12 @@ impl<'a> Plain<'a> {
 
     /// The orders of a Linear's rows and columns, where they are not the file's.
     fn orders(&self, index: usize) -> (Option<&Vec<usize>>, Option<&Vec<usize>>) {
-        let order = self.orders.get(&(index / MODULES.len()));
-        match Channels::of(index % MODULES.len()) {
-            Channels::Rows => (order, None),
-            Channels::Columns => (None, order),
-            Channels::None => (None, None),
+        let (layer, place) = self.layout.place(index);
+        let order = self.orders.get(&layer);
+        match self.layout.channels(place) {
+            ChannelAxis::Rows => (order, None),
+            ChannelAxis::Columns => (None, order),
+            ChannelAxis::None => (None, None),
         }
     }
 

@@ -18,11 +18,16 @@ use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Portable};
 use super::products::{Strided, products, softmax};
 use super::{STRETCH, TILE};
+use crate::backend::Sight;
 use std::ops::Range;
 
 /// Floats between two query vectors' scores: more than a stretch, since rows that lie a power of two apart fall into the
 /// same few places of the cache.
 const SCORES: usize = STRETCH + TILE;
+
+/// The score of a position that a row does not see any more. Finite, since a stretch can have no other: it is then joined to one
+/// that has, beside which it counts as nothing.
+const HIDDEN: f32 = -1e30;
 
 /// Cache lines of the next weights that are asked for with each tile: what memory delivers meanwhile.
 const LINES: usize = 32;
@@ -34,8 +39,13 @@ pub(super) struct Block<'a> {
     pub(super) ahead: &'a Ahead,
     pub(super) q: &'a Rows,
     pub(super) rows: Range<usize>,
-    /// How many positions the first row sees; each other row sees one more than the row before it.
-    pub(super) seen: usize,
+    /// The first row's position; each other row is one after the row before it.
+    pub(super) own: usize,
+    /// Positions of its sequence.
+    pub(super) end: usize,
+    pub(super) sight: Sight,
+    /// By query head, what a position of distance costs; empty if nothing.
+    pub(super) slopes: &'a [f32],
     /// The key-value head.
     pub(super) head: usize,
     /// Query heads that share it.
@@ -139,17 +149,24 @@ impl Block<'_> {
 
     /// How many positions the last row sees.
     pub(super) fn end(&self) -> usize {
-        self.seen + self.rows.len() - 1
+        self.seen_by(self.vectors() - 1)
     }
 
     /// The first query vector that sees a position; those after it do as well.
     pub(super) fn first(&self, position: usize) -> usize {
-        ((position + 1).saturating_sub(self.seen) * self.group).min(self.vectors())
+        let rows = match self.sight {
+            Sight::All => 0,
+            Sight::Past | Sight::Window(_) => position.saturating_sub(self.own),
+        };
+        (rows * self.group).min(self.vectors())
     }
 
     /// How many positions of a query vector's context there are.
     fn seen_by(&self, vector: usize) -> usize {
-        self.seen + vector / self.group
+        match self.sight {
+            Sight::All => self.end,
+            Sight::Past | Sight::Window(_) => self.own + vector / self.group + 1,
+        }
     }
 
     /// Attention over some stretches, to `into`; those after the first come by `spare`. Both are floats of a [`Part`].
@@ -225,6 +242,22 @@ impl Block<'_> {
         }
     }
 
+    /// What a vector's scores of positions from `first` on lose by their distance.
+    #[inline(always)]
+    fn by_distance(&self, vector: usize, first: usize, scores: &mut [f32]) {
+        let own = self.own + vector / self.group;
+        if let Some(slope) = self.slopes.get(vector % self.group) {
+            let nearest = first as f32 - own as f32;
+            for (i, score) in scores.iter_mut().enumerate() {
+                *score += slope * (nearest + i as f32);
+            }
+        }
+        if let Sight::Window(width) = self.sight {
+            let hidden = (own + 1).saturating_sub(width).saturating_sub(first).min(scores.len());
+            scores[..hidden].fill(HIDDEN);
+        }
+    }
+
     /// The tiles of a stretch, read from the pool directly or gathered first.
     #[inline(always)]
     fn tiles<L: Lanes, T: Kept>(
@@ -263,6 +296,7 @@ impl Block<'_> {
         for i in first..vectors {
             let seen = self.seen_by(i).min(positions.end) - positions.start;
             let scores = &mut scores[i * SCORES..][..seen.next_multiple_of(TILE)];
+            self.by_distance(i, positions.start, &mut scores[..seen]);
             (part.largest[i], part.weights[i]) = softmax::<L>(scores, seen);
         }
         part.sums[first * width..].fill(0.0);

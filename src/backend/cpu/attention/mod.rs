@@ -1,4 +1,4 @@
-//! Causal attention of a step: what is done by whom. `cache` writes keys and values, `context` reads them tile by tile,
+//! Attention of a step: what is done by whom. `cache` writes keys and values, `context` reads them tile by tile,
 //! `block` computes, by `products` of `lanes`.
 //!
 //! Work is cut into blocks of rows under one key-value head, so that every tile of keys and values that is read serves
@@ -21,7 +21,7 @@ use super::ahead::Ahead;
 use super::shared::Shared;
 use super::vector::PANEL;
 use super::{Cpu, Rows, expect};
-use crate::backend::{AttentionShape, BackendError, SequenceSpan};
+use crate::backend::{AttentionShape, BackendError, SequenceSpan, Sight, alibi_slopes};
 use block::{Block, Finish, Join, Part, Scratch};
 use context::Context;
 use std::cmp::Reverse;
@@ -46,7 +46,7 @@ pub(super) fn attention(
     spans: &[SequenceSpan],
     mut cache: Option<(&mut PagedCache, usize)>,
 ) -> Result<Rows, BackendError> {
-    let AttentionShape { query_heads, kv_heads, head_size } = *shape;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = *shape;
     expect("attention", "query columns", query_heads * head_size, q.width())?;
     expect("attention", "key columns", kv_heads * head_size, k.width())?;
     expect("attention", "value columns", kv_heads * head_size, v.width())?;
@@ -59,6 +59,9 @@ pub(super) fn attention(
         expect("attention", "as the first row of a span, or later", end, end.min(span.rows.start))?;
         end = span.rows.end.max(end);
         match &cache {
+            Some(_) if shape.sight == Sight::All => {
+                expect("attention", "caches where rows see what follows", 0, 1)?
+            }
             Some((cache, layer)) => cache.check(*layer, shape, span)?,
             None => expect("attention", "cached positions without a cache", 0, span.start)?,
         }
@@ -66,7 +69,9 @@ pub(super) fn attention(
     if let Some((cache, layer)) = &mut cache {
         cache.write(cpu, *layer, spans, k, v);
     }
-    let step = Step { cpu, q, k, v, shape, spans, cache: cache.map(|(cache, layer)| (&*cache, layer)) };
+    let slopes = if shape.alibi { alibi_slopes(query_heads) } else { Vec::new() };
+    let cache = cache.map(|(cache, layer)| (&*cache, layer));
+    let step = Step { cpu, q, k, v, shape, slopes: &slopes, spans, cache };
     Ok(step.run(&Plan::new(shape, spans, cpu.threads)))
 }
 
@@ -119,7 +124,10 @@ impl Plan {
             for start in span.rows.clone().step_by(rows_together) {
                 let rows = start..span.rows.end.min(start + rows_together);
                 plan.vectors = plan.vectors.max(rows.len() * group);
-                let seen = span.start + rows.end - span.rows.start;
+                let seen = match shape.sight {
+                    Sight::All => span.rows.len(),
+                    Sight::Past | Sight::Window(_) => span.start + rows.end - span.rows.start,
+                };
                 let stretches = seen.div_ceil(STRETCH);
                 let split = stretches > 1 && span.rows.len() <= rows_together;
                 for head in 0..shape.kv_heads {
@@ -157,6 +165,8 @@ struct Step<'a> {
     k: &'a Rows,
     v: &'a Rows,
     shape: &'a AttentionShape,
+    /// By query head, if scores depend on the distance.
+    slopes: &'a [f32],
     spans: &'a [SequenceSpan],
     cache: Option<(&'a PagedCache, usize)>,
 }
@@ -196,6 +206,7 @@ impl Step<'_> {
 
     fn block<'b>(&'b self, place: &BlockPlace, ahead: &'b Ahead) -> Block<'b> {
         let span = &self.spans[place.span];
+        let group = self.shape.query_heads / self.shape.kv_heads;
         let context = match self.cache {
             Some((cache, layer)) => Context::Cache { cache, layer, blocks: &span.blocks },
             None => Context::Rows { k: self.k, v: self.v, first: span.rows.start },
@@ -205,9 +216,12 @@ impl Step<'_> {
             ahead,
             q: self.q,
             rows: place.rows.clone(),
-            seen: span.start + place.rows.start - span.rows.start + 1,
+            own: span.start + place.rows.start - span.rows.start,
+            end: span.start + span.rows.len(),
+            sight: self.shape.sight,
+            slopes: if self.slopes.is_empty() { &[] } else { &self.slopes[place.head * group..][..group] },
             head: place.head,
-            group: self.shape.query_heads / self.shape.kv_heads,
+            group,
             head_size: self.shape.head_size,
         }
     }

@@ -9,10 +9,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const SHAPES: [AttentionShape; 4] = [
-    AttentionShape { query_heads: 6, kv_heads: 2, head_size: 10 },
-    AttentionShape { query_heads: 3, kv_heads: 3, head_size: 16 },
-    AttentionShape { query_heads: 9, kv_heads: 3, head_size: 64 },
-    AttentionShape { query_heads: 4, kv_heads: 1, head_size: 80 },
+    AttentionShape::new(6, 2, 10),
+    AttentionShape::new(3, 3, 16),
+    AttentionShape::new(9, 3, 64),
+    AttentionShape::new(4, 1, 80),
 ];
 const ROWS: [usize; 7] = [1, 2, 3, 7, 16, 64, 133];
 
@@ -40,7 +40,7 @@ impl Sequence {
 
     /// By definition, in f64, from what the pool keeps.
     fn slow(&self, row: usize, kv: KvDtype) -> Vec<f64> {
-        let AttentionShape { query_heads, kv_heads, head_size } = self.shape;
+        let AttentionShape { query_heads, kv_heads, head_size, .. } = self.shape;
         let kept = |x: f32| match kv {
             KvDtype::F32 => f64::from(x),
             KvDtype::Bf16 => bf16::from_f32(x).to_f64(),

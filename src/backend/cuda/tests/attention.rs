@@ -14,7 +14,7 @@ fn attended<B: Backend>(
     (cached, fused): (bool, bool),
     chunk: usize,
 ) -> Vec<f32> {
-    let AttentionShape { query_heads, kv_heads, head_size } = shape;
+    let AttentionShape { query_heads, kv_heads, head_size, .. } = shape;
     let layout = CacheLayout { layers: 2, kv_heads, head_size, blocks: 12, block_size: 16 };
     let mut cache = backend.cache(layout).unwrap();
     let (length, mut all) = (LENGTH, Vec::new());
@@ -43,7 +43,7 @@ fn attended<B: Backend>(
 #[test]
 fn attention_is_what_the_reference_computes_however_the_prompt_was_cut() {
     for (query_heads, kv_heads, head_size) in [(6, 2, 10), (1, 1, 2), (4, 4, 64), (3, 1, 130), (20, 2, 16)] {
-        let shape = AttentionShape { query_heads, kv_heads, head_size };
+        let shape = AttentionShape::new(query_heads, kv_heads, head_size);
         let (gpu, reference) = (gpu().with_kv(KvDtype::F32), Reference::new());
         let whole = attended(&gpu, shape, (false, false), LENGTH);
         let expected = attended(&reference, shape, (false, false), LENGTH);
@@ -67,7 +67,7 @@ fn attention_is_what_the_reference_computes_however_the_prompt_was_cut() {
 #[test]
 fn a_step_of_prompts_and_decoding_sequences_attends_as_each_alone() {
     let gpu = gpu().with_kv(KvDtype::Bf16);
-    let shape = AttentionShape { query_heads: 6, kv_heads: 2, head_size: 24 };
+    let shape = AttentionShape::new(6, 2, 24);
     let layout = CacheLayout { layers: 1, kv_heads: 2, head_size: 24, blocks: 40, block_size: 4 };
     let lengths = [1usize, 20, 1, 9, 3];
     let mut start = 0;

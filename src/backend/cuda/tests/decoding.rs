@@ -45,7 +45,7 @@ impl Decoding {
 
     /// The results of a step, its rotated queries where they are, and how many kernels it took.
     fn step(&mut self, seed: u64, parts: &[Part], rotated: bool) -> (Vec<f32>, u64) {
-        let AttentionShape { query_heads, kv_heads, head_size } = self.shape;
+        let AttentionShape { query_heads, kv_heads, head_size, .. } = self.shape;
         let (gpu, count) = (self.gpu.clone(), parts.iter().map(|part| part.1).sum::<usize>());
         let [q, k, v] = [(seed, query_heads), (seed + 1, kv_heads), (seed + 2, kv_heads)]
             .map(|(seed, heads)| rows(&gpu, seed, count, heads * head_size));
@@ -78,7 +78,7 @@ impl Decoding {
 
     /// The results of parts of one row each over what is in the pool now, as the formula has it.
     fn by_hand(&self, seed: u64, parts: &[Part], rotated: bool) -> Vec<f32> {
-        let AttentionShape { query_heads, kv_heads, head_size: size } = self.shape;
+        let AttentionShape { query_heads, kv_heads, head_size: size, .. } = self.shape;
         let (pool, group) = (self.pool(), query_heads / kv_heads);
         let q = random(seed, parts.len() * query_heads * size);
         let mut all = Vec::new();
@@ -185,7 +185,7 @@ fn rows_that_are_stored_on_the_way_are_those_of_store_and_attend_bit_for_bit() {
     for (i, ((query_heads, kv_heads, head_size), block_size, (of_bf16, of_f32))) in
         cases.into_iter().enumerate()
     {
-        let shape = AttentionShape { query_heads, kv_heads, head_size };
+        let shape = AttentionShape::new(query_heads, kv_heads, head_size);
         check_decoding(KvDtype::Bf16, shape, (block_size, of_bf16), i % 4 != 3);
         check_decoding(KvDtype::F32, shape, (block_size, of_f32), i % 4 != 1);
     }
@@ -194,7 +194,7 @@ fn rows_that_are_stored_on_the_way_are_those_of_store_and_attend_bit_for_bit() {
 #[test]
 fn a_row_that_reads_what_another_writes_waits_for_it() {
     type Sequences = &'static [(usize, &'static [u32])];
-    let shape = AttentionShape { query_heads: 4, kv_heads: 2, head_size: 16 };
+    let shape = AttentionShape::new(4, 2, 16);
     let cases: [(Sequences, u64); 6] = [
         // Each writes to a block of its own, and both read a third.
         (&[(5, &[0, 1]), (6, &[0, 2])], 1),
@@ -217,7 +217,7 @@ fn a_row_that_reads_what_another_writes_waits_for_it() {
 #[test]
 fn a_tape_stays_the_same_until_contexts_have_twice_the_chunks() {
     let gpu = Cuda::open(0).unwrap();
-    let shape = AttentionShape { query_heads: 1, kv_heads: 1, head_size: 8 };
+    let shape = AttentionShape::new(1, 1, 8);
     let layout = CacheLayout { layers: 9, kv_heads: 1, head_size: 8, blocks: 20, block_size: 16 };
     let mut cache = gpu.cache(layout).unwrap();
     let table = gpu.table(host(1, 1, 8)).unwrap();

@@ -328,7 +328,7 @@ fn what_does_not_fit_is_refused_and_nothing_panics() {
     assert!(refused.contains("key-value pool") && refused.contains("MiB are free"), "{refused}");
     assert!(gpu.cache(CacheLayout { blocks: usize::MAX, ..layout }).is_err());
     let mut cache = gpu.cache(layout).unwrap();
-    let shape = AttentionShape { query_heads: 6, kv_heads: 2, head_size: 10 };
+    let shape = AttentionShape::new(6, 2, 10);
     let (q, kv) = (rows(&gpu, 1, 1, 60), rows(&gpu, 2, 1, 20));
     for (start, blocks, layer) in [(0, vec![2], 0), (4, vec![0], 0), (0, vec![0], 1)] {
         let span = SequenceSpan { rows: 0..1, start, blocks };

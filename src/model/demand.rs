@@ -1,36 +1,37 @@
 //! What a step has to read and to multiply, by which its time can be judged. Nothing is computed here.
 
-use super::{Batch, Llama, MODULES};
-use crate::backend::{Adapter, Arithmetic, Backend, Linear, Segment};
-use crate::model::MultiplyAdds;
+use super::{Batch, CausalModel, MultiplyAdds};
+use crate::backend::{Adapter, Arithmetic, AttentionShape, Backend, Segment};
 use crate::supernet::ActiveLinear;
+use std::sync::Arc;
 
 /// Any size: the matrix's own.
 const ALL: usize = usize::MAX;
 
-impl<B: Backend> Llama<B> {
-    fn linears(&self) -> impl Iterator<Item = &Linear<B>> {
-        self.layers.iter().flat_map(|layer| {
-            let mlp = &layer.mlp;
-            [&layer.q, &layer.k, &layer.v, &layer.o, &mlp.gate, &mlp.up, &mlp.down]
-        })
-    }
+/// A model and the backend that has its weights.
+pub(super) struct Demand<'a, M, B> {
+    pub(super) model: &'a M,
+    pub(super) backend: &'a B,
+}
 
+impl<M: CausalModel<B>, B: Backend> Demand<'_, M, B> {
     /// Bytes of all weights, base and adapters.
-    pub(super) fn weight_bytes(&self, backend: &B) -> usize {
+    pub(super) fn weight_bytes(&self) -> usize {
+        let backend = self.backend;
         let all = ActiveLinear { out: ALL, inp: ALL, rank: ALL };
-        let linears = self.linears().map(|linear| {
+        let linears = self.model.linears().map(|linear| {
             let adapters = linear.adapters.iter().flatten().map(|a| adapter_bytes(backend, a, all));
             backend.bytes(&linear.weight, ALL, ALL) + adapters.sum::<usize>()
         });
-        let own = !std::sync::Arc::ptr_eq(&self.embedding, &self.head);
-        let embedding = if own { backend.bytes(&self.embedding, ALL, ALL) } else { 0 };
-        linears.sum::<usize>() + embedding + backend.bytes(&self.head, ALL, ALL)
+        let [embedding, head] = self.model.tables();
+        let embedding = if Arc::ptr_eq(embedding, head) { 0 } else { backend.bytes(embedding, ALL, ALL) };
+        linears.sum::<usize>() + embedding + backend.bytes(head, ALL, ALL)
     }
 
     /// Bytes of the weights that a step of these segments reads, each once.
-    pub(super) fn weight_traffic(&self, backend: &B, segments: &[Segment]) -> usize {
-        let linears = self.linears().map(|linear| {
+    pub(super) fn weight_traffic(&self, segments: &[Segment]) -> usize {
+        let backend = self.backend;
+        let linears = self.model.linears().map(|linear| {
             let active = |s: &Segment| active(s, linear.index);
             let base =
                 segments.iter().filter_map(active).map(|a| backend.bytes(&linear.weight, a.out, a.inp));
@@ -41,13 +42,14 @@ impl<B: Backend> Llama<B> {
             });
             base.max().unwrap_or(0) + adapters.sum::<usize>()
         });
-        linears.sum::<usize>() + backend.bytes(&self.head, ALL, ALL)
+        linears.sum::<usize>() + backend.bytes(self.model.tables()[1], ALL, ALL)
     }
 
     /// Attention is counted in f32: twice its heads' width for each position that a row sees.
-    pub(super) fn multiply_adds(&self, backend: &B, batch: &Batch) -> MultiplyAdds {
+    pub(super) fn multiply_adds(&self, batch: &Batch) -> MultiplyAdds {
+        let backend = self.backend;
         let mut sum = MultiplyAdds::default();
-        for linear in self.linears() {
+        for linear in self.model.linears() {
             for segment in &batch.segments {
                 let Some(ActiveLinear { out, inp, rank }) = active(segment, linear.index) else { continue };
                 let rows = segment.rows.len();
@@ -59,17 +61,19 @@ impl<B: Backend> Llama<B> {
                 }
             }
         }
-        let head = batch.segments.first().and_then(|s| active(s, self.layers.len() * MODULES.len()));
+        let head = batch.segments.first().and_then(|s| s.selection.shape.linears.last());
+        // The vocabulary product is the last Linear.
         if let Some(head) = head {
             // Where no logits are wanted one row stands in.
             let rows = batch.outputs.len().max(1);
-            sum.add(backend.arithmetic(&self.head), rows * head.out * head.inp);
+            sum.add(backend.arithmetic(self.model.tables()[1]), rows * head.out * head.inp);
         }
-        let width = self.attention.query_heads * self.attention.head_size;
+        let &AttentionShape { query_heads, head_size, .. } = self.model.attention();
+        let width = query_heads * head_size;
         for span in &batch.spans {
             let rows = span.rows.len();
             let seen = rows * span.start + rows * (rows + 1) / 2;
-            sum.add(Arithmetic::F32, self.layers.len() * 2 * width * seen);
+            sum.add(Arithmetic::F32, self.model.layers() * 2 * width * seen);
         }
         sum
     }

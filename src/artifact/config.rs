@@ -1,0 +1,225 @@
+//! A base's config.json: the sizes and constants of each family that this program knows. What would change the numbers and is
+//! not supported is refused, never ignored.
+
+use super::base::{Activation, BaseConfig, ClassifierConfig, Family, even_share};
+use super::{ArtifactError, read_json};
+use serde_json::Value;
+use std::path::Path;
+
+/// Labels are named in every answer; no task has so many.
+const MAX_LABELS: usize = 1 << 16;
+
+/// Reads a config.json alone; there need not be any weights.
+pub fn read_base_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
+    let json: Value = read_json(path)?;
+    let fields = Fields { path, json: &json };
+    let family = fields.text("model_type")?.unwrap_or_default();
+    if fields.get("quantization_config").is_some() {
+        return Err(ArtifactError::field(path, "quantization_config", "not supported"));
+    }
+    let config = match family.as_str() {
+        "llama" => llama(&fields)?,
+        "bloom" => bloom(&fields)?,
+        "bert" => bert(&fields)?,
+        _ => {
+            let reason = format!("{family:?} is not supported; supported: llama, bloom, bert");
+            return Err(ArtifactError::field(path, "model_type", reason));
+        }
+    };
+    config.checked(path)
+}
+
+fn llama(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
+    let path = fields.path;
+    if fields.get("sliding_window").is_some() {
+        return Err(ArtifactError::field(path, "sliding_window", "not supported"));
+    }
+    fields.only("hidden_act", &["silu", "swish"])?;
+    let (hidden, query_heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
+    Ok(BaseConfig {
+        family: Family::Llama,
+        hidden,
+        intermediate: fields.size("intermediate_size")?,
+        layers: fields.size("num_hidden_layers")?,
+        query_heads,
+        kv_heads: fields.size_or("num_key_value_heads", query_heads)?,
+        head_size: match fields.get("head_dim") {
+            Some(_) => fields.size("head_dim")?,
+            None => even_share(path, hidden, query_heads)?,
+        },
+        vocabulary: fields.size("vocab_size")?,
+        max_positions: fields.size_or("max_position_embeddings", 2048)?,
+        norm_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6),
+        rope_theta: fields.rope_theta()?,
+        tied_embeddings: fields.flag("tie_word_embeddings", false)?,
+        attention_bias: fields.flag("attention_bias", false)?,
+        mlp_bias: fields.flag("mlp_bias", false)?,
+        bos_token: fields.tokens("bos_token_id")?.first().copied(),
+        eos_tokens: fields.tokens("eos_token_id")?,
+        ..BaseConfig::default()
+    })
+}
+
+/// As transformers' `BloomConfig`, whose older files have names of their own for three sizes.
+fn bloom(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
+    let size = |names: [&str; 2]| {
+        fields.size(names.into_iter().find(|n| fields.get(n).is_some()).unwrap_or(names[0]))
+    };
+    let (hidden, heads) = (size(["hidden_size", "n_embed"])?, size(["n_head", "num_attention_heads"])?);
+    Ok(BaseConfig {
+        family: Family::Bloom,
+        hidden,
+        intermediate: hidden.saturating_mul(4),
+        layers: size(["n_layer", "num_hidden_layers"])?,
+        query_heads: heads,
+        kv_heads: heads,
+        head_size: even_share(fields.path, hidden, heads)?,
+        vocabulary: fields.size("vocab_size")?,
+        max_positions: fields.size_or("seq_length", 2048)?,
+        norm_eps: fields.float("layer_norm_epsilon")?.unwrap_or(1e-5),
+        tied_embeddings: fields.flag("tie_word_embeddings", true)?,
+        attention_bias: true,
+        mlp_bias: true,
+        residual_after_norm: fields.flag("apply_residual_connection_post_layernorm", false)?,
+        bos_token: fields.tokens("bos_token_id")?.first().copied(),
+        eos_tokens: fields.tokens("eos_token_id")?,
+        ..BaseConfig::default()
+    })
+}
+
+/// As transformers' `BertConfig`, of a model that classifies.
+fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
+    fields.only("position_embedding_type", &["absolute"])?;
+    for field in ["is_decoder", "add_cross_attention"] {
+        if fields.flag(field, false)? {
+            return Err(ArtifactError::field(fields.path, field, "only encoders are supported"));
+        }
+    }
+    let activation =
+        match fields.only("hidden_act", &["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])?.as_deref() {
+            Some("relu") => Activation::Relu,
+            Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluTanh,
+            _ => Activation::Gelu,
+        };
+    let (hidden, heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
+    Ok(BaseConfig {
+        family: Family::Bert,
+        hidden,
+        intermediate: fields.size("intermediate_size")?,
+        layers: fields.size("num_hidden_layers")?,
+        query_heads: heads,
+        kv_heads: heads,
+        head_size: even_share(fields.path, hidden, heads)?,
+        vocabulary: fields.size("vocab_size")?,
+        max_positions: fields.size_or("max_position_embeddings", 512)?,
+        norm_eps: fields.float("layer_norm_eps")?.unwrap_or(1e-12),
+        attention_bias: true,
+        mlp_bias: true,
+        classifier: Some(ClassifierConfig {
+            labels: fields.labels()?,
+            regression: fields.text("problem_type")?.is_some_and(|p| p == "regression"),
+            multi_label: fields.text("problem_type")?.is_some_and(|p| p == "multi_label_classification"),
+            token_types: fields.size_or("type_vocab_size", 2)?,
+            activation,
+        }),
+        ..BaseConfig::default()
+    })
+}
+
+/// Typed access to config.json; `null` counts as absent, as in transformers.
+struct Fields<'a> {
+    path: &'a Path,
+    json: &'a Value,
+}
+
+impl Fields<'_> {
+    fn get(&self, field: &str) -> Option<&Value> {
+        self.json.get(field).filter(|v| !v.is_null())
+    }
+
+    fn wrong(&self, field: &str, expected: &str, got: &Value) -> ArtifactError {
+        let mut got = got.to_string();
+        got.truncate(got.char_indices().nth(80).map_or(got.len(), |(i, _)| i));
+        ArtifactError::field(self.path, field, format!("expected {expected}, got {got}"))
+    }
+
+    fn text(&self, field: &str) -> Result<Option<String>, ArtifactError> {
+        let text = |v: &Value| v.as_str().map(String::from).ok_or_else(|| self.wrong(field, "a string", v));
+        self.get(field).map(text).transpose()
+    }
+
+    fn size(&self, field: &str) -> Result<usize, ArtifactError> {
+        let value = self.get(field).ok_or_else(|| ArtifactError::field(self.path, field, "missing"))?;
+        let size = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        size.ok_or_else(|| self.wrong(field, "a whole number", value))
+    }
+
+    fn size_or(&self, field: &str, default: usize) -> Result<usize, ArtifactError> {
+        if self.get(field).is_some() { self.size(field) } else { Ok(default) }
+    }
+
+    fn float(&self, field: &str) -> Result<Option<f32>, ArtifactError> {
+        let float = |v: &Value| v.as_f64().map(|f| f as f32).ok_or_else(|| self.wrong(field, "a number", v));
+        self.get(field).map(float).transpose()
+    }
+
+    fn flag(&self, field: &str, default: bool) -> Result<bool, ArtifactError> {
+        let flag = |v: &Value| v.as_bool().ok_or_else(|| self.wrong(field, "true or false", v));
+        self.get(field).map_or(Ok(default), flag)
+    }
+
+    /// A text that must be one of these where it is given.
+    fn only(&self, field: &str, known: &[&str]) -> Result<Option<String>, ArtifactError> {
+        let text = self.text(field)?;
+        match &text {
+            Some(text) if !known.contains(&text.as_str()) => {
+                let reason = format!("`{text}` is not supported; supported: {}", known.join(", "));
+                Err(ArtifactError::field(self.path, field, reason))
+            }
+            _ => Ok(text),
+        }
+    }
+
+    /// The names of a classifier's outputs: `id2label`, else `LABEL_0` and on, `num_labels` or two of them.
+    fn labels(&self) -> Result<Vec<String>, ArtifactError> {
+        let Some(value) = self.get("id2label") else {
+            let count = self.size_or("num_labels", 2)?;
+            if count == 0 || count > MAX_LABELS {
+                return Err(ArtifactError::field(
+                    self.path,
+                    "num_labels",
+                    format!("{count} is out of range"),
+                ));
+            }
+            return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
+        };
+        let wrong = || self.wrong("id2label", "a name for each number from 0 on", value);
+        let names = value.as_object().filter(|names| !names.is_empty()).ok_or_else(wrong)?;
+        let name = |i: usize| names.get(&i.to_string())?.as_str().map(String::from);
+        (0..names.len()).map(|i| name(i).ok_or_else(wrong)).collect()
+    }
+
+    /// One id or a list of them.
+    fn tokens(&self, field: &str) -> Result<Vec<u32>, ArtifactError> {
+        let Some(value) = self.get(field) else { return Ok(Vec::new()) };
+        let all = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        let ids = all.iter().map(id).collect::<Option<Vec<_>>>();
+        ids.ok_or_else(|| self.wrong(field, "a token id or a list of them", value))
+    }
+
+    /// `rope_theta`, or transformers 5's `rope_parameters.rope_theta`; any scaling is refused, never ignored.
+    fn rope_theta(&self) -> Result<f32, ArtifactError> {
+        let mut theta = self.float("rope_theta")?;
+        for field in ["rope_scaling", "rope_parameters"] {
+            let Some(rope) = self.get(field) else { continue };
+            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
+            if !rope.is_object() || kind.is_some_and(|kind| kind != "default") {
+                return Err(self.wrong(field, "no rope scaling", rope));
+            }
+            let of_rope = Fields { path: self.path, json: rope };
+            theta = theta.or(of_rope.float("rope_theta")?);
+        }
+        Ok(theta.unwrap_or(10000.0))
+    }
+}

@@ -1,0 +1,178 @@
+//! From files to Linears on some backend: what all families load alike. Base tensors by their Hugging Face names, adapters by
+//! PEFT's.
+
+use super::layout::ChannelAxis;
+use super::{Adapters, Layout};
+use crate::artifact::{AdapterTensors, ArtifactError, Base};
+use crate::backend::{Adapter, Backend, BackendError, Linear};
+use crate::supernet::{LinearShape, ModelShape};
+use crate::weights::{HostMatrix, HostVector};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One super-adapter to load beside the base.
+pub struct SuperAdapter {
+    /// The model's Linears with this super-adapter's ranks.
+    pub shape: ModelShape,
+    pub tensors: AdapterTensors,
+    /// `alpha / R_config`
+    pub scale: f32,
+}
+
+impl SuperAdapter {
+    /// Whether it has the tensors that its shape says, and no others.
+    pub fn check(&self) -> Result<(), LoadError> {
+        for module in self.tensors.keys() {
+            let place = self.shape.find(module).map(|i| &self.shape.linears[i]);
+            if place.is_none_or(|linear| linear.rank.is_none()) {
+                return Err(LoadError::StrayAdapter { module: module.clone() });
+            }
+        }
+        for linear in &self.shape.linears {
+            let Some(rank) = linear.rank else { continue };
+            let Some((a, b)) = self.tensors.get(&linear.name) else {
+                return Err(LoadError::MissingAdapter { module: linear.name.clone() });
+            };
+            for (matrix, expected) in [(a, (rank, linear.inp)), (b, (linear.out, rank))] {
+                let got = (matrix.rows, matrix.columns);
+                if got != expected {
+                    return Err(LoadError::AdapterSize { tensor: matrix.name.clone(), expected, got });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a model could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("a {family} does not continue texts")]
+    NoText { family: &'static str },
+    #[error("{what} needs a LLaMA, and this is a {family}")]
+    OnlyLlama { what: &'static str, family: &'static str },
+    #[error("the adapter has a tensor for `{module}`, which has no place in this model")]
+    StrayAdapter { module: String },
+    #[error("the adapter has no tensors for `{module}`, which its configuration targets")]
+    MissingAdapter { module: String },
+    #[error("adapter tensor `{tensor}`: expected {expected:?}, got {got:?} (rows, columns)")]
+    AdapterSize { tensor: String, expected: (usize, usize), got: (usize, usize) },
+}
+
+/// Takes the Linears of a model, one after the other, from files to a backend.
+pub(super) struct Loader<'a, B: Backend> {
+    pub(super) backend: &'a B,
+    pub(super) base: &'a Base,
+    pub(super) layout: &'static Layout,
+    shape: ModelShape,
+    super_adapters: Vec<SuperAdapter>,
+    /// Added into the base.
+    merged: Option<SuperAdapter>,
+    orders: &'a BTreeMap<usize, Vec<usize>>,
+}
+
+impl<'a, B: Backend> Loader<'a, B> {
+    /// `orders` gives, by layer, the order of the MLP's channels: channel `i` of the loaded model is channel `order[i]` of the
+    /// file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
+    ///
+    /// # Errors
+    /// An adapter that does not fit the base, or a base of another family.
+    pub(super) fn new(
+        backend: &'a B,
+        base: &'a Base,
+        adapters: Adapters,
+        orders: &'a BTreeMap<usize, Vec<usize>>,
+    ) -> Result<Self, LoadError> {
+        let (super_adapters, merged) = match adapters {
+            Adapters::Beside(all) => (all, None),
+            Adapters::Merged(adapter) => (Vec::new(), Some(adapter)),
+        };
+        super_adapters.iter().chain(&merged).try_for_each(SuperAdapter::check)?;
+        let (layout, shape) = (Layout::of(base.config.family), super::model_shape(&base.config, None));
+        Ok(Self { backend, base, layout, shape, super_adapters, merged, orders })
+    }
+
+    /// A norm's weight or another vector of the base, in the file's order.
+    pub(super) fn vector(&self, name: &str, length: usize) -> Result<B::Vector, LoadError> {
+        Ok(self.backend.vector(self.base.vector(name, length)?)?)
+    }
+
+    /// An embedding or the vocabulary product.
+    pub(super) fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Arc<B::Matrix>, LoadError> {
+        Ok(Arc::new(self.backend.table(self.base.matrix(name, rows, columns)?)?))
+    }
+
+    /// The Linear at a place of a layer.
+    pub(super) fn linear(&mut self, layer: usize, place: usize) -> Result<Linear<B>, LoadError> {
+        self.reordered(layer, place, None)
+    }
+
+    /// The same with its outputs in another order: output `i` is output `rows[i]` of the file. For a Linear without MLP channels.
+    pub(super) fn reordered(
+        &mut self,
+        layer: usize,
+        place: usize,
+        outputs: Option<&Vec<usize>>,
+    ) -> Result<Linear<B>, LoadError> {
+        let channels = self.layout.channels(place);
+        let order = self.orders.get(&layer);
+        let rows = order.filter(|_| channels == ChannelAxis::Rows).or(outputs);
+        let columns = order.filter(|_| channels == ChannelAxis::Columns);
+        let bias = self.layout.has_bias(&self.base.config, place);
+        self.any_linear(self.layout.index(layer, place), bias, rows, columns)
+    }
+
+    /// A Linear after the layers, with a bias.
+    pub(super) fn linear_after(&mut self, number: usize) -> Result<Linear<B>, LoadError> {
+        self.any_linear(self.layout.index(self.base.config.layers, 0) + number, true, None, None)
+    }
+
+    fn any_linear(
+        &mut self,
+        index: usize,
+        bias: bool,
+        rows: Option<&Vec<usize>>,
+        columns: Option<&Vec<usize>>,
+    ) -> Result<Linear<B>, LoadError> {
+        let LinearShape { name, out, inp, .. } = self.shape.linears[index].clone();
+        let mut weight = self.base.matrix(&format!("{name}.weight"), out, inp)?;
+        if let Some(adapter) = &mut self.merged
+            && let Some((a, b)) = adapter.tensors.remove(&name)
+        {
+            weight = weight.plus_product(adapter.scale, &b, &a);
+        }
+        let weight = self.backend.matrix(permuted(weight, rows, columns))?;
+        let bias = if bias { Some(self.bias(&name, out, rows)?) } else { None };
+        let mut adapters = Vec::with_capacity(self.super_adapters.len());
+        for adapter in &mut self.super_adapters {
+            let Some((a, b)) = adapter.tensors.remove(&name) else {
+                adapters.push(None);
+                continue;
+            };
+            let (a, b) = (permuted(a, None, columns), permuted(b, rows, None));
+            let [a, b] = self.backend.adapter(a, b, &weight)?;
+            adapters.push(Some(Adapter { a, b, scale: adapter.scale }));
+        }
+        Ok(Linear { index, weight: Arc::new(weight), bias, adapters })
+    }
+
+    fn bias(&self, name: &str, out: usize, order: Option<&Vec<usize>>) -> Result<B::Vector, LoadError> {
+        let HostVector { name, data } = self.base.vector(&format!("{name}.bias"), out)?;
+        let data = order.map_or_else(|| data.clone(), |order| order.iter().map(|&i| data[i]).collect());
+        Ok(self.backend.vector(HostVector { name, data })?)
+    }
+}
+
+pub(super) fn permuted(
+    matrix: HostMatrix,
+    rows: Option<&Vec<usize>>,
+    columns: Option<&Vec<usize>>,
+) -> HostMatrix {
+    let matrix = if let Some(order) = rows { matrix.permute_rows(order) } else { matrix };
+    if let Some(order) = columns { matrix.permute_columns(order) } else { matrix }
+}

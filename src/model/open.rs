@@ -1,0 +1,45 @@
+//! From a base's family to the model that computes it.
+
+use super::load::{LoadError, Loader, SuperAdapter};
+use super::{CausalExecutor, Executor, bloom, llama};
+use crate::artifact::{Base, Family};
+use crate::backend::Backend;
+use std::collections::BTreeMap;
+
+/// What stands beside a base, or in it.
+pub enum Adapters {
+    /// Each computed beside the base.
+    Beside(Vec<SuperAdapter>),
+    /// Added into the base once: `W + s B A`, at full rank. Prefixes of the sum are those of a sub-network that keeps all ranks, see
+    /// [`ModelShape::keeps_ranks`](crate::supernet::ModelShape::keeps_ranks).
+    Merged(SuperAdapter),
+}
+
+/// Loads a model that continues texts, of whichever family, with a pool of `blocks` blocks of `block_size` positions.
+///
+/// `orders` gives, by layer, the order of the MLP's channels: channel `i` of the loaded model is channel `order[i]` of the
+/// file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
+///
+/// # Errors
+/// A family that does not continue texts, a tensor that is missing or has the wrong size, or a backend without memory.
+pub fn executor<B: Backend>(
+    backend: B,
+    base: &Base,
+    adapters: Adapters,
+    orders: &BTreeMap<usize, Vec<usize>>,
+    (blocks, block_size): (usize, usize),
+) -> Result<Box<dyn Executor>, LoadError> {
+    let family = base.config.family;
+    let loader = Loader::new(&backend, base, adapters, orders)?;
+    match family {
+        Family::Llama => {
+            let model = llama::model(loader)?;
+            Ok(Box::new(CausalExecutor::new(model, backend, blocks, block_size)?))
+        }
+        Family::Bloom => {
+            let model = bloom::model(loader)?;
+            Ok(Box::new(CausalExecutor::new(model, backend, blocks, block_size)?))
+        }
+        Family::Bert => Err(LoadError::NoText { family: loader.layout.name }),
+    }
+}
