@@ -168,7 +168,6 @@ fn a_damaged_safetensors_file_is_refused_by_name() {
 
 #[test]
 fn a_config_that_no_llama_has_is_refused_by_field() {
-    let scaled = json!({"rope_type": "llama3", "factor": 8.0, "rope_theta": 10000.0});
     let cases = [
         ("hidden_size", json!(0), "0 is out of range"),
         ("hidden_size", json!(1_000_000_000_000_000_000u64), "out of range"),
@@ -191,15 +190,13 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         ("rms_norm_eps", json!(0.0), "out of range"),
         ("rms_norm_eps", json!(1e300), "out of range"),
         ("rope_theta", json!(-1.0), "out of range"),
-        ("rope_parameters", scaled.clone(), "no rope scaling"),
-        ("rope_parameters", json!("yarn"), "no rope scaling"),
-        ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "no rope scaling"),
-        ("rope_scaling", scaled, "no rope scaling"),
+        ("rope_parameters", json!("yarn"), "an object"),
+        ("rope_scaling", json!([1.0]), "an object"),
         ("model_type", json!("gemma"), "supported: llama"),
         ("model_type", Value::Null, "supported: llama"),
         ("hidden_act", json!("gelu"), "`gelu` is not supported"),
         ("quantization_config", json!({"bits": 4}), "not supported"),
-        ("sliding_window", json!(4096), "not supported"),
+        ("sliding_window", json!(4096), "not supported for llama"),
         ("tie_word_embeddings", json!("yes"), "true or false"),
         ("eos_token_id", json!([2, "x"]), "a token id"),
         ("bos_token_id", json!(-1), "a token id"),
@@ -216,10 +213,51 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         });
     });
     assert_names(&message, &["config.json", "`num_attention_heads`", "7 attention heads do not divide"]);
-    let message = refused(SINGLE, |f| {
-        f.edit_json("config.json", |j| j["rope_parameters"] = json!({"rope_theta": "x"}));
-    });
-    assert_names(&message, &["config.json", "`rope_theta`", "a number"]);
+    let scaled = |factor: Value| json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": 4.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192});
+    for (field, value, of_rope, reason) in [
+        ("rope_parameters", json!({"rope_theta": "x"}), "rope_theta", "a number"),
+        (
+            "rope_parameters",
+            json!({"rope_type": "yarn", "factor": 4.0}),
+            "rope_type",
+            "`yarn` is not supported",
+        ),
+        ("rope_scaling", json!({"type": "linear"}), "factor", "a positive number"),
+        ("rope_scaling", json!({"type": "linear", "factor": -2.0}), "factor", "a positive number"),
+        (
+            "rope_parameters",
+            json!({"rope_type": "llama3", "factor": 8.0}),
+            "low_freq_factor",
+            "a positive number",
+        ),
+        ("rope_parameters", scaled(json!(8.0)), "high_freq_factor", "more than low_freq_factor"),
+        ("rope_parameters", scaled(json!("8")), "factor", "a number"),
+    ] {
+        let message = refused(SINGLE, |f| f.edit_json("config.json", |j| j[field] = value));
+        assert_names(&message, &["config.json", &format!("`{of_rope}`"), reason]);
+    }
+    for (family, field, value, reason) in [
+        ("mistral", "sliding_window", json!(0), "see nothing"),
+        ("mistral", "sliding_window", json!("all"), "a whole number"),
+        ("qwen2", "use_sliding_window", json!(true), "not supported"),
+        ("bloom", "n_head", json!(7), "7 attention heads do not divide"),
+        ("bloom", "layer_norm_epsilon", json!(-1.0), "out of range"),
+        ("bert", "position_embedding_type", json!("relative_key"), "`relative_key` is not supported"),
+        ("bert", "is_decoder", json!(true), "only encoders"),
+        ("bert", "hidden_act", json!("swish"), "`swish` is not supported"),
+        ("bert", "id2label", json!({"0": "no", "2": "yes"}), "a name for each number"),
+        ("bert", "num_labels", json!(0), "out of range"),
+    ] {
+        let message = refused(SINGLE, |f| {
+            f.edit_json("config.json", |j| {
+                (j["model_type"], j["hidden_act"]) =
+                    (json!(family), json!(if family == "bert" { "gelu" } else { "silu" }));
+                j[field] = value;
+            });
+        });
+        let named = if reason.contains("do not divide") { "num_attention_heads" } else { field };
+        assert_names(&message, &["config.json", &format!("`{named}`"), reason]);
+    }
 }
 
 #[test]

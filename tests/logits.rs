@@ -19,14 +19,20 @@ pub(crate) struct Case {
 }
 
 /// Base, super-network.
-pub(crate) const NETS: [(&str, &str); 4] = [
+pub(crate) const NETS: [(&str, &str); 10] = [
     LLAMAS[0],
     LLAMAS[1],
     LLAMAS[2],
     LLAMAS[3],
+    ("tiny-llama3/base", "tiny-llama3"),
+    ("tiny-mistral/base", "tiny-mistral"),
+    ("tiny-qwen2/base", "tiny-qwen2"),
+    ("tiny-qwen3/base", "tiny-qwen3"),
+    ("tiny-bloom/base", "tiny-bloom"),
+    ("tiny-bloom-post/base", "tiny-bloom-post"),
 ];
 
-/// Those of the LLaMA family.
+/// LLaMAs whose positions are not scaled.
 pub(crate) const LLAMAS: [(&str, &str); 4] = [
     ("tiny-tied/base", "tiny-tied"),
     ("tiny-untied-bf16/base", "tiny-untied-bf16"),

@@ -30,8 +30,17 @@ pub struct BaseConfig {
     pub norm_eps: f32,
     /// Of LLaMA's rotary positions.
     pub rope_theta: f32,
+    /// `(D / 2)`: what the frequency of each pair is divided by, where positions are scaled; else empty.
+    pub rope_factors: Vec<f32>,
+    /// How many positions back a row sees, itself included; `None` for all.
+    pub window: Option<usize>,
+    /// Queries and keys are normed head by head, before they are rotated (Qwen3).
+    pub head_norms: bool,
     pub tied_embeddings: bool,
+    /// Of queries, keys and values.
     pub attention_bias: bool,
+    /// Of the Linear that reads the heads.
+    pub output_bias: bool,
     pub mlp_bias: bool,
     /// BLOOM: what is added to a layer's results is the norm's output, not its input.
     pub residual_after_norm: bool,
@@ -78,8 +87,12 @@ impl Default for BaseConfig {
             max_positions: 0,
             norm_eps: 1e-5,
             rope_theta: 10000.0,
+            rope_factors: Vec::new(),
+            window: None,
+            head_norms: false,
             tied_embeddings: false,
             attention_bias: false,
+            output_bias: false,
             mlp_bias: false,
             residual_after_norm: false,
             bos_token: None,

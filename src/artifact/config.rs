@@ -18,24 +18,34 @@ pub fn read_base_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
         return Err(ArtifactError::field(path, "quantization_config", "not supported"));
     }
     let config = match family.as_str() {
-        "llama" => llama(&fields)?,
+        "llama" | "mistral" | "qwen2" | "qwen3" => llama(&fields, &family)?,
         "bloom" => bloom(&fields)?,
         "bert" => bert(&fields)?,
         _ => {
-            let reason = format!("{family:?} is not supported; supported: llama, bloom, bert");
+            let reason =
+                format!("{family:?} is not supported; supported: llama, mistral, qwen2, qwen3, bloom, bert");
             return Err(ArtifactError::field(path, "model_type", reason));
         }
     };
     config.checked(path)
 }
 
-fn llama(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
+/// LLaMA and what differs from it by a bias, a norm or a window: Mistral, Qwen2 and Qwen3, as transformers' configurations of them
+/// have it.
+fn llama(fields: &Fields<'_>, model_type: &str) -> Result<BaseConfig, ArtifactError> {
     let path = fields.path;
-    if fields.get("sliding_window").is_some() {
-        return Err(ArtifactError::field(path, "sliding_window", "not supported"));
-    }
     fields.only("hidden_act", &["silu", "swish"])?;
     let (hidden, query_heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
+    let head_size = match (fields.get("head_dim"), model_type) {
+        (Some(_), _) => fields.size("head_dim")?,
+        (None, "qwen3") => 128,
+        (None, _) => even_share(path, hidden, query_heads)?,
+    };
+    let (attention_bias, output_bias) = match model_type {
+        "qwen2" => (true, false),
+        _ => [fields.flag("attention_bias", false)?; 2].into(),
+    };
+    let rope_theta = fields.rope_theta()?;
     Ok(BaseConfig {
         family: Family::Llama,
         hidden,
@@ -43,16 +53,17 @@ fn llama(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
         layers: fields.size("num_hidden_layers")?,
         query_heads,
         kv_heads: fields.size_or("num_key_value_heads", query_heads)?,
-        head_size: match fields.get("head_dim") {
-            Some(_) => fields.size("head_dim")?,
-            None => even_share(path, hidden, query_heads)?,
-        },
+        head_size,
         vocabulary: fields.size("vocab_size")?,
         max_positions: fields.size_or("max_position_embeddings", 2048)?,
         norm_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6),
-        rope_theta: fields.rope_theta()?,
+        rope_factors: fields.rope_factors(rope_theta, head_size)?,
+        rope_theta,
+        window: fields.window(model_type)?,
+        head_norms: model_type == "qwen3",
         tied_embeddings: fields.flag("tie_word_embeddings", false)?,
-        attention_bias: fields.flag("attention_bias", false)?,
+        attention_bias,
+        output_bias,
         mlp_bias: fields.flag("mlp_bias", false)?,
         bos_token: fields.tokens("bos_token_id")?.first().copied(),
         eos_tokens: fields.tokens("eos_token_id")?,
@@ -79,6 +90,7 @@ fn bloom(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
         norm_eps: fields.float("layer_norm_epsilon")?.unwrap_or(1e-5),
         tied_embeddings: fields.flag("tie_word_embeddings", true)?,
         attention_bias: true,
+        output_bias: true,
         mlp_bias: true,
         residual_after_norm: fields.flag("apply_residual_connection_post_layernorm", false)?,
         bos_token: fields.tokens("bos_token_id")?.first().copied(),
@@ -114,6 +126,7 @@ fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
         max_positions: fields.size_or("max_position_embeddings", 512)?,
         norm_eps: fields.float("layer_norm_eps")?.unwrap_or(1e-12),
         attention_bias: true,
+        output_bias: true,
         mlp_bias: true,
         classifier: Some(ClassifierConfig {
             labels: fields.labels()?,
@@ -208,18 +221,87 @@ impl Fields<'_> {
         ids.ok_or_else(|| self.wrong(field, "a token id or a list of them", value))
     }
 
-    /// `rope_theta`, or transformers 5's `rope_parameters.rope_theta`; any scaling is refused, never ignored.
+    /// `rope_theta`, or transformers 5's `rope_parameters.rope_theta`.
     fn rope_theta(&self) -> Result<f32, ArtifactError> {
         let mut theta = self.float("rope_theta")?;
-        for field in ["rope_scaling", "rope_parameters"] {
-            let Some(rope) = self.get(field) else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-            if !rope.is_object() || kind.is_some_and(|kind| kind != "default") {
-                return Err(self.wrong(field, "no rope scaling", rope));
-            }
-            let of_rope = Fields { path: self.path, json: rope };
+        for of_rope in self.ropes()? {
             theta = theta.or(of_rope.float("rope_theta")?);
         }
         Ok(theta.unwrap_or(10000.0))
+    }
+
+    /// What says how positions are rotated, beside `rope_theta`.
+    fn ropes(&self) -> Result<Vec<Fields<'_>>, ArtifactError> {
+        let found = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .filter_map(|field| Some((field, self.get(field)?)));
+        let object = |(field, rope): (&str, &'_ Value)| match rope.is_object() {
+            true => Ok(()),
+            false => Err(self.wrong(field, "an object", rope)),
+        };
+        found.clone().try_for_each(object)?;
+        Ok(found.map(|(_, json)| Fields { path: self.path, json }).collect())
+    }
+
+    /// What each pair's frequency is divided by: nothing, one number (`linear`), or LLaMA 3's rule, which leaves short waves as
+    /// they are, divides long ones, and goes from one to the other between. Others are refused.
+    fn rope_factors(&self, theta: f32, head_size: usize) -> Result<Vec<f32>, ArtifactError> {
+        for rope in self.ropes()? {
+            let kind = rope.text("rope_type")?.or(rope.text("type")?).unwrap_or_else(|| "default".into());
+            let number = |field: &str| {
+                let number = rope.float(field)?.filter(|x| x.is_finite() && *x > 0.0);
+                number.ok_or_else(|| {
+                    ArtifactError::field(self.path, field, "expected a positive number beside rope_type")
+                })
+            };
+            match kind.as_str() {
+                "default" => {}
+                "linear" => return Ok(vec![number("factor")?; head_size / 2]),
+                "llama3" => {
+                    let (factor, low, high) =
+                        (number("factor")?, number("low_freq_factor")?, number("high_freq_factor")?);
+                    let positions = number("original_max_position_embeddings")?;
+                    if high <= low {
+                        let reason =
+                            format!("expected more than low_freq_factor, which is {low}, got {high}");
+                        return Err(ArtifactError::field(self.path, "high_freq_factor", reason));
+                    }
+                    let of_pair = |pair: usize| {
+                        let exponent = (2 * pair) as f32 / head_size as f32;
+                        let wave = 2.0 * std::f32::consts::PI * theta.powf(exponent);
+                        // The share of the frequency that stays: 0 for waves longer than positions / low, 1 below positions / high.
+                        let stays = ((positions / wave - low) / (high - low)).clamp(0.0, 1.0);
+                        1.0 / ((1.0 - stays) / factor + stays)
+                    };
+                    return Ok((0..head_size / 2).map(of_pair).collect());
+                }
+                other => {
+                    let reason = format!("`{other}` is not supported; supported: default, linear, llama3");
+                    return Err(ArtifactError::field(self.path, "rope_type", reason));
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// `sliding_window`, which Mistral means whenever it is there, and Qwen only with `use_sliding_window`.
+    fn window(&self, model_type: &str) -> Result<Option<usize>, ArtifactError> {
+        let given = self.get("sliding_window").is_some();
+        match model_type {
+            "mistral" if given => {
+                let window = self.size("sliding_window")?;
+                let none = || ArtifactError::field(self.path, "sliding_window", "0 positions see nothing");
+                if window == 0 { Err(none()) } else { Ok(Some(window)) }
+            }
+            "qwen2" | "qwen3" if self.flag("use_sliding_window", false)? => Err(ArtifactError::field(
+                self.path,
+                "use_sliding_window",
+                "windows in some layers only are not supported",
+            )),
+            "llama" if given => {
+                Err(ArtifactError::field(self.path, "sliding_window", "not supported for llama"))
+            }
+            _ => Ok(None),
+        }
     }
 }

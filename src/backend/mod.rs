@@ -70,6 +70,9 @@ pub trait Backend: Send + Sync + 'static {
     /// `x / sqrt(mean(x^2) + eps) * weight` for each row; the mean in f32.
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32) -> Result<Self::Rows, BackendError>;
 
+    /// [`Self::rms_norm`] of each head of `x (T, heads * D)` by itself; `weight (D)`.
+    fn head_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32) -> Result<Self::Rows, BackendError>;
+
     /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` for each row; mean and variance in f32, of all columns.
     fn layer_norm(
         &self,

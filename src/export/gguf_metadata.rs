@@ -120,7 +120,7 @@ fn sizes(config: &BaseConfig, architecture: &str) -> Metadata {
         ("vocab_size", config.vocabulary),
     ];
     let floats =
-        [("rope.freq_base", config.rope_theta), ("attention.layer_norm_norm_epsilon", config.norm_eps)];
+        [("rope.freq_base", config.rope_theta), ("attention.layer_norm_rms_epsilon", config.norm_eps)];
     let number = |n: usize| GgufValue::U32(u32::try_from(n).unwrap_or(u32::MAX));
     let sizes = sizes.into_iter().map(|(key, size)| (key, number(size)));
     let floats = floats.into_iter().map(|(key, value)| (key, GgufValue::F32(value)));

@@ -134,7 +134,11 @@ impl Layout {
     /// Whether the Linear at this place adds a bias.
     pub fn has_bias(&self, config: &BaseConfig, place: usize) -> bool {
         let (writers, reader) = self.mlp;
-        if place == reader || writers.contains(&place) { config.mlp_bias } else { config.attention_bias }
+        if place == reader || writers.contains(&place) {
+            return config.mlp_bias;
+        }
+        let reads_heads = place + 1 == writers[0];
+        if reads_heads { config.output_bias } else { config.attention_bias }
     }
 
     /// Which axis of the Linear at this place carries the layer's MLP channels.

@@ -197,7 +197,7 @@ fn heads_are_counted_in_rows_of_queries_and_keys_keep_the_same_share() {
     assert!(refused(heads(2, &[12, 6])).contains("must be a query's, not `k.weight`"));
     assert!(refused(heads(0, &[12, 6])).contains("first choice is 12 but `q.weight` has size 24"));
     let group = Group { kind: Kind::Width, ..heads(0, &[24, 12]) };
-    assert!(refused(group).contains("`q.weight` has no elastic width"));
+    assert!(refused(group).contains("first choice is 24 but `k.weight` has size 12"));
 }
 
 #[test]

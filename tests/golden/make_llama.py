@@ -1,14 +1,18 @@
-"""Tiny LLaMA super-networks and the logits of six sub-networks each. Usage: python make_llama.py (writes beside itself)."""
+"""Tiny super-networks of LLaMA and its kin, and the logits of six sub-networks each (of thirteen for its kin).
+
+Usage: python make_llama.py [NAME ...] (writes beside itself; all without names).
+"""
 
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from elastic import Elastic, fill, group_choices, supernet_groups, three_and_random
 
@@ -27,6 +31,26 @@ MODELS = {
     "tiny-bias-headdim": dict(
         config=dict(hidden_size=24, intermediate_size=50, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, head_dim=12, vocab_size=67, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
         ranks=[8, 7, 1], widths=[50, 33, 7], dtype=torch.float32, shard="10GB",
+    ),
+    # LLaMA 3.1's rule with the wave lengths of eight pairs on both sides of it and between.
+    "tiny-llama3": dict(
+        config=dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=61, rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)),
+        ranks=[8, 5], widths=[48, 36, 20], dtype=torch.float32, shard="10GB", random=10,
+    ),
+    "tiny-mistral": dict(
+        model_type="mistral",
+        config=dict(hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=10, vocab_size=59, sliding_window=7),
+        ranks=[8, 4, 2], widths=[40, 32, 13], dtype=torch.float32, shard="10GB", random=10,
+    ),
+    "tiny-qwen2": dict(
+        model_type="qwen2",
+        config=dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=57, tie_word_embeddings=True),
+        ranks=[8, 6], widths=[40, 24, 9], dtype=torch.float32, shard="10GB", random=10,
+    ),
+    "tiny-qwen3": dict(
+        model_type="qwen3",
+        config=dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=55, rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)),
+        ranks=[8, 3], widths=[40, 30, 11], dtype=torch.bfloat16, shard="10GB", random=10,
     ),
 }
 
@@ -54,14 +78,14 @@ def permute(model, orders):
 def make(name, spec, ordered):
     out = HERE / name
     chooser = random.Random(name)
-    config = LlamaConfig(**COMMON, **spec["config"])
+    config = AutoConfig.for_model(spec.get("model_type", "llama"), **(COMMON | spec["config"]))
     if not ordered:
         shutil.rmtree(out, ignore_errors=True)
-        base = LlamaForCausalLM(config).to(torch.float32)
+        base = AutoModelForCausalLM.from_config(config).to(torch.float32)
         fill(base, seed=1, std=0.35)
         base.to(spec["dtype"]).save_pretrained(out / "base", max_shard_size=spec["shard"])
     # Read back, because casting a model to bf16 rounds its rotary frequencies for good.
-    base = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32).eval()
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, lora_dropout=0.1)).eval()
     for i, (_, p) in enumerate(sorted((n, p) for n, p in model.named_parameters() if "lora_" in n)):
         generator = torch.Generator().manual_seed(100 + i)
@@ -91,7 +115,7 @@ def make(name, spec, ordered):
     write_json(folder / "supernet.json", supernet)
     elastic = Elastic(model, layers)
     cases, tensors = [], {}
-    for sub, choices in three_and_random(groups, 3, chooser):
+    for sub, choices in three_and_random(groups, spec.get("random", 3), chooser):
         elastic.set(choices)
         for i, t in enumerate(tokens):
             logits = model(torch.tensor([t])).logits[0].detach()
@@ -105,6 +129,7 @@ def make(name, spec, ordered):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, spec in MODELS.items():
-        make(name, spec, ordered=False)
-    make("tiny-tied", MODELS["tiny-tied"], ordered=True)
+    names = sys.argv[1:] or [*MODELS, "tiny-tied-ordered"]
+    for name in names:
+        plain = name.removesuffix("-ordered")
+        make(plain, MODELS[plain], ordered=name != plain)

@@ -16,6 +16,8 @@ mod pack;
 mod plan;
 mod product;
 mod rotary;
+#[cfg(test)]
+mod row_tests;
 mod rows;
 mod shared;
 mod team;
@@ -173,6 +175,17 @@ impl Backend for Cpu {
         for (i, row) in normed.iter_mut().enumerate() {
             row.copy_from_slice(x.row(i));
             self.kernel.vectorised(rows::Normalise { x: row, weight, eps });
+        }
+        Ok(normed)
+    }
+
+    fn head_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows, BackendError> {
+        let size = weight.len().max(1);
+        expect("head norm", "columns in whole heads", x.width() / size * size, x.width())?;
+        let mut normed = self.rows(x.len(), x.width());
+        normed.values_mut().copy_from_slice(x.values());
+        for head in normed.values_mut().chunks_exact_mut(size) {
+            self.kernel.vectorised(rows::Normalise { x: head, weight, eps });
         }
         Ok(normed)
     }

@@ -281,6 +281,15 @@ impl Backend for Reference {
         named("rms norm", self.compute.run1(RmsNorm { weight: weight.clone(), eps }, x))
     }
 
+    fn head_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, BackendError> {
+        let normed = || {
+            let ((rows, width), size) = (x.dims2()?, weight.dim(0)?);
+            let heads = x.reshape((rows * width / size, size))?;
+            self.compute.run1(RmsNorm { weight: weight.clone(), eps }, &heads)?.reshape((rows, width))
+        };
+        named("head norm", normed())
+    }
+
     fn layer_norm(
         &self,
         x: &Tensor,

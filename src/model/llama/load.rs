@@ -2,7 +2,7 @@
 
 use super::{Layer, Llama};
 use crate::artifact::{Base, Family};
-use crate::backend::{AttentionShape, Backend, GatedMlp};
+use crate::backend::{AttentionShape, Backend, GatedMlp, Sight};
 use crate::model::Adapters;
 use crate::model::load::{LoadError, Loader, SuperAdapter};
 use std::collections::BTreeMap;
@@ -55,14 +55,18 @@ pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<L
     let pairs = config.head_size / 2;
     let frequency = |i| {
         let exponent = (2 * i) as f32 / config.head_size as f32;
-        1.0 / config.rope_theta.powf(exponent)
+        1.0 / config.rope_theta.powf(exponent) / config.rope_factors.get(i).copied().unwrap_or(1.0)
+    };
+    let attention = AttentionShape {
+        sight: config.window.map_or(Sight::Past, Sight::Window),
+        ..AttentionShape::new(config.query_heads, config.kv_heads, config.head_size)
     };
     Ok(Llama {
         embedding,
         layers,
         norm: loader.vector("model.norm.weight", hidden)?,
         head,
-        attention: AttentionShape::new(config.query_heads, config.kv_heads, config.head_size),
+        attention,
         inverse_frequencies: (0..pairs).map(frequency).collect(),
         eps: config.norm_eps,
         vocabulary,
@@ -72,12 +76,17 @@ pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<L
 fn layer<B: Backend>(loader: &mut Loader<'_, B>, layer: usize) -> Result<Layer<B>, LoadError> {
     let (of_layer, hidden) = (loader.layout.layer(layer), loader.base.config.hidden);
     let norm = |loader: &Loader<'_, B>, name| loader.vector(&format!("{of_layer}{name}.weight"), hidden);
+    let config = &loader.base.config;
+    let head_norm = |name| loader.vector(&format!("{of_layer}self_attn.{name}.weight"), config.head_size);
+    let head_norms =
+        if config.head_norms { Some([head_norm("q_norm")?, head_norm("k_norm")?]) } else { None };
     Ok(Layer {
         attention_norm: norm(loader, "input_layernorm")?,
         q: loader.linear(layer, 0)?,
         k: loader.linear(layer, 1)?,
         v: loader.linear(layer, 2)?,
         o: loader.linear(layer, 3)?,
+        head_norms,
         mlp_norm: norm(loader, "post_attention_layernorm")?,
         mlp: GatedMlp {
             gate: loader.linear(layer, 4)?,

@@ -1,4 +1,5 @@
-//! The LLaMA family (Touvron et al. 2023): RMS norms, rotary positions, grouped queries, a gated MLP.
+//! The LLaMA family (Touvron et al. 2023): RMS norms, rotary positions, grouped queries, a gated MLP. Mistral has a window beside,
+//! Qwen2 biases, Qwen3 norms of each head.
 
 mod load;
 mod plain;
@@ -38,6 +39,8 @@ struct Layer<B: Backend> {
     k: Linear<B>,
     v: Linear<B>,
     o: Linear<B>,
+    /// Of each head of queries and of keys, `(D)` each.
+    head_norms: Option<[B::Vector; 2]>,
     mlp_norm: B::Vector,
     mlp: GatedMlp<B>,
 }
@@ -72,8 +75,12 @@ impl<B: Backend> Pass<'_, B> {
         let (layer, eps) = (&model.layers[index], model.eps);
         let qkv = [&layer.q, &layer.k, &layer.v];
         let qkv = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
+        let [mut q, mut k, v] = qkv;
+        if let Some([of_queries, of_keys]) = &layer.head_norms {
+            (q, k) = (backend.head_norm(&q, of_queries, eps)?, backend.head_norm(&k, of_keys, eps)?);
+        }
         let cache = cache.map(|cache| (cache, index));
-        let attended = backend.rotary_attention(qkv, angles, &model.attention, spans, cache)?;
+        let attended = backend.rotary_attention([q, k, v], angles, &model.attention, spans, cache)?;
         let x = backend.linear_onto(x, &attended, &layer.o, segments)?;
         backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
     }

@@ -21,6 +21,9 @@ pub fn base_tensors(config: &BaseConfig) -> Vec<BaseTensor> {
             tensors.push(tensor(format!("{name}.weight"), &[out, inp]));
             let bias = layout.has_bias(config, place);
             tensors.extend(bias.then(|| tensor(format!("{name}.bias"), &[out])));
+            let head_norm = ["q_norm", "k_norm"].get(place).filter(|_| config.head_norms);
+            let name = |norm| format!("{}self_attn.{norm}.weight", layout.layer(layer));
+            tensors.extend(head_norm.map(|norm| tensor(name(norm), &[config.head_size])));
         }
     }
     tensors.push(tensor("model.norm.weight".into(), &[config.hidden]));

@@ -3,16 +3,20 @@
 use super::super::kernel::Kernel;
 use super::super::{Cpu, Dtype, Rows};
 use super::{KvDtype, STRETCH};
-use crate::backend::{AttentionShape, Backend, CacheLayout, SequenceSpan};
+use crate::backend::{AttentionShape, Backend, CacheLayout, SequenceSpan, Sight, alibi_slopes};
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const SHAPES: [AttentionShape; 4] = [
+const SHAPES: [AttentionShape; 7] = [
     AttentionShape::new(6, 2, 10),
     AttentionShape::new(3, 3, 16),
     AttentionShape::new(9, 3, 64),
     AttentionShape::new(4, 1, 80),
+    // Heads that are no power of two; a window within a tile, and one of several stretches.
+    AttentionShape { alibi: true, ..AttentionShape::new(6, 3, 12) },
+    AttentionShape { sight: Sight::Window(5), ..AttentionShape::new(2, 2, 8) },
+    AttentionShape { sight: Sight::Window(2 * STRETCH - 40), alibi: true, ..AttentionShape::new(3, 1, 8) },
 ];
 const ROWS: [usize; 7] = [1, 2, 3, 7, 16, 64, 133];
 
@@ -40,7 +44,13 @@ impl Sequence {
 
     /// By definition, in f64, from what the pool keeps.
     fn slow(&self, row: usize, kv: KvDtype) -> Vec<f64> {
-        let AttentionShape { query_heads, kv_heads, head_size, .. } = self.shape;
+        let AttentionShape { query_heads, kv_heads, head_size, sight, alibi } = self.shape;
+        let slopes = alibi_slopes(query_heads);
+        let seen = match sight {
+            Sight::Past => 0..row + 1,
+            Sight::Window(width) => (row + 1).saturating_sub(width)..row + 1,
+            Sight::All => 0..self.len(),
+        };
         let kept = |x: f32| match kv {
             KvDtype::F32 => f64::from(x),
             KvDtype::Bf16 => bf16::from_f32(x).to_f64(),
@@ -51,12 +61,13 @@ impl Sequence {
             let score = |p: usize| {
                 let key = &self.k.row(p)[head..head + head_size];
                 let dot = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * kept(k)).sum::<f64>();
-                (dot / (head_size as f64).sqrt()).exp()
+                let far = if alibi { f64::from(slopes[n]) * (p as f64 - row as f64) } else { 0.0 };
+                (dot / (head_size as f64).sqrt() + far).exp()
             };
-            let weights = (0..=row).map(score).collect::<Vec<_>>();
+            let weights = seen.clone().map(score).collect::<Vec<_>>();
             let sum: f64 = weights.iter().sum();
             let number = |d: usize| {
-                weights.iter().enumerate().map(|(p, w)| w / sum * kept(self.v.row(p)[head + d])).sum()
+                weights.iter().zip(seen.clone()).map(|(w, p)| w / sum * kept(self.v.row(p)[head + d])).sum()
             };
             (0..head_size).map(number).collect::<Vec<f64>>()
         };
@@ -111,6 +122,45 @@ impl<'a> Fed<'a> {
 fn check(got: &[f32], expected: &[f64], what: &str) {
     for (n, (&got, expected)) in got.iter().zip(expected).enumerate() {
         assert!((f64::from(got) - expected).abs() < 2e-5, "{what}, number {n}: {got} not {expected}");
+    }
+}
+
+#[test]
+fn a_row_that_sees_its_whole_sequence_sees_no_other() {
+    for (query_heads, kv_heads, head_size) in [(4, 4, 10), (6, 2, 64)] {
+        let shape =
+            AttentionShape { sight: Sight::All, ..AttentionShape::new(query_heads, kv_heads, head_size) };
+        let sequences = [1, 40, 300, 7].map(|rows| Sequence::new(rows as u64, shape, rows));
+        let gather = |of: fn(&Sequence) -> &Rows| {
+            let values = sequences.iter().flat_map(|s| of(s).values()).copied().collect();
+            Rows::new(of(&sequences[0]).width(), values)
+        };
+        let (q, k, v) = (gather(|s| &s.q), gather(|s| &s.k), gather(|s| &s.v));
+        let mut end = 0;
+        let spans = sequences.each_ref().map(|s| {
+            end += s.len();
+            SequenceSpan { rows: end - s.len()..end, start: 0, blocks: Vec::new() }
+        });
+        for kernel in Kernel::available() {
+            let cpu = Cpu::with_kernel(Dtype::F32, 2, kernel);
+            let mixed = cpu.attention(&q, &k, &v, &shape, &spans, None).unwrap();
+            for (sequence, span) in sequences.iter().zip(&spans) {
+                for row in [0, span.rows.len() / 3, span.rows.len() - 1] {
+                    let what = format!("{kernel:?} {shape:?} row {row} of {}", sequence.len());
+                    check(mixed.row(span.rows.start + row), &sequence.slow(row, KvDtype::F32), &what);
+                }
+                let whole = SequenceSpan { rows: 0..sequence.len(), ..span.clone() };
+                let alone =
+                    cpu.attention(&sequence.q, &sequence.k, &sequence.v, &shape, &[whole], None).unwrap();
+                let of_mixed =
+                    mixed.values()[span.rows.start * q.width()..span.rows.end * q.width()].to_vec();
+                assert!(alone.values() == of_mixed, "{kernel:?} {shape:?} {} rows alone", sequence.len());
+            }
+            let mut cache =
+                cpu.cache(CacheLayout { layers: 1, kv_heads, head_size, blocks: 99, block_size: 4 }).unwrap();
+            let error = cpu.attention(&q, &k, &v, &shape, &spans, Some((&mut cache, 0))).unwrap_err();
+            assert!(error.to_string().contains("rows see what follows"), "{error}");
+        }
     }
 }
 
