@@ -19,11 +19,12 @@ pub(crate) struct Case {
 }
 
 /// Base, super-network.
-pub(crate) const NETS: [(&str, &str); 10] = [
+pub(crate) const NETS: [(&str, &str); 11] = [
     LLAMAS[0],
     LLAMAS[1],
     LLAMAS[2],
     LLAMAS[3],
+    ("tiny-heads/base", "tiny-heads"),
     ("tiny-llama3/base", "tiny-llama3"),
     ("tiny-mistral/base", "tiny-mistral"),
     ("tiny-qwen2/base", "tiny-qwen2"),

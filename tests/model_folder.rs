@@ -175,10 +175,7 @@ fn a_group_that_cuts_too_little_or_too_much_is_refused_by_group() {
         "members": ["model.layers.0.self_attn.o_proj.weight"]});
     let message = refused(|j| j["groups"].as_array_mut().unwrap().push(residual));
     assert_names(&message, &["group 9", "o_proj.weight` has no elastic width"]);
-    assert_names(
-        &refused(|j| j["groups"][3]["kind"] = json!("heads")),
-        &["group 3", "elastic heads are not supported"],
-    );
+    assert_names(&refused(|j| j["groups"][3]["kind"] = json!("heads")), &["group 3", "has no elastic heads"]);
     assert_names(
         &refused(|j| j["groups"][3]["kind"] = json!("rank")),
         &["group 3", "such a group has members"],

@@ -28,7 +28,7 @@ impl Task {
         max_positions: usize,
     ) -> Result<Self, Failure> {
         let (name, path) = named(argument)?;
-        let questions = questions(&path)?;
+        let questions = questions(&path, Answering::Short)?;
         let asked = questions.iter().take(limit.unwrap_or(usize::MAX));
         let items = asked.map(|(index, question)| {
             let item = item(tokenizer, Answering::Short, question)?;
@@ -47,21 +47,22 @@ pub(super) fn named(argument: &str) -> Result<(String, PathBuf), Failure> {
     Ok((name.into(), path.into()))
 }
 
-/// The file's questions with options, each with its index.
+/// The file's items that can be asked so, each with its index.
 ///
 /// # Errors
-/// What is wrong with the file; no question in it.
-pub(super) fn questions(path: &Path) -> Result<Vec<(usize, TestItem)>, Failure> {
+/// What is wrong with the file; no such item in it.
+pub(super) fn questions(path: &Path, form: Answering) -> Result<Vec<(usize, TestItem)>, Failure> {
     let items = data::read_tests(path)?;
     let all = items.len();
-    let questions =
-        items.into_iter().enumerate().filter(|(_, item)| item.choice.is_some()).collect::<Vec<_>>();
+    let questions = items.into_iter().enumerate().filter(|(_, item)| form.choice(item).is_some());
+    let questions = questions.collect::<Vec<_>>();
+    let what = if form == Answering::LonasMathTest { "a number or letter to find" } else { "options" };
     if questions.is_empty() {
-        return Err(format!("{}: no item is a question with options", path.display()).into());
+        return Err(format!("{}: no item is a question with {what}", path.display()).into());
     }
     if questions.len() < all {
         let others = all - questions.len();
-        tracing::warn!("{}: {others} items are no questions with options", path.display());
+        tracing::warn!("{}: {others} items are no questions with {what}", path.display());
     }
     Ok(questions)
 }

@@ -1,6 +1,6 @@
 //! How a question is put to a model, and which option its answer names.
 
-use super::{Choice, PromptForm, TestItem};
+use super::{Choice, PromptForm, TestItem, math};
 use std::cmp::Reverse;
 
 /// A form for asking: a training form, or LoNAS's test form.
@@ -13,24 +13,38 @@ pub enum Answering {
     /// As the authors' `run_commonsense.py` asks: 24 spaces where training has 20, one after the first sentence where training
     /// has two, and never an input. Byte for byte, since published figures were measured so.
     LonasTest,
+    /// As their `run_math.py` asks: 28 spaces; the answer is a number or a letter.
+    LonasMathTest,
+}
+
+/// The authors' test template, which they indent by so many spaces.
+fn test_prompt(item: &TestItem, spaces: usize) -> String {
+    let pad = " ".repeat(spaces);
+    format!(
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n\
+         {pad}### Instruction:\n{pad}{}\n\n{pad}### Response:\n{pad}",
+        item.example.instruction
+    )
 }
 
 impl Answering {
-    /// What stands before the answer; `None` where the item is no question with options.
+    /// What stands before the answer; `None` where the item has none that is looked for.
     pub fn prompt(self, item: &TestItem) -> Option<String> {
-        let choice = item.choice.as_ref()?;
+        let choice = self.choice(item)?;
         Some(match self {
             Self::Short => choice.prompt(),
             Self::Lonas => PromptForm::Lonas.text(&item.example)?.0,
-            Self::LonasTest => {
-                let pad = " ".repeat(24);
-                format!(
-                    "Below is an instruction that describes a task. Write a response that appropriately completes the \
-                     request. \n\n{pad}### Instruction:\n{pad}{}\n\n{pad}### Response:\n{pad}",
-                    item.example.instruction
-                )
-            }
+            Self::LonasTest => test_prompt(item, 24),
+            Self::LonasMathTest => test_prompt(item, 28),
         })
+    }
+
+    /// What the answer is looked for among; `None` where the item has no such answer.
+    pub fn choice(self, item: &TestItem) -> Option<Choice> {
+        match self {
+            Self::LonasMathTest => math::choice(&item.example),
+            _ => item.choice.clone(),
+        }
     }
 
     /// One option as it follows the prompt.
@@ -38,7 +52,9 @@ impl Answering {
         match self {
             Self::Short => choice.continuation(option),
             // As the files' `output` has it.
-            Self::Lonas | Self::LonasTest => format!("the correct answer is {}", choice.labels[option]),
+            Self::Lonas | Self::LonasTest | Self::LonasMathTest => {
+                format!("the correct answer is {}", choice.labels[option])
+            }
         }
     }
 
@@ -47,6 +63,9 @@ impl Answering {
         match self {
             Self::Short => by_text(&choice.options, text),
             Self::Lonas | Self::LonasTest => by_label(&choice.labels, text),
+            Self::LonasMathTest => {
+                math::chosen(choice, text.split("### Response:").next().unwrap_or_default())
+            }
         }
     }
 

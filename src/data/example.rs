@@ -54,6 +54,7 @@ pub(super) fn parse(item: &Value) -> Result<Example, String> {
     let text = |field: &str, required: bool| match object.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),
         None | Some(Value::Null) if !required => Ok(String::new()),
+        Some(Value::Number(number)) if field == "answer" => Ok(number.to_string()),
         None => Err(format!("field `{field}` is missing")),
         Some(other) => Err(format!("field `{field}`: expected a string, got {other}")),
     };

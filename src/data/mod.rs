@@ -7,6 +7,7 @@
 mod answer;
 mod example;
 mod form;
+mod math;
 mod question;
 
 pub use answer::Answering;

@@ -211,7 +211,7 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
     let lacking = write("lacking.json", json!([good, good, {"instruction": "x"}]));
     let plain = write("plain.json", json!([{"instruction": "say a", "output": "a"}]));
     let long = write("long.json", json!([good, long]));
-    let cases: [(i32, &Path, &[&str], &str); 13] = [
+    let cases: [(i32, &Path, &[&str], &str); 14] = [
         (1, &empty, &[], "empty.json: not a JSON array of examples: it is empty"),
         (1, &missing, &[], "nowhere.json: No such file"),
         (
@@ -222,6 +222,7 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
         ),
         (1, &lacking, &[], "lacking.json: item 2: field `output` is missing"),
         (1, &plain, &[], "plain.json: no item is a question with options"),
+        (1, &plain, &["--protocol", "lonas-math"], "plain.json: no item is a question with a number or letter"),
         (1, &plain, &["--method", "loss"], "plain.json: no item has the form; --form lonas takes every one"),
         (1, &long, &[], "long.json: item 1: it has"),
         (1, &task, &["--form", "lonas"], "item 0: it has"),

@@ -11,12 +11,13 @@ from peft.tuners.lora import Linear as LoraLinear
 RANK, WIDTH, MLP_RANK = 0, 1, 2
 
 
-def group_choices(layers, rank_choices, width_choices, mlp_rank_choices):
-    """Choices by group in LoNAS's order: ranks of q, k, v; MLP widths; ranks of gate, up; each layer by layer."""
-    return [rank_choices] * layers + [width_choices] * layers + [mlp_rank_choices] * layers
+def group_choices(layers, rank_choices, width_choices, mlp_rank_choices, head_choices=None):
+    """Choices by group in LoNAS's order: ranks of q, k, v; MLP widths; ranks of gate, up; each layer by layer. Then heads, in rows of q."""
+    lonas = [rank_choices] * layers + [width_choices] * layers + [mlp_rank_choices] * layers
+    return lonas + ([head_choices] * layers if head_choices else [])
 
 
-def supernet_groups(layers, rank_choices, width_choices, mlp_rank_choices):
+def supernet_groups(layers, rank_choices, width_choices, mlp_rank_choices, head_choices=None):
     def tensors(layer, modules, parts):
         return [f"model.layers.{layer}.{m}.{p}.weight" if p else f"model.layers.{layer}.{m}.weight" for m in modules for p in parts]
 
@@ -30,7 +31,11 @@ def supernet_groups(layers, rank_choices, width_choices, mlp_rank_choices):
         {"kind": "width", "choices": width_choices, "members": tensors(l, mlp, ["", "lora_B"]), "followers": tensors(l, ["mlp.down_proj"], ["", "lora_A"])}
         for l in range(layers)
     ]
-    return ranks(qkv, rank_choices) + widths + ranks(mlp, mlp_rank_choices)
+    heads = [
+        {"kind": "heads", "choices": head_choices, "members": tensors(l, qkv, ["", "lora_B"]), "followers": tensors(l, ["self_attn.o_proj"], [""])}
+        for l in range(layers if head_choices else 0)
+    ]
+    return ranks(qkv, rank_choices) + widths + ranks(mlp, mlp_rank_choices) + heads
 
 
 class Elastic:
@@ -40,6 +45,9 @@ class Elastic:
         self.layers = layers
         self.sizes = {}
         for name, module in model.named_modules():
+            if name.endswith("o_proj") and not isinstance(module, LoraLinear):
+                # Without an adapter, but it reads the heads.
+                module.forward = lambda x, m=module: F.linear(x, m.weight[:, : x.shape[-1]], m.bias)
             if isinstance(module, LoraLinear):
                 module.forward = self.forward_of(name, module)
                 self.sizes[name] = (module.out_features, module.in_features, module.r["default"])
@@ -53,6 +61,10 @@ class Elastic:
             qkv_rank, width, mlp_rank = choices[layer], choices[n + layer], choices[2 * n + layer]
             if name.endswith(("q_proj", "k_proj", "v_proj")):
                 rank = qkv_rank
+                if len(choices) > 3 * n:
+                    # Keys and values keep the share that the queries keep.
+                    queries = self.full[name[:-6] + "q_proj"][0]
+                    out = out * choices[3 * n + layer] // queries
             elif name.endswith(("gate_proj", "up_proj")):
                 out, rank = width, mlp_rank
             elif name.endswith("down_proj"):

@@ -32,6 +32,11 @@ MODELS = {
         config=dict(hidden_size=24, intermediate_size=50, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, head_dim=12, vocab_size=67, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
         ranks=[8, 7, 1], widths=[50, 33, 7], dtype=torch.float32, shard="10GB",
     ),
+    # Heads as a group of their own, two queries of 8 for each key-value head.
+    "tiny-heads": dict(
+        config=dict(hidden_size=30, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, head_dim=8, vocab_size=63),
+        ranks=[8, 4], widths=[40, 28, 9], heads=[48, 32, 16], dtype=torch.float32, shard="10GB", random=10,
+    ),
     # LLaMA 3.1's rule with the wave lengths of eight pairs on both sides of it and between.
     "tiny-llama3": dict(
         config=dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=61, rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)),
@@ -101,10 +106,10 @@ def make(name, spec, ordered):
     adapter = json.loads((folder / "adapter_config.json").read_text())
     adapter["base_model_name_or_path"] = f"tests/golden/{name}/base"
     (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
-    groups = group_choices(layers, spec["ranks"], spec["widths"], spec["ranks"])
+    groups = group_choices(layers, spec["ranks"], spec["widths"], spec["ranks"], spec.get("heads"))
     supernet = {
         "version": 1, "name": folder.parent.name, "base": {"source": {"path": f"tests/golden/{name}/base"}}, "scale": 2.0,
-        "groups": supernet_groups(layers, spec["ranks"], spec["widths"], spec["ranks"]),
+        "groups": supernet_groups(layers, spec["ranks"], spec["widths"], spec["ranks"], spec.get("heads")),
     }
     tokens = [[chooser.randrange(3, config.vocab_size) for _ in range(n)] for n in (23, 1, 9)]
     plain = [model(torch.tensor([t])).logits[0].detach() for t in tokens]

@@ -70,8 +70,9 @@ pub(super) struct EvalArgs {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=2048), value_name = "N")]
     max_new_tokens: u16,
 
-    /// Generate as LoNAS's own script for commonsense tasks does: its test template (24 spaces where training has 20), four
-    /// beams, 32 new tokens.
+    /// Generate as LoNAS's own scripts do: `lonas` as that for commonsense tasks (its test template, 24 spaces where training has 20;
+    /// four beams, 32 new tokens), `lonas-math` as that for math (28 spaces, 256 new tokens; the last number is the answer, or AQuA's
+    /// letter).
     #[arg(long, value_enum, conflicts_with_all = ["method", "form", "beams", "max_new_tokens"])]
     protocol: Option<ProtocolArg>,
 

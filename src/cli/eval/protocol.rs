@@ -29,6 +29,8 @@ pub(super) enum Form {
 pub(super) enum ProtocolArg {
     /// As the authors' `run_commonsense.py`: their test template, four beams, 32 new tokens.
     Lonas,
+    /// As their `run_math.py`: its test template, four beams, 256 new tokens; the answer is the last number, or AQuA's letter.
+    LonasMath,
 }
 
 /// All of it, settled.
@@ -42,9 +44,12 @@ pub(super) struct Protocol {
 
 impl Protocol {
     pub(super) fn of(args: &EvalArgs) -> Self {
-        if args.protocol == Some(ProtocolArg::Lonas) {
-            let (method, form) = (Method::Generation, Answering::LonasTest);
-            return Self { method, form, beams: 4, max_new_tokens: 32 };
+        if let Some(protocol) = args.protocol {
+            let (form, max_new_tokens) = match protocol {
+                ProtocolArg::Lonas => (Answering::LonasTest, 32),
+                ProtocolArg::LonasMath => (Answering::LonasMathTest, 256),
+            };
+            return Self { method: Method::Generation, form, beams: 4, max_new_tokens };
         }
         let form = match args.form {
             Form::Short => Answering::Short,
@@ -68,6 +73,7 @@ impl Protocol {
             Answering::Short => "short",
             Answering::Lonas => "lonas",
             Answering::LonasTest => "lonas-test",
+            Answering::LonasMathTest => "lonas-math-test",
         };
         match self.method {
             Method::Generation if self.beams > 1 => format!("{form}, {} beams", self.beams),
@@ -79,7 +85,7 @@ impl Protocol {
     pub(super) fn training_form(self) -> PromptForm {
         match self.form {
             Answering::Short => PromptForm::Short,
-            Answering::Lonas | Answering::LonasTest => PromptForm::Lonas,
+            Answering::Lonas | Answering::LonasTest | Answering::LonasMathTest => PromptForm::Lonas,
         }
     }
 

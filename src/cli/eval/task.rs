@@ -53,7 +53,7 @@ impl Task {
         let file_sha256 = sha256_of_file(&path)?;
         let items = match protocol.method {
             Method::Loss => examples(&path, protocol)?,
-            Method::Likelihood | Method::Generation => questions(&path)?,
+            Method::Likelihood | Method::Generation => questions(&path, protocol.form)?,
         };
         let ask = |(index, item): &(usize, TestItem)| -> Result<Ask, Failure> {
             let work = work(protocol, tokenizer, item)?;
@@ -101,12 +101,12 @@ fn examples(path: &Path, protocol: Protocol) -> Result<Vec<(usize, TestItem)>, F
 }
 
 fn work(protocol: Protocol, tokenizer: &Tokenizer, item_of: &TestItem) -> Result<Work, Failure> {
-    let no_question = || "an item is no question with options";
+    let no_question = || "an item has no answer that could be looked for: an option, with --protocol lonas-math a number or a letter";
     match protocol.method {
         Method::Likelihood => Ok(Work::Options(item(tokenizer, protocol.form, item_of)?)),
         Method::Generation => {
             let prompt = protocol.form.prompt(item_of).ok_or_else(no_question)?;
-            let choice = item_of.choice.clone().ok_or_else(no_question)?;
+            let choice = protocol.form.choice(item_of).ok_or_else(no_question)?;
             Ok(Work::Continue { prompt: tokenizer.encode(&prompt, true)?, choice })
         }
         Method::Loss => {
