@@ -3,7 +3,7 @@
 
 use crate::files::Folder;
 use crate::golden;
-use lonas::artifact::{Base, ModelFolder, TokenizerSource, read_adapter};
+use lonas::artifact::{Base, ModelFolder, TokenizerSource, read_adapter, read_published_adapter};
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::model;
 use lonas::model::llama;
@@ -132,6 +132,14 @@ fn any_safetensors_file_is_read_or_refused() {
     let folder = Folder::copy_of("tiny-bias-headdim/supernet");
     attack(&folder, "adapter_model.safetensors", 3000, |path| {
         read_adapter(path).map(|_| ()).map_err(|e| e.to_string())
+    });
+}
+
+#[test]
+fn any_torch_file_is_read_or_refused() {
+    // The archive's directory stands at its end; what its checksums cover is tried in `published::adapters`.
+    attack(&Folder::copy_of("adapters/cut"), "adapter_model.bin", usize::MAX, |path| {
+        read_published_adapter(path).map(|_| ()).map_err(|e| e.to_string())
     });
 }
 

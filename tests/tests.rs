@@ -34,6 +34,8 @@ mod hugging_face;
 mod logits;
 /// supernet.json and catalog.json, written, read back, damaged.
 mod model_folder;
+/// Super-networks as LoNAS, Shears and SQFT publish them.
+mod published;
 /// The search against pymoo, saved and restored.
 mod search;
 /// The HTTP server: every endpoint, every error, clients that go away.

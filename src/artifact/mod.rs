@@ -21,10 +21,12 @@ mod random;
 mod safetensors_writer;
 #[cfg(test)]
 mod tests;
+mod torch;
 mod whole;
 
 pub use adapter::{
-    AdapterConfig, AdapterTensors, TensorType, read_adapter, read_adapter_config, write_adapter,
+    AdapterConfig, AdapterTensors, HeadTensor, HeadTensors, PublishedAdapter, TensorType, read_adapter,
+    read_adapter_config, read_adapter_head, read_published_adapter, write_adapter, write_adapter_and_head,
 };
 pub use base::{Activation, Base, BaseConfig, ClassifierConfig, Family, GgufVocabulary, TokenizerSource};
 pub use catalog_line::CatalogLine;

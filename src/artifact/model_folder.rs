@@ -3,7 +3,8 @@
 use super::catalog_line::{CatalogLine, check_figures};
 use super::fetch::BaseSource;
 use super::{
-    AdapterConfig, AdapterTensors, ArtifactError, read_adapter, read_adapter_config, read_json, write_whole,
+    AdapterConfig, AdapterTensors, ArtifactError, HeadTensors, read_adapter, read_adapter_config,
+    read_adapter_head, read_json, write_whole,
 };
 use crate::supernet::{Catalog, Group, Kind, ModelShape, SearchSpace, SpaceError, TensorRef, is_model_name};
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,11 @@ impl ModelFolder {
     /// The super-adapter's tensors, in the base's own channel order.
     pub fn adapter(&self) -> Result<AdapterTensors, ArtifactError> {
         read_adapter(&self.path).map(|(_, tensors)| tensors)
+    }
+
+    /// A classifier's head, which was trained whole beside the adapters; empty where there is none.
+    pub fn head(&self) -> Result<HeadTensors, ArtifactError> {
+        read_adapter_head(&self.path)
     }
 
     /// The search space, checked against the model's shapes; and so are the channel orders.

@@ -2,8 +2,8 @@
 
 use super::Failure;
 use crate::artifact::{
-    ArtifactError, Base, BaseReference, BaseSource, DEFAULT_BASE, GgufVocabulary, ModelFolder,
-    TokenizerSource, locate,
+    AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, DEFAULT_BASE, Family, GgufVocabulary,
+    ModelFolder, TokenizerSource, locate,
 };
 use crate::backend::Selection;
 use crate::model::{Layout, SuperAdapter, model_shape};
@@ -94,6 +94,7 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
     }
     let base = base(&base_arg.for_folder(first))?;
     let open = |folder: ModelFolder| -> Result<OpenedModel, Failure> {
+        check_task(&folder.adapter_config, &base)?;
         let shape = model_shape(&base.config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape)?;
         let catalog = folder.catalog(&shape, &space)?;
@@ -104,6 +105,15 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
     let orders =
         models.first().map(|m| orders_by_layer(layout, &m.space, m.folder.orders())).unwrap_or_default();
     Ok(Opened { base, models, orders })
+}
+
+/// A classifier's adapter on a model that writes text would leave its head out without a word.
+pub(super) fn check_task(adapter: &AdapterConfig, base: &Base) -> Result<(), Failure> {
+    if !adapter.classifies || base.config.family == Family::Bert {
+        return Ok(());
+    }
+    let family = Layout::of(base.config.family).name;
+    Err(format!("the adapter is a classifier's (task_type SEQ_CLS), and a {family} writes text").into())
 }
 
 fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> Result<(), Failure> {

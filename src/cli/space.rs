@@ -41,7 +41,14 @@ impl SpaceFile {
     ) -> Result<AdapterConfig, Failure> {
         let &Self { rank, alpha, .. } = self;
         let target_modules = self.targets.clone();
-        let adapter = AdapterConfig { rank, alpha, dropout, target_modules, base_model_name };
+        let adapter = AdapterConfig {
+            rank,
+            alpha,
+            dropout,
+            target_modules,
+            base_model_name,
+            ..AdapterConfig::default()
+        };
         check_targets(Layout::of(family), &adapter)?;
         Ok(adapter)
     }

@@ -6,7 +6,6 @@
 use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, write};
 use crate::artifact::{AdapterTensors, NumberFormat, TensorType, WholeFolder, write_adapter};
 use crate::supernet::Kind;
-use crate::weights::HostData;
 
 /// Writes the sub-network's adapter; without `dtype` in the super-adapter's own number format.
 ///
@@ -20,10 +19,9 @@ pub fn peft(
 ) -> Result<Notes, ExportError> {
     check_widths(source)?;
     let full = source.adapter()?.tensors;
-    let in_bf16 = full.values().all(|(a, b)| [a, b].iter().all(|m| matches!(m.data, HostData::Bf16(_))));
     let number_type = match dtype {
-        None if in_bf16 => TensorType::Bf16,
-        None | Some(NumberFormat::F32) => TensorType::F32,
+        None => TensorType::of(&full),
+        Some(NumberFormat::F32) => TensorType::F32,
         Some(NumberFormat::Bf16) => TensorType::Bf16,
         Some(other) => {
             let (dtype, format, possible) = (other.name(), "a PEFT adapter", "f32 and bf16");

@@ -19,7 +19,8 @@ pub fn model_shape(config: &BaseConfig, adapter: Option<&AdapterConfig>) -> Mode
             let adapted = adapter.filter(|a| a.target_modules.iter().any(|t| layout.is_target(place, t)));
             let (out, inp) = layout.size(config, place);
             let name = layout.module(layer, place);
-            linears.push(LinearShape { name, out, inp, rank: adapted.map(|a| a.rank) });
+            let rank = adapted.map(|a| a.rank_of(&name));
+            linears.push(LinearShape { name, out, inp, rank });
         }
     }
     let after = layout.after(config).into_iter();

@@ -159,7 +159,7 @@ mod tests {
             alpha: 64.0,
             dropout: 0.1,
             target_modules: targets.map(String::from).to_vec(),
-            base_model_name: String::new(),
+            ..AdapterConfig::default()
         };
         let shape = model_shape(&config, Some(&adapter));
         (config, shape)
