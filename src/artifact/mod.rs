@@ -8,6 +8,7 @@ mod adapter;
 mod base;
 mod catalog_line;
 mod config;
+mod elastic;
 mod encode;
 mod error;
 mod fetch;
@@ -31,6 +32,7 @@ pub use adapter::{
 pub use base::{Activation, Base, BaseConfig, ClassifierConfig, Family, GgufVocabulary, TokenizerSource};
 pub use catalog_line::CatalogLine;
 pub use config::read_base_config;
+pub use elastic::ElasticFile;
 pub use encode::{NumberFormat, OutTensor};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};

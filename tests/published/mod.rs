@@ -2,3 +2,10 @@
 
 /// Torch's files, whole and hostile.
 mod adapters;
+/// The twelve configurations of LoNAS, and what they cost.
+mod lonas;
+/// Configurations by templates, by lists, and damaged.
+mod spaces;
+
+/// Models by their sizes, configurations as their authors write them.
+mod write;
