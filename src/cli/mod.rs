@@ -7,6 +7,7 @@ mod compute;
 mod device;
 mod eval;
 mod export;
+mod import;
 mod inspect;
 mod open;
 mod progress;
@@ -48,6 +49,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Train a super-adapter with LoNAS's recipe.
     Train(train::TrainArgs),
+    /// Make a model folder of a published super-adapter.
+    Import(import::ImportArgs),
     /// Score sub-networks on tasks: accuracy by likelihood or by generation, or loss and perplexity.
     Eval(eval::EvalArgs),
     /// Search for sub-networks that no other is both cheaper and better than.
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Export(args) => export::run(&args),

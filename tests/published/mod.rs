@@ -2,6 +2,8 @@
 
 /// Torch's files, whole and hostile.
 mod adapters;
+/// `lonas import`, end to end.
+mod import;
 /// The twelve configurations of LoNAS, and what they cost.
 mod lonas;
 /// Configurations by templates, by lists, and damaged.

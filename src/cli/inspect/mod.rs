@@ -1,7 +1,9 @@
 //! `lonas inspect`
 
-use super::Failure;
-use super::open::{self, BaseArg};
+mod order;
+
+use crate::cli::Failure;
+use crate::cli::open::{self, BaseArg};
 use crate::supernet::{COST_TOKENS, CatalogEntry, Group, Kind, SearchSpace};
 use clap::Args;
 use std::path::PathBuf;
@@ -11,7 +13,7 @@ use std::path::PathBuf;
 #[command(after_help = "Example:\n  lonas inspect models/smollm2-135m-commonsense")]
 pub(super) struct InspectArgs {
     /// The model folder.
-    #[arg(default_value = super::DEFAULT_MODEL, value_name = "DIR")]
+    #[arg(default_value = crate::cli::DEFAULT_MODEL, value_name = "DIR")]
     model: PathBuf,
 
     #[command(flatten)]
@@ -20,14 +22,24 @@ pub(super) struct InspectArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+
+    /// Look whether the super-adapter's tensors were trained in the order of the choices: how large they are on average in
+    /// each block of rows or columns between two neighbouring choices. Reads the adapter.
+    #[arg(long)]
+    check_order: bool,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
     for model in &opened.models {
+        let tables = if args.check_order { Some(order::tables(model)?) } else { None };
         if args.json {
-            println!("{:#}", json(model));
+            let mut json = json(model);
+            if let Some(tables) = &tables {
+                json["order"] = order::json(tables);
+            }
+            println!("{json:#}");
             continue;
         }
         let config = &opened.base.config;
@@ -67,6 +79,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
             "\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule); \
              merge: has all ranks, so `--merge-adapter` serves it."
         );
+        if let Some(tables) = &tables {
+            print!("{}", order::text(tables));
+        }
     }
     Ok(())
 }
@@ -77,7 +92,7 @@ fn can_merge(model: &open::OpenedModel, entry: &CatalogEntry) -> bool {
 }
 
 /// Equal groups of different layers on one line.
-fn group_lines(space: &SearchSpace) -> Vec<String> {
+pub(super) fn group_lines(space: &SearchSpace) -> Vec<String> {
     let mut kinds: Vec<(&Group, usize)> = Vec::new();
     for group in space.groups() {
         let same = |(g, _): &&mut (&Group, usize)| {
