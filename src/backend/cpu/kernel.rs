@@ -172,6 +172,7 @@ macro_rules! instruction_set {
                             Layout::BytesWithMinimums => form::<BYTES_WITH_MINIMUMS>(tile, lanes),
                             Layout::Halves => form::<HALVES>(tile, lanes),
                             Layout::HalvesWithMinimums => form::<HALVES_WITH_MINIMUMS>(tile, lanes),
+                            Layout::HalvesWithSteps => form::<HALVES_WITH_STEPS>(tile, lanes),
                         },
                     }
                 }
@@ -199,9 +200,10 @@ const BYTES: usize = 0;
 const BYTES_WITH_MINIMUMS: usize = 1;
 const HALVES: usize = 2;
 const HALVES_WITH_MINIMUMS: usize = 3;
-const F32: usize = 4;
-const BF16: usize = 5;
-const BF16_DOT: usize = 6;
+const HALVES_WITH_STEPS: usize = 4;
+const F32: usize = 5;
+const BF16: usize = 6;
+const BF16_DOT: usize = 7;
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -246,7 +248,7 @@ struct AtOnce<V, const FORM: usize>(std::marker::PhantomData<V>);
 impl<V: Vector, const FORM: usize> AtOnce<V, FORM> {
     const ROWS: usize = match FORM {
         BYTES | BYTES_WITH_MINIMUMS => V::BYTES_ROWS,
-        HALVES | HALVES_WITH_MINIMUMS => V::HALVES_ROWS,
+        HALVES | HALVES_WITH_MINIMUMS | HALVES_WITH_STEPS => V::HALVES_ROWS,
         _ => V::ROWS,
     };
 }
@@ -368,7 +370,8 @@ fn quants<V: Vector, const FORM: usize, const R: usize>(
         BYTES => V::add_blocks::<BYTES, R>(lanes, run, x),
         BYTES_WITH_MINIMUMS => V::add_blocks::<BYTES_WITH_MINIMUMS, R>(lanes, run, x),
         HALVES => V::add_blocks::<HALVES, R>(lanes, run, x),
-        _ => V::add_blocks::<HALVES_WITH_MINIMUMS, R>(lanes, run, x),
+        HALVES_WITH_MINIMUMS => V::add_blocks::<HALVES_WITH_MINIMUMS, R>(lanes, run, x),
+        _ => V::add_blocks::<HALVES_WITH_STEPS, R>(lanes, run, x),
     }
 }
 

@@ -73,11 +73,14 @@ pub(super) enum Layout {
     Halves,
     /// Offset 0.
     HalvesWithMinimums,
+    /// Offset 0, and minimums counted in scales: whole numbers, so that zero points (GPTQ's) are exact, which their products with
+    /// scales are not in f16.
+    HalvesWithSteps,
 }
 
 impl Layout {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Bytes, Self::BytesWithMinimums, Self::Halves, Self::HalvesWithMinimums];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Bytes, Self::BytesWithMinimums, Self::Halves, Self::HalvesWithMinimums, Self::HalvesWithSteps];
 
     /// The most compact one that holds the quants.
     pub(super) fn of(blocks: &Blocks, bytes: bool) -> Self {
@@ -86,6 +89,7 @@ impl Layout {
             Some(_) if !bytes && within(0, 15) => Self::HalvesWithMinimums,
             Some(_) => Self::BytesWithMinimums,
             None if !bytes && within(-8, 7) => Self::Halves,
+            None if !bytes && blocks.quants.chunks(BLOCK).all(fits_halves) => Self::HalvesWithSteps,
             None => Self::Bytes,
         }
     }
@@ -94,16 +98,21 @@ impl Layout {
         match self {
             Self::Bytes | Self::BytesWithMinimums => -128,
             Self::Halves => -8,
-            Self::HalvesWithMinimums => 0,
+            Self::HalvesWithMinimums | Self::HalvesWithSteps => 0,
         }
     }
 
     pub(super) const fn has_minimums(self) -> bool {
-        matches!(self, Self::BytesWithMinimums | Self::HalvesWithMinimums)
+        matches!(self, Self::BytesWithMinimums | Self::HalvesWithMinimums | Self::HalvesWithSteps)
+    }
+
+    /// Whether a minimum is to be multiplied with its scale.
+    pub(super) const fn counts_in_scales(self) -> bool {
+        matches!(self, Self::HalvesWithSteps)
     }
 
     pub(super) const fn is_halves(self) -> bool {
-        matches!(self, Self::Halves | Self::HalvesWithMinimums)
+        matches!(self, Self::Halves | Self::HalvesWithMinimums | Self::HalvesWithSteps)
     }
 
     /// Where the quants of a block begin.
@@ -115,6 +124,12 @@ impl Layout {
     pub(super) const fn record(self) -> usize {
         self.header() + QUADS * QUAD_BYTES / if self.is_halves() { 2 } else { 1 }
     }
+}
+
+/// Whether four bits hold a block's quants above its least.
+fn fits_halves(block: &[i8]) -> bool {
+    let (least, most) = block.iter().fold((i8::MAX, i8::MIN), |(l, m), &q| (l.min(q), m.max(q)));
+    i16::from(most) - i16::from(least) <= 15
 }
 
 impl Panels {
@@ -234,6 +249,7 @@ impl BlockPanels {
             let header: &[f16] = bytemuck::cast_slice(&record[..layout.header()]);
             let scale = header[lane].to_f32();
             let minimum = if layout.has_minimums() { header[PANEL + lane].to_f32() } else { 0.0 };
+            let minimum = if layout.counts_in_scales() { scale * minimum } else { minimum };
             let quants = &record[layout.header()..];
             for i in 0..BLOCK.min(columns - block * BLOCK) {
                 let (quad, at) = (i / QUAD, lane * QUAD + i % QUAD);

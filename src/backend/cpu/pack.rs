@@ -198,15 +198,20 @@ fn put_blocks(blocks: &Blocks, columns: usize, layout: Layout, rows: Range<usize
                 header[PANEL + lane] = f16::from_f32(minimums[row * per_row + block]);
             }
             let row = &blocks.quants[row * columns..(row + 1) * columns][inputs.clone()];
-            put_quants(layout, lane, row, quants);
+            let mut offset = layout.offset();
+            if layout.counts_in_scales() {
+                offset = row.iter().copied().min().unwrap_or(0);
+                header[PANEL + lane] = f16::from_f32(f32::from(offset));
+            }
+            put_quants(layout, offset, lane, row, quants);
         }
     }
 }
 
 /// One lane's quants of one block, at most [`BLOCK`].
-fn put_quants(layout: Layout, lane: usize, row: &[i8], quants: &mut [u8]) {
+fn put_quants(layout: Layout, offset: i8, lane: usize, row: &[i8], quants: &mut [u8]) {
     // Within 0..=255, or 0..=15 for halves: `Layout::of` has looked.
-    let byte = |quant: i8| quant.wrapping_sub(layout.offset()) as u8;
+    let byte = |quant: i8| quant.wrapping_sub(offset) as u8;
     let lanes = lane * QUAD..(lane + 1) * QUAD;
     if layout.is_halves() {
         for (quad, four) in row.chunks(QUAD).enumerate() {

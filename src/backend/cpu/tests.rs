@@ -36,6 +36,17 @@ fn blocks(seed: u64, rows: usize, columns: usize) -> HostMatrix {
     }
 }
 
+/// GPTQ-like blocks, from which a zero point of each has been taken off.
+fn zero_pointed(seed: u64, rows: usize, columns: usize) -> HostMatrix {
+    let mut matrix = blocks(seed, rows, columns);
+    let HostData::Blocks(blocks) = &mut matrix.data else { unreachable!() };
+    blocks.minimums = None;
+    for (block, quants) in blocks.quants.chunks_mut(BLOCK).enumerate() {
+        quants.iter_mut().for_each(|quant| *quant -= (block * 7 % 17) as i8);
+    }
+    matrix
+}
+
 /// What is computed with: the packed matrix's own values, so that rounding to bf16 or int8 is not counted as error.
 fn unpacked(matrix: &super::Matrix) -> Slow {
     let row = |r| {
@@ -159,13 +170,20 @@ fn the_low_rank_product_is_what_its_formula_says() {
         [(1, 1, 1), (5, 17, 3), (33, 100, 8), (96, 64, 24), (70, 131, 32), (40, 1100, 3)];
     for kernel in Kernel::available() {
         for (out, inp, rank) in sizes {
-            for (dtype, threads) in
-                [(Dtype::F32, 1), (Dtype::Bf16, 2), (Dtype::Int8, 2), (Dtype::Q4, 2), (Dtype::Auto, 2)]
-            {
+            type Make = fn(u64, usize, usize) -> HostMatrix;
+            let weights: [(_, _, Make); 6] = [
+                (Dtype::F32, 1, host),
+                (Dtype::Bf16, 2, host),
+                (Dtype::Int8, 2, host),
+                (Dtype::Q4, 2, host),
+                (Dtype::Auto, 2, blocks),
+                (Dtype::Auto, 2, zero_pointed),
+            ];
+            for (dtype, threads, weight) in weights {
                 let cpu = Cpu::with_kernel(dtype, threads, kernel);
                 // Only Auto meets the file's own blocks, which need whole ones.
                 let inp = if dtype == Dtype::Auto { inp.next_multiple_of(BLOCK) } else { inp };
-                let weight = if dtype == Dtype::Auto { blocks(1, out, inp) } else { host(1, out, inp) };
+                let weight = weight(1, out, inp);
                 let net = net(&cpu, 2, weight, rank, out % 2 == 1);
                 let actives = [(1, 1), (3, 4), (2, 3), (1, 2)].map(|(n, d)| ActiveLinear {
                     out: (out * n / d).max(1),
@@ -393,6 +411,17 @@ fn packing_keeps_what_the_number_format_can() {
                 assert!(equal, "{low}..={high} minimums {minimums} reordered {reordered}");
                 assert!(packed.bytes() <= 64 * 96 * 5 / 4, "{} bytes", packed.bytes());
             }
+        }
+        // Zero points, whose products with scales f16 does not hold.
+        let mut matrix = zero_pointed(1, 37, 96);
+        let HostData::Blocks(blocks) = &mut matrix.data else { unreachable!() };
+        blocks.scales.iter_mut().for_each(|s| *s = f16::from_f32(*s).to_f32());
+        let (matrix, of_halves) = (host(matrix), 64 * 96 * 3 / 4);
+        let values = matrix.to_f32().into_iter().map(f64::from).collect::<Vec<_>>();
+        for dtype in [Dtype::Auto, Dtype::Q4, Dtype::Int8] {
+            let packed = Cpu::new(dtype, 1).matrix(matrix.clone()).unwrap();
+            assert_eq!(unpacked(&packed).concat(), values, "{dtype:?} reordered {reordered}");
+            assert!((packed.bytes() <= of_halves) == (dtype != Dtype::Int8), "{} bytes", packed.bytes());
         }
         for (dtype, most) in [
             (Dtype::F32, 0.0),

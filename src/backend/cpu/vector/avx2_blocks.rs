@@ -40,7 +40,10 @@ pub(super) unsafe fn add_blocks_to_sixteen<const LAYOUT: usize, const R: usize>(
                 }
                 if layout.has_minimums() {
                     let minimums = header[1].as_ptr().cast::<__m128i>().add(at);
-                    let minimums = _mm256_cvtph_ps(_mm_loadu_si128(minimums));
+                    let mut minimums = _mm256_cvtph_ps(_mm_loadu_si128(minimums));
+                    if layout.counts_in_scales() {
+                        minimums = _mm256_mul_ps(minimums, scales);
+                    }
                     for r in 0..R {
                         let sum = lanes[r].as_mut_ptr().add(8 * at);
                         let x = _mm256_set1_ps((*block[r]).sum);

@@ -99,6 +99,7 @@ pub(super) fn add_blocks<V: Vector, const LAYOUT: usize, const R: usize>(
         }
         if layout.has_minimums() {
             let minimums = V::load_f16(&header[1]);
+            let minimums = if layout.counts_in_scales() { minimums.mul(scales) } else { minimums };
             for r in 0..R {
                 // SAFETY: as above.
                 sums[r] = sums[r].add_product(minimums, V::splat(unsafe { x[r].get_unchecked(b) }.sum));
