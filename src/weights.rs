@@ -136,15 +136,20 @@ impl HostMatrix {
         Self { name, rows, columns, data: HostData::F32(values) }
     }
 
-    /// `self + scale b a` in f32; `b (rows, r)`, `a (r, columns)`, as the caller has checked.
-    pub fn plus_product(self, scale: f32, b: &Self, a: &Self) -> Self {
+    /// `self + scale b a` in f32; `b (rows, r)`, `a (r, columns)`, as the caller has checked. `keep_zeros`: what is 0 in `self`
+    /// stays so.
+    pub fn plus_product(self, scale: f32, b: &Self, a: &Self, keep_zeros: bool) -> Self {
         let (name, rows, columns) = (self.name.clone(), self.rows, self.columns);
         let (mut sums, b_values, a_values) = (self.into_f32(), b.to_f32(), a.to_f32());
         let of_rows = sums.chunks_exact_mut(columns.max(1)).zip(b_values.chunks_exact(b.columns.max(1)));
+        let mut zeros = Vec::new();
         for (sums, b) in of_rows {
+            zeros.clear();
+            zeros.extend((0..columns).filter(|&column| keep_zeros && sums[column] == 0.0));
             for (a, b) in a_values.chunks_exact(columns.max(1)).zip(b) {
                 sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += scale * b * a);
             }
+            zeros.iter().for_each(|&column| sums[column] = 0.0);
         }
         Self { name, rows, columns, data: HostData::F32(sums) }
     }

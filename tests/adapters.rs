@@ -11,7 +11,7 @@ use safetensors::Dtype as FileType;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-const NAMES: [&str; 3] = ["tiny-tied", "tiny-untied-bf16", "tiny-bias-headdim"];
+const NAMES: [&str; 4] = ["tiny-tied", "tiny-untied-bf16", "tiny-bias-headdim", "sparse"];
 const TENSORS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 const DOWN_A: &str = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight";
@@ -28,6 +28,7 @@ fn an_adapter_is_read_as_peft_wrote_it() {
         let (config, read) = read_adapter(&folder).unwrap();
         assert_eq!((config.rank, config.alpha, config.dropout), (8, 16.0, 0.1));
         assert_eq!(config.scale(), 2.0);
+        assert_eq!(config.sparse, name == "sparse");
         let targets = config.target_modules.iter().map(String::as_str).collect::<BTreeSet<_>>();
         let expected = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"];
         assert_eq!(targets, expected.into());
@@ -112,7 +113,7 @@ fn refused(damage: impl FnOnce(&Folder)) -> String {
         Err(e) => return e.to_string(),
     };
     let shape = model::model_shape(&net.base.config, Some(&config));
-    let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32 };
+    let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32, sparse: config.sparse };
     let loaded = llama::load(&Cpu::new(Dtype::F32, 1), &net.base, vec![adapter], &net.orders);
     loaded.map(|_| ()).unwrap_err().to_string()
 }
@@ -199,6 +200,8 @@ fn an_adapter_that_is_not_plain_lora_is_refused_by_field() {
         ("use_bdlora", json!({"nblocks": 2})),
         ("fan_in_fan_out", json!(true)),
         ("lora_bias", json!(true)),
+        ("sparse_adapter", json!("yes")),
+        ("quantization_aware", json!(true)),
         ("rank_pattern", json!({"q_proj": 4})),
         ("alpha_pattern", json!({"q_proj": 4})),
         ("modules_to_save", json!(["lm_head"])),

@@ -73,6 +73,7 @@ impl Supernet {
             shape: self.shape.clone(),
             tensors: self.folder.adapter().unwrap(),
             scale: self.folder.adapter_config.scale() as f32,
+            sparse: self.folder.adapter_config.sparse,
         }
     }
 

@@ -42,6 +42,8 @@ mod search;
 mod server;
 /// The default base: tokenizer, greedy text and losses against transformers.
 mod smollm2;
+/// Sparse bases, and adapters that are to keep their zeros.
+mod sparse;
 /// tokenizer.json files against Hugging Face's own library.
 mod tokenizers;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.

@@ -107,7 +107,8 @@ fn elastic_file(args: &ImportArgs) -> Result<ElasticFile, Failure> {
 /// The adapter, if it is one of this model.
 fn checked(published: PublishedAdapter, shape: &ModelShape) -> Result<PublishedAdapter, Failure> {
     let PublishedAdapter { config, tensors, head, cut } = published;
-    let adapter = SuperAdapter { shape: shape.clone(), tensors, scale: config.scale() as f32 };
+    let (shape, scale, sparse) = (shape.clone(), config.scale() as f32, config.sparse);
+    let adapter = SuperAdapter { shape, tensors, scale, sparse };
     adapter.check()?;
     Ok(PublishedAdapter { config, tensors: adapter.tensors, head, cut })
 }

@@ -175,6 +175,7 @@ impl Opened {
                 shape: model.shape.clone(),
                 tensors: model.folder.adapter()?,
                 scale: model.folder.adapter_config.scale() as f32,
+                sparse: model.folder.adapter_config.sparse,
             })
         };
         self.models.iter().map(load).collect()

@@ -88,6 +88,7 @@ impl<'a> Source<'a> {
             shape: self.shape.clone(),
             tensors: self.folder.adapter()?,
             scale: self.folder.adapter_config.scale() as f32,
+            sparse: self.folder.adapter_config.sparse,
         };
         adapter.check()?;
         Ok(adapter)

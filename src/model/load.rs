@@ -17,6 +17,8 @@ pub struct SuperAdapter {
     pub tensors: AdapterTensors,
     /// `alpha / R_config`
     pub scale: f32,
+    /// `s B A` counts only where the base's weight is not 0 (SparsePEFT), which no product with A and then B computes.
+    pub sparse: bool,
 }
 
 impl SuperAdapter {
@@ -62,6 +64,11 @@ pub enum LoadError {
     MissingAdapter { module: String },
     #[error("adapter tensor `{tensor}`: expected {expected:?}, got {got:?} (rows, columns)")]
     AdapterSize { tensor: String, expected: (usize, usize), got: (usize, usize) },
+    #[error(
+        "the adapter is sparse (`sparse_adapter` in its configuration): it counts only where a base weight is not 0, so it \
+         can only be added into the base (--merge-adapter, or an export)"
+    )]
+    Sparse,
 }
 
 /// Takes the Linears of a model, one after the other, from files to a backend.
@@ -81,7 +88,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
     ///
     /// # Errors
-    /// An adapter that does not fit the base, or a base of another family.
+    /// An adapter that does not fit the base, or a sparse one beside it.
     pub(super) fn new(
         backend: &'a B,
         base: &'a Base,
@@ -93,6 +100,9 @@ impl<'a, B: Backend> Loader<'a, B> {
             Adapters::Merged(adapter) => (Vec::new(), Some(adapter)),
         };
         super_adapters.iter().chain(&merged).try_for_each(SuperAdapter::check)?;
+        if super_adapters.iter().any(|adapter| adapter.sparse) {
+            return Err(LoadError::Sparse);
+        }
         let (layout, shape) = (Layout::of(base.config.family), super::model_shape(&base.config, None));
         Ok(Self { backend, base, layout, shape, super_adapters, merged, orders })
     }
@@ -144,7 +154,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         if let Some(adapter) = &mut self.merged
             && let Some((a, b)) = adapter.tensors.remove(&name)
         {
-            weight = weight.plus_product(adapter.scale, &b, &a);
+            weight = weight.plus_product(adapter.scale, &b, &a, adapter.sparse);
         }
         let weight = self.backend.matrix(permuted(weight, rows, columns))?;
         let bias = if bias { Some(self.bias(&name, out, rows)?) } else { None };

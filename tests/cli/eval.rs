@@ -222,7 +222,12 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
         ),
         (1, &lacking, &[], "lacking.json: item 2: field `output` is missing"),
         (1, &plain, &[], "plain.json: no item is a question with options"),
-        (1, &plain, &["--protocol", "lonas-math"], "plain.json: no item is a question with a number or letter"),
+        (
+            1,
+            &plain,
+            &["--protocol", "lonas-math"],
+            "plain.json: no item is a question with a number or letter",
+        ),
         (1, &plain, &["--method", "loss"], "plain.json: no item has the form; --form lonas takes every one"),
         (1, &long, &[], "long.json: item 1: it has"),
         (1, &task, &["--form", "lonas"], "item 0: it has"),

@@ -163,7 +163,7 @@ fn ranks_by_module_are_read_where_they_keep_the_scale() {
         assert_names(&message.to_string(), &["`rank_pattern`", "a rank from 1 to 4096"]);
     }
     assert_names(&refused(|j| j["rank_pattern"] = 4.into()), &["`rank_pattern`", "expected an object"]);
-    assert_names(&refused(|j| j["sparse_adapter"] = true.into()), &["`sparse_adapter`", "expected"]);
+    assert_names(&refused(|j| j["quantization_aware"] = true.into()), &["`quantization_aware`", "expected"]);
 }
 
 /// A file as torch writes it, of this pickle and these storages.

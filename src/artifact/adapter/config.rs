@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Fields of adapter_config.json that make an adapter compute something else than `W x + s B A x` on plain Linears.
-const OFF: [&str; 16] = [
+const OFF: [&str; 15] = [
     "use_rslora",
     "use_dora",
     "use_qalora",
@@ -21,8 +21,7 @@ const OFF: [&str; 16] = [
     "arrow_config",
     "monteclora_config",
     "kasa_config",
-    // SQFT's SparsePEFT: what is added to the base is masked and rounded as the base is.
-    "sparse_adapter",
+    // SQFT's QA-SparsePEFT: the sum is rounded to a GPTQ base's blocks, which needs the base before it was quantised too.
     "quantization_aware",
 ];
 
@@ -50,6 +49,8 @@ pub fn read_adapter_config(folder: &Path) -> Result<AdapterConfig, ArtifactError
             return Err(wrong(name, "nothing or false"));
         }
     }
+    let sparse = field("sparse_adapter").map_or(Some(false), Value::as_bool);
+    let sparse = sparse.ok_or_else(|| wrong("sparse_adapter", "true or false"))?;
     if field("bias").is_some_and(|v| v != "none") {
         return Err(wrong("bias", "\"none\""));
     }
@@ -76,6 +77,7 @@ pub fn read_adapter_config(folder: &Path) -> Result<AdapterConfig, ArtifactError
         rank,
         alpha,
         dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number from 0 to below 1"))?,
+        sparse,
         target_modules: targets.ok_or_else(|| wrong("target_modules", "a list of module names"))?,
         base_model_name: field("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().into(),
         rank_pattern: rank_pattern(path, &json, alpha, alpha / rank as f64)?,

@@ -24,6 +24,8 @@ pub struct AdapterConfig {
     /// `lora_alpha`; the scale is `alpha / rank` for every active rank.
     pub alpha: f64,
     pub dropout: f64,
+    /// SQFT's `sparse_adapter` (SparsePEFT): `s B A` counts only where the base's weight is not 0.
+    pub sparse: bool,
     /// Short module names, e.g. `q_proj`.
     pub target_modules: Vec<String>,
     pub base_model_name: String,

@@ -101,6 +101,9 @@ fn config_json(config: &AdapterConfig, tensors: &AdapterTensors, head: &HeadTens
         ranks.insert(module.clone(), rank.into());
         alphas.insert(module.clone(), (config.scale() * rank as f64).into());
     }
+    if config.sparse {
+        json["sparse_adapter"] = true.into();
+    }
     if !ranks.is_empty() {
         json["rank_pattern"] = ranks.into();
         json["alpha_pattern"] = alphas.into();

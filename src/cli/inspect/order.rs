@@ -86,7 +86,7 @@ impl Table {
 pub(super) fn tables(model: &OpenedModel) -> Result<Vec<Table>, Failure> {
     let (config, orders) = (&model.folder.adapter_config, model.folder.orders());
     let (shape, tensors) = (model.shape.clone(), model.folder.adapter()?);
-    let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32 };
+    let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32, sparse: config.sparse };
     adapter.check()?;
     let of_group =
         |(id, group): (usize, &Group)| measured(&model.shape, &adapter.tensors, group, orders.get(&id));

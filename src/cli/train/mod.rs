@@ -78,7 +78,8 @@ fn candle_stays_on_its_thread() {
 fn trainer(plan: &Plan) -> Result<Trainer, Failure> {
     let backend = Reference::for_training(plan.recipe.dropout, plan.recipe.seed).on(plan.compute.clone());
     let tensors = crate::train::fresh_adapter(&plan.shape, plan.recipe.seed);
-    let adapter = SuperAdapter { shape: plan.shape.clone(), tensors, scale: plan.adapter.scale() as f32 };
+    let (shape, scale) = (plan.shape.clone(), plan.adapter.scale() as f32);
+    let adapter = SuperAdapter { shape, tensors, scale, sparse: plan.adapter.sparse };
     let model = llama::load(&backend, &plan.base, vec![adapter], &plan.orders)?;
     let (shape, space) = (plan.shape.clone(), plan.space.clone());
     Ok(Trainer::new(backend, model, shape, space, plan.recipe.clone(), plan.sequences.clone())?)

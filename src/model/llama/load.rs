@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// the file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
 ///
 /// # Errors
-/// A tensor that is missing or has the wrong size, or a backend without memory for it.
+/// A tensor that is missing or has the wrong size, a sparse adapter, or a backend without memory for it.
 pub fn load<B: Backend>(
     backend: &B,
     base: &Base,

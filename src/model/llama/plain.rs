@@ -110,7 +110,7 @@ impl<'a> Plain<'a> {
         let Some((a, b)) = self.adapter.tensors.get(&full.name) else { return Ok(weight.into_f32()) };
         let a = permuted(a.clone(), None, columns).prefix(rank, inp);
         let b = permuted(b.clone(), rows, None).prefix(out, rank);
-        Ok(weight.plus_product(self.adapter.scale, &b, &a).into_f32())
+        Ok(weight.plus_product(self.adapter.scale, &b, &a, self.adapter.sparse).into_f32())
     }
 
     fn bias(&self, index: usize) -> Result<Vec<f32>, LoadError> {
