@@ -146,6 +146,19 @@ fn a_folder_computes_what_pytorch_computes() {
 }
 
 #[test]
+fn a_quantised_base_becomes_a_folder_of_plain_numbers() {
+    let net = Supernet::of(&golden::path("gptq/asym-64-act"), &golden::path("gptq/supernet"));
+    let (folder, tokens) = (Folder::empty(), tokens(48));
+    let sub_network = even(&net, &mut ChaCha8Rng::seed_from_u64(5));
+    export(&net, &sub_network, Kinds::HuggingFace, NumberFormat::F32, &folder.file("out")).unwrap();
+    let config = std::fs::read_to_string(folder.file("out").join("config.json")).unwrap();
+    assert!(!config.contains("quantization_config"), "{config}");
+    let plain = plain_logits(&Base::open(&folder.file("out")).unwrap(), &tokens);
+    let off = relative(&plain, &served_logits(&net, &sub_network, &tokens));
+    assert!(off <= 1e-5, "off by {off}");
+}
+
+#[test]
 fn a_gguf_file_of_a_folder_computes_what_its_sub_network_computes_and_has_its_tokenizer() {
     let (tiny, folder) = (Tiny::write(), Folder::empty());
     let net = Supernet::of(&tiny.base(), &tiny.model(tiny::NAME));

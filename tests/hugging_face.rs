@@ -195,7 +195,6 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         ("model_type", json!("gemma"), "supported: llama"),
         ("model_type", Value::Null, "supported: llama"),
         ("hidden_act", json!("gelu"), "`gelu` is not supported"),
-        ("quantization_config", json!({"bits": 4}), "not supported"),
         ("sliding_window", json!(4096), "not supported for llama"),
         ("tie_word_embeddings", json!("yes"), "true or false"),
         ("eos_token_id", json!([2, "x"]), "a token id"),

@@ -24,6 +24,8 @@ mod export;
 mod gguf;
 /// GGUF files that are damaged or lie.
 mod gguf_damaged;
+/// GPTQ and AWQ folders against PyTorch, whole and damaged.
+mod gptq;
 /// Every adapter tensor's gradient against finite differences.
 mod gradients;
 /// Arbitrary and mutated files of every kind.

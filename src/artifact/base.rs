@@ -234,6 +234,14 @@ impl Base {
         }
     }
 
+    /// Which group of columns that share a scale each column of a matrix is in, where a file says so for each column (GPTQ).
+    pub fn column_groups(&self, name: &str, columns: usize) -> Result<Option<Vec<usize>>, ArtifactError> {
+        match &self.tensors {
+            Tensors::HuggingFace(folder) => folder.column_groups(name, columns),
+            Tensors::Gguf(_) => Ok(None),
+        }
+    }
+
     pub fn vector(&self, name: &str, length: usize) -> Result<HostVector, ArtifactError> {
         match &self.tensors {
             Tensors::HuggingFace(folder) => folder.vector(name, length),

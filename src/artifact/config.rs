@@ -9,14 +9,22 @@ use std::path::Path;
 /// Labels are named in every answer; no task has so many.
 const MAX_LABELS: usize = 1 << 16;
 
-/// Reads a config.json alone; there need not be any weights.
+/// Reads a config.json alone, for weights that are still to be made.
+///
+/// # Errors
+/// A family that this program has not, a field that is missing or out of range, weights that are to be quantised.
 pub fn read_base_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
+    let json: Value = read_json(path)?;
+    if json.get("quantization_config").is_some_and(|v| !v.is_null()) {
+        return Err(ArtifactError::field(path, "quantization_config", "random weights are not quantised"));
+    }
+    read_config(path)
+}
+
+pub(super) fn read_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
     let json: Value = read_json(path)?;
     let fields = Fields { path, json: &json };
     let family = fields.text("model_type")?.unwrap_or_default();
-    if fields.get("quantization_config").is_some() {
-        return Err(ArtifactError::field(path, "quantization_config", "not supported"));
-    }
     let config = match family.as_str() {
         "llama" | "mistral" | "qwen2" | "qwen3" => llama(&fields, &family)?,
         "bloom" => bloom(&fields)?,
@@ -140,13 +148,13 @@ fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
 }
 
 /// Typed access to config.json; `null` counts as absent, as in transformers.
-struct Fields<'a> {
-    path: &'a Path,
-    json: &'a Value,
+pub(super) struct Fields<'a> {
+    pub(super) path: &'a Path,
+    pub(super) json: &'a Value,
 }
 
 impl Fields<'_> {
-    fn get(&self, field: &str) -> Option<&Value> {
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
         self.json.get(field).filter(|v| !v.is_null())
     }
 
@@ -156,12 +164,12 @@ impl Fields<'_> {
         ArtifactError::field(self.path, field, format!("expected {expected}, got {got}"))
     }
 
-    fn text(&self, field: &str) -> Result<Option<String>, ArtifactError> {
+    pub(super) fn text(&self, field: &str) -> Result<Option<String>, ArtifactError> {
         let text = |v: &Value| v.as_str().map(String::from).ok_or_else(|| self.wrong(field, "a string", v));
         self.get(field).map(text).transpose()
     }
 
-    fn size(&self, field: &str) -> Result<usize, ArtifactError> {
+    pub(super) fn size(&self, field: &str) -> Result<usize, ArtifactError> {
         let value = self.get(field).ok_or_else(|| ArtifactError::field(self.path, field, "missing"))?;
         let size = value.as_u64().and_then(|n| usize::try_from(n).ok());
         size.ok_or_else(|| self.wrong(field, "a whole number", value))
@@ -176,7 +184,7 @@ impl Fields<'_> {
         self.get(field).map(float).transpose()
     }
 
-    fn flag(&self, field: &str, default: bool) -> Result<bool, ArtifactError> {
+    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, ArtifactError> {
         let flag = |v: &Value| v.as_bool().ok_or_else(|| self.wrong(field, "true or false", v));
         self.get(field).map_or(Ok(default), flag)
     }

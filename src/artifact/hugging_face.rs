@@ -1,7 +1,8 @@
 //! Hugging Face folders: config.json, one or several safetensors files, the tokenizer's files.
 
 use super::base::{BaseConfig, TokenizerSource};
-use super::config::read_base_config;
+use super::config::read_config;
+use super::gptq::{self, Quantisation};
 use super::{ArtifactError, read_json};
 use crate::weights::{Bf16Values, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
@@ -23,6 +24,8 @@ pub(super) struct HuggingFaceFolder {
     files: Vec<SafetensorsFile>,
     /// Tensor name to the index of its file.
     places: BTreeMap<String, usize>,
+    /// How Linears without a `weight` are packed.
+    quantisation: Option<Quantisation>,
 }
 
 /// A mapped safetensors file, its header checked.
@@ -50,7 +53,8 @@ impl SafetensorsFile {
         SafeTensors::deserialize(&self.map).map_err(wrong)
     }
 
-    pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<HostData, ArtifactError> {
+    /// A tensor's number format and bytes.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Dtype, &[u8]), ArtifactError> {
         let missing = || ArtifactError::MissingTensor { path: self.path.clone(), tensor: name.into() };
         let tensors = self.tensors()?;
         let tensor = tensors.tensor(name).map_err(|_| missing())?;
@@ -62,9 +66,25 @@ impl SafetensorsFile {
                 got: tensor.shape().to_vec(),
             });
         }
-        let bytes = tensor.data();
+        Ok((tensor.dtype(), tensor.data()))
+    }
+
+    fn not_supported(&self, name: &str, got: Dtype) -> ArtifactError {
+        ArtifactError::TensorType { path: self.path.clone(), tensor: name.into(), got: format!("{got:?}") }
+    }
+
+    /// A tensor of 32-bit words.
+    fn words(&self, name: &str, shape: &[usize]) -> Result<&[[u8; 4]], ArtifactError> {
+        match self.tensor(name, shape)? {
+            (Dtype::I32 | Dtype::U32, bytes) => Ok(bytes.as_chunks().0),
+            (other, _) => Err(self.not_supported(name, other)),
+        }
+    }
+
+    pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<HostData, ArtifactError> {
+        let (dtype, bytes) = self.tensor(name, shape)?;
         let two = |b: &[u8]| [b[0], b[1]];
-        match tensor.dtype() {
+        match dtype {
             Dtype::F32 => {
                 let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
                 Ok(HostData::F32(bytes.chunks_exact(4).map(four).collect()))
@@ -74,11 +94,7 @@ impl SafetensorsFile {
                 Ok(HostData::F32(bytes.chunks_exact(2).map(widen).collect()))
             }
             Dtype::BF16 => Ok(HostData::Bf16(self.bf16(bytes))),
-            other => Err(ArtifactError::TensorType {
-                path: self.path.clone(),
-                tensor: name.into(),
-                got: format!("{other:?}"),
-            }),
+            other => Err(self.not_supported(name, other)),
         }
     }
 }
@@ -133,7 +149,11 @@ impl Drop for MappedBf16 {
 impl HuggingFaceFolder {
     pub(super) fn open(path: &Path) -> Result<(Self, BaseConfig, TokenizerSource), ArtifactError> {
         let (single, index) = (path.join("model.safetensors"), path.join("model.safetensors.index.json"));
-        let names: Vec<PathBuf> = if index.exists() { shards(path, &index)? } else { vec![single] };
+        let names = match (index.exists(), single.exists()) {
+            (true, _) => shards(path, &index)?,
+            (false, false) => vec![gptq::tensor_file(path)?.unwrap_or(single)],
+            (false, true) => vec![single],
+        };
         let files = names.iter().map(|n| SafetensorsFile::open(n)).collect::<Result<Vec<_>, _>>()?;
         let mut places = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
@@ -144,8 +164,9 @@ impl HuggingFaceFolder {
                 }
             }
         }
-        let config = read_base_config(&path.join("config.json"))?;
-        Ok((Self { path: path.into(), files, places }, config, tokenizer(path)?))
+        let config = read_config(&path.join("config.json"))?;
+        let quantisation = Quantisation::of_folder(path)?;
+        Ok((Self { path: path.into(), files, places, quantisation }, config, tokenizer(path)?))
     }
 
     pub(super) fn matrix(
@@ -154,9 +175,52 @@ impl HuggingFaceFolder {
         rows: usize,
         columns: usize,
     ) -> Result<HostMatrix, ArtifactError> {
+        if let Some((quantisation, linear)) = self.packed(name) {
+            return quantisation.matrix(self, linear, rows, columns);
+        }
         let (file, stored) = self.file(name)?;
         let data = file.matrix(&stored, &[rows, columns])?;
         Ok(HostMatrix { name: name.into(), rows, columns, data })
+    }
+
+    /// Which group each column of a packed Linear is in, where they need not be in order.
+    pub(super) fn column_groups(
+        &self,
+        name: &str,
+        columns: usize,
+    ) -> Result<Option<Vec<usize>>, ArtifactError> {
+        let Some((quantisation, linear)) = self.packed(name) else { return Ok(None) };
+        quantisation.groups_by_column(self, linear, columns)
+    }
+
+    /// How the Linear is packed whose weight has that name, and its own name; `None` where the weight itself is there.
+    fn packed<'a>(&self, name: &'a str) -> Option<(&Quantisation, &'a str)> {
+        let (quantisation, linear) = (self.quantisation.as_ref()?, name.strip_suffix(".weight")?);
+        let parts = ["qweight", "qzeros", "scales"].map(|part| format!("{linear}.{part}"));
+        let packed = !self.has(name) && parts.iter().any(|part| self.has(part));
+        packed.then_some((quantisation, linear))
+    }
+
+    pub(super) fn has(&self, tensor: &str) -> bool {
+        self.file(tensor).is_ok()
+    }
+
+    /// The file that has a tensor, or the folder; for messages.
+    pub(super) fn path_of(&self, tensor: &str) -> &Path {
+        self.file(tensor).map_or(&self.path, |(file, _)| &file.path)
+    }
+
+    /// A tensor of 32-bit words.
+    pub(super) fn words(&self, name: &str, shape: &[usize]) -> Result<&[[u8; 4]], ArtifactError> {
+        let (file, stored) = self.file(name)?;
+        file.words(&stored, shape)
+    }
+
+    /// A tensor of floating-point numbers, row-major.
+    pub(super) fn numbers(&self, name: &str, shape: &[usize; 2]) -> Result<Vec<f32>, ArtifactError> {
+        let (file, stored) = self.file(name)?;
+        let data = file.matrix(&stored, shape)?;
+        Ok(HostMatrix { name: name.into(), rows: shape[0], columns: shape[1], data }.into_f32())
     }
 
     pub(super) fn vector(&self, name: &str, length: usize) -> Result<HostVector, ArtifactError> {
@@ -209,12 +273,14 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
     }
     let Index { weight_map } = read_json(index)?;
     let names = weight_map.into_values().collect::<BTreeSet<_>>();
-    let path = |name: String| {
-        let plain = Path::new(&name).file_name().is_some_and(|f| f.to_string_lossy() == name);
-        let refuse = || ArtifactError::field(index, "weight_map", format!("{name:?} is not a file name"));
-        if plain { Ok(folder.join(&name)) } else { Err(refuse()) }
-    };
-    names.into_iter().map(path).collect()
+    names.iter().map(|name| inside(folder, name, index, "weight_map")).collect()
+}
+
+/// The file `name` of the folder, where a `field` of the file `said` names it: it must lie in the folder itself.
+pub(super) fn inside(folder: &Path, name: &str, said: &Path, field: &str) -> Result<PathBuf, ArtifactError> {
+    let plain = Path::new(name).file_name().is_some_and(|f| f.to_string_lossy() == name);
+    let refuse = || ArtifactError::field(said, field, format!("{name:?} is not a file name"));
+    if plain { Ok(folder.join(name)) } else { Err(refuse()) }
 }
 
 fn tokenizer(folder: &Path) -> Result<TokenizerSource, ArtifactError> {

@@ -16,6 +16,7 @@ mod gguf;
 mod gguf_header;
 mod gguf_layout;
 mod gguf_writer;
+mod gptq;
 mod hugging_face;
 mod model_folder;
 mod random;

@@ -82,6 +82,7 @@ fn config(source: Source<'_>, width: usize, dtype: NumberFormat) -> Result<Value
     };
     if let Some(fields) = config.as_object_mut() {
         fields.remove("_name_or_path");
+        fields.remove("quantization_config");
         // The older of the two names, which newer versions read too.
         fields.remove("dtype");
         fields.insert("torch_dtype".into(), dtype.into());

@@ -13,6 +13,8 @@ pub struct Layout {
     pub modules: &'static [&'static str],
     /// Places whose outputs meet channel by channel, and the place that reads them.
     pub mlp: (&'static [usize], usize),
+    /// Places that read the same rows, where there are several.
+    pub together: &'static [&'static [usize]],
     /// Places of queries, keys and values, and of who reads the heads; `None` where heads cannot be cut.
     pub heads: Option<([usize; 3], usize)>,
     /// Linears after the layers.
@@ -34,6 +36,7 @@ static LLAMA: Layout = Layout {
         "mlp.down_proj",
     ],
     mlp: (&[4, 5], 6),
+    together: &[&[0, 1, 2], &[4, 5]],
     heads: Some(([0, 1, 2], 3)),
     after: &["lm_head"],
     norm_parts: &["weight"],
@@ -50,6 +53,7 @@ static BLOOM: Layout = Layout {
         "mlp.dense_4h_to_h",
     ],
     mlp: (&[2], 3),
+    together: &[],
     heads: None,
     after: &["lm_head"],
     norm_parts: &["weight", "bias"],
@@ -67,6 +71,7 @@ static BERT: Layout = Layout {
         "output.dense",
     ],
     mlp: (&[4], 5),
+    together: &[&[0, 1, 2]],
     heads: Some(([0, 1, 2], 3)),
     after: &["bert.pooler.dense", "classifier"],
     norm_parts: &["weight", "bias"],

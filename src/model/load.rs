@@ -6,7 +6,7 @@ use super::{Adapters, Layout};
 use crate::artifact::{AdapterTensors, ArtifactError, Base};
 use crate::backend::{Adapter, Backend, BackendError, Linear};
 use crate::supernet::{LinearShape, ModelShape};
-use crate::weights::{HostMatrix, HostVector};
+use crate::weights::{HostData, HostMatrix, HostVector};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -151,6 +151,9 @@ impl<'a, B: Backend> Loader<'a, B> {
     ) -> Result<Linear<B>, LoadError> {
         let LinearShape { name, out, inp, .. } = self.shape.linears[index].clone();
         let mut weight = self.base.matrix(&format!("{name}.weight"), out, inp)?;
+        if !self.cut_alike(index)? {
+            weight.data = HostData::F32(weight.to_f32());
+        }
         if let Some(adapter) = &mut self.merged
             && let Some((a, b)) = adapter.tensors.remove(&name)
         {
@@ -169,6 +172,20 @@ impl<'a, B: Backend> Loader<'a, B> {
             adapters.push(Some(Adapter { a, b, scale: adapter.scale }));
         }
         Ok(Linear { index, weight: Arc::new(weight), bias, adapters })
+    }
+
+    /// Whether all Linears that read this one's inputs cut them into blocks in the same order: a row is cut once for all of them.
+    /// GPTQ sorts inputs by what they were, so its Linears agree; files that do not are not worth kernels of their own.
+    fn cut_alike(&self, index: usize) -> Result<bool, LoadError> {
+        let (layer, place) = self.layout.place(index);
+        let together =
+            self.layout.together.iter().find(|t| layer < self.base.config.layers && t.contains(&place));
+        let order = |&place: &usize| {
+            let LinearShape { name, inp, .. } = &self.shape.linears[self.layout.index(layer, place)];
+            self.base.column_groups(&format!("{name}.weight"), *inp)
+        };
+        let orders = together.into_iter().flat_map(|t| t.iter()).map(order).collect::<Result<Vec<_>, _>>()?;
+        Ok(orders.windows(2).all(|pair| pair[0] == pair[1]))
     }
 
     fn bias(&self, name: &str, out: usize, order: Option<&Vec<usize>>) -> Result<B::Vector, LoadError> {
