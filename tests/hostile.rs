@@ -1,17 +1,18 @@
 //! Arbitrary and mutated files: whatever bytes a file has, reading it ends in a value or in an error that names the
 //! file. A panic, an endless loop or memory by a file's word would end the test.
 
-use crate::files::Folder;
-use crate::golden;
-use lonas::artifact::{Base, ModelFolder, TokenizerSource, read_adapter, read_published_adapter};
-use lonas::backend::cpu::{Cpu, Dtype};
-use lonas::model;
-use lonas::model::llama;
-use lonas::text::{Tokenizer, VocabularyParts};
+use crate::allocations::most_during;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
-use std::collections::BTreeMap;
-use std::path::Path;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use readers::{READERS, Reader, Seed};
+
+/// What each reader does with a file's bytes; fuzz/ feeds them with libFuzzer too.
+#[path = "../fuzz/src/lib.rs"]
+#[allow(unreachable_pub, reason = "there it is a crate")]
+mod readers;
+
+/// More than any whole seed is worth, and less than a number that a file made up.
+const MOST_AT_ONCE: usize = 32 << 20;
 
 /// One damage; positions are fractions of the length, in 1/65536.
 #[derive(Debug, Clone)]
@@ -74,116 +75,38 @@ fn mutated(whole: &[u8], header: usize, mutations: &[Mutation]) -> Vec<u8> {
     bytes
 }
 
-/// Opens `folder` with its file `file` first full of arbitrary bytes, then mutated. Whatever is refused is refused with
-/// the file's or folder's name; the undamaged folder is opened, and some of the damaged ones are not.
-fn attack(folder: &Folder, file: &str, header: usize, open: impl Fn(&Path) -> Result<(), String>) {
-    let whole = folder.read(file);
-    open(folder.path()).unwrap();
-    let refusals = std::cell::Cell::new(0);
+/// Feeds a reader arbitrary bytes, then its file mutated: the same ones in every run. What is refused is refused briefly; the
+/// undamaged file is read, and some of the damaged ones are not.
+fn attack(reader: Reader) {
+    let (seed, refusals) = (Seed::new(reader), std::cell::Cell::new(0));
+    let whole = seed.whole();
+    seed.read(&whole).unwrap();
     let check = |bytes: Vec<u8>| {
-        folder.write(file, bytes);
-        if let Err(message) = open(folder.path()) {
+        let (read, most) = most_during(|| seed.read(&bytes));
+        prop_assert!(most <= MOST_AT_ONCE, "{}: {most} bytes at once", reader.name);
+        if let Err(message) = read {
             refusals.set(refusals.get() + 1);
-            prop_assert!(message.len() < 2000, "a message of {} bytes", message.len());
+            prop_assert!(message.len() < 2000, "{}: a message of {} bytes", reader.name, message.len());
         }
         Ok(())
     };
+    let runner = |config| TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let config = Config { failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new(Config { cases: 64, ..config.clone() });
-    runner.run(&prop::collection::vec(any::<u8>(), 0..200), check).unwrap();
+    let arbitrary = prop::collection::vec(any::<u8>(), 0..200);
+    runner(Config { cases: 64, ..config.clone() }).run(&arbitrary, check).unwrap();
     // More with PROPTEST_CASES.
-    let mut runner = TestRunner::new(config);
     let mutations = prop::collection::vec(mutation(), 1..4);
-    runner.run(&mutations, |m| check(mutated(&whole, header, &m))).unwrap();
-    assert!(
-        refusals.get() > 64,
-        "only {} were refused, so the damage did not reach anything",
-        refusals.get()
-    );
-}
-
-/// Opens and loads a base, every tensor of it.
-fn load(path: &Path) -> Result<(), String> {
-    let base = Base::open(path).map_err(|e| e.to_string())?;
-    llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &BTreeMap::new())
-        .map(|_| ())
-        .map_err(|e| e.to_string())?;
-    let TokenizerSource::Gguf(v) = base.tokenizer else { return Ok(()) };
-    let (bos, eos, add_bos) = (v.bos, v.eos, v.add_bos);
-    let (model, pre, tokens, token_types, merges) = (v.model, v.pre, v.tokens, v.token_types, v.merges);
-    let parts = VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos };
-    let tokenizer = Tokenizer::from_vocabulary(parts).map_err(|e| e.to_string())?;
-    tokenizer.encode("the cat <|end|> é", true).map(|_| ()).map_err(|e| e.to_string())
+    runner(config).run(&mutations, |m| check(mutated(&whole, reader.header, &m))).unwrap();
+    // All of the arbitrary ones, so more than those.
+    assert!(refusals.get() > 64, "{}: the damage did not reach anything", reader.name);
 }
 
 #[test]
-fn any_gguf_file_is_read_or_refused() {
-    for name in ["plain.gguf", "k.gguf"] {
-        let folder = Folder::copy_of("gguf");
-        // The numbers begin after about 9 kB of names and vocabulary.
-        attack(&folder, name, 9000, |path| load(&path.join(name)));
-    }
-}
-
-#[test]
-fn any_safetensors_file_is_read_or_refused() {
-    let folder = Folder::copy_of("tiny-bias-headdim/base");
-    attack(&folder, "model.safetensors", 3000, load);
-    let folder = Folder::copy_of("tiny-bias-headdim/supernet");
-    attack(&folder, "adapter_model.safetensors", 3000, |path| {
-        read_adapter(path).map(|_| ()).map_err(|e| e.to_string())
+fn any_file_is_read_or_refused() {
+    std::thread::scope(|scope| {
+        for reader in READERS {
+            let thread = std::thread::Builder::new().name(reader.name.into());
+            thread.spawn_scoped(scope, move || attack(reader)).unwrap();
+        }
     });
-}
-
-#[test]
-fn any_torch_file_is_read_or_refused() {
-    // The archive's directory stands at its end; what its checksums cover is tried in `published::adapters`.
-    attack(&Folder::copy_of("adapters/cut"), "adapter_model.bin", usize::MAX, |path| {
-        read_published_adapter(path).map(|_| ()).map_err(|e| e.to_string())
-    });
-}
-
-#[test]
-fn any_json_beside_the_tensors_is_read_or_refused() {
-    for (name, file) in
-        [("tiny-bias-headdim/base", "config.json"), ("tiny-untied-bf16/base", "model.safetensors.index.json")]
-    {
-        attack(&Folder::copy_of(name), file, usize::MAX, load);
-    }
-    attack(&Folder::copy_of("tiny-bias-headdim/supernet"), "adapter_config.json", usize::MAX, |path| {
-        read_adapter(path).map(|_| ()).map_err(|e| e.to_string())
-    });
-}
-
-#[test]
-fn any_model_folder_is_read_or_refused() {
-    let base = Base::open(&golden::path("tiny-tied/base")).unwrap();
-    let open = |path: &Path| {
-        let folder = ModelFolder::open(path).map_err(|e| e.to_string())?;
-        let shape = model::model_shape(&base.config, Some(&folder.adapter_config));
-        let space = folder.search_space(&shape).map_err(|e| e.to_string())?;
-        folder.catalog(&shape, &space).map(|_| ()).map_err(|e| e.to_string())
-    };
-    let folder = Folder::copy_of("tiny-tied-ordered/supernet");
-    attack(&folder, "supernet.json", usize::MAX, open);
-
-    let folder = Folder::copy_of("tiny-tied-ordered/supernet");
-    let opened = ModelFolder::open(folder.path()).unwrap();
-    let shape = model::model_shape(&base.config, Some(&opened.adapter_config));
-    let space = opened.search_space(&shape).unwrap();
-    opened.write_catalog(&opened.catalog(&shape, &space).unwrap()).unwrap();
-    attack(&folder, "catalog.json", usize::MAX, open);
-}
-
-#[test]
-fn any_tokenizer_file_is_read_or_refused() {
-    for name in ["byte-level.json", "byte-fallback.json"] {
-        attack(&Folder::copy_of("tokenizer"), name, usize::MAX, |path| {
-            let tokenizer = Tokenizer::from_hugging_face(&path.join(name), Some("<s>"), Some("</s>"));
-            let tokenizer = tokenizer.map_err(|e| e.to_string())?;
-            let ids = tokenizer.encode("the cat <s> é🙂", true).map_err(|e| e.to_string())?;
-            tokenizer.decode(&ids, false);
-            Ok(())
-        });
-    }
 }

@@ -51,6 +51,8 @@ mod tokenizers;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
 mod training;
 
+/// The most memory that was asked for at once.
+mod allocations;
 /// Copies of golden folders that a test may damage.
 mod files;
 /// Opening what lies under `tests/golden`.
