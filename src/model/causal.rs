@@ -46,7 +46,7 @@ pub(super) fn check(batch: &Batch, vocabulary: usize) -> Result<(), BackendError
         |expected: String, got: String| Err(BackendError::Shape { operation: "forward", expected, got });
     let rows = batch.tokens.len();
     if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= vocabulary) {
-        return wrong(format!("tokens below {}", vocabulary), token.to_string());
+        return wrong(format!("tokens below {vocabulary}"), token.to_string());
     }
     if rows == 0 || batch.positions.len() != rows {
         return wrong(format!("{rows} positions, at least one"), batch.positions.len().to_string());

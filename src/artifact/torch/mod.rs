@@ -142,11 +142,12 @@ fn gather<T>(storage: &[u8], tensor: &PickledTensor, read: impl Fn(&[u8]) -> T) 
         // The next index, the last axis first, and its place.
         for axis in (0..index.len()).rev() {
             index[axis] += 1;
-            place += tensor.strides[axis];
+            // Beyond the last number of an axis a place may be any; it is taken back.
+            place = place.wrapping_add(tensor.strides[axis]);
             if index[axis] < tensor.shape[axis] {
                 break;
             }
-            place -= tensor.strides[axis] * tensor.shape[axis];
+            place = place.wrapping_sub(tensor.strides[axis].wrapping_mul(tensor.shape[axis]));
             index[axis] = 0;
         }
     }

@@ -60,7 +60,7 @@ pub(super) fn attention(
         end = span.rows.end.max(end);
         match &cache {
             Some(_) if shape.sight == Sight::All => {
-                expect("attention", "caches where rows see what follows", 0, 1)?
+                expect("attention", "caches where rows see what follows", 0, 1)?;
             }
             Some((cache, layer)) => cache.check(*layer, shape, span)?,
             None => expect("attention", "cached positions without a cache", 0, span.start)?,
