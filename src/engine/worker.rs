@@ -1,6 +1,7 @@
 //! The engine's thread: plan a step, compute it, sample, send.
 
-use super::handle::{EngineOptions, Shared};
+use super::entrance::Inside;
+use super::handle::EngineOptions;
 use super::observer::{Load, Observer, Step};
 use super::{Event, Finish, Planned, Request, Scheduler, StepPlan, TokenLogprob};
 use crate::backend::Draw;
@@ -9,8 +10,6 @@ use crate::model::{Executor, Outputs};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 use tokio::sync::mpsc;
 
@@ -41,8 +40,7 @@ pub(super) struct Worker {
     tasks: HashMap<u64, Task>,
     next_id: u64,
     observer: Arc<dyn Observer>,
-    shared: Arc<Shared>,
-    submissions: Receiver<Submission>,
+    inside: Inside<Submission>,
 }
 
 impl Worker {
@@ -50,12 +48,11 @@ impl Worker {
         executor: Box<dyn Executor>,
         options: EngineOptions,
         observer: Arc<dyn Observer>,
-        shared: Arc<Shared>,
-        submissions: Receiver<Submission>,
+        inside: Inside<Submission>,
     ) -> Self {
         let EngineOptions { max_running, step_tokens, .. } = options;
         let scheduler = Scheduler::new(executor.blocks(), executor.block_size(), max_running, step_tokens);
-        Self { executor, scheduler, tasks: HashMap::new(), next_id: 0, observer, shared, submissions }
+        Self { executor, scheduler, tasks: HashMap::new(), next_id: 0, observer, inside }
     }
 
     /// Until the handle is dropped.
@@ -68,7 +65,7 @@ impl Worker {
             self.end(&task, Event::Failed("the engine is shutting down".into()));
         }
         // What was accepted but never seen: a dropped sender tells its reader that nothing will come.
-        self.shared.draining.store(true, Ordering::Release);
+        self.inside.close();
     }
 
     /// One step: the whole engine in a few lines.
@@ -91,20 +88,13 @@ impl Worker {
 
     /// Takes in what was submitted; waits if there is nothing else to do. False when the engine is to end.
     fn receive(&mut self) -> bool {
-        if self.scheduler.is_idle() {
+        let idle = self.scheduler.is_idle();
+        if idle {
             self.observer.load(&self.load());
-            match self.submissions.recv() {
-                Ok(submission) => self.accept(submission),
-                Err(_) => return false,
-            }
         }
-        loop {
-            match self.submissions.try_recv() {
-                Ok(submission) => self.accept(submission),
-                Err(TryRecvError::Empty) => return !self.shared.stopping.load(Ordering::Acquire),
-                Err(TryRecvError::Disconnected) => return false,
-            }
-        }
+        let (new, go_on) = self.inside.receive(idle);
+        new.into_iter().for_each(|submission| self.accept(submission));
+        go_on
     }
 
     fn accept(&mut self, submission: Submission) {
@@ -202,18 +192,14 @@ impl Worker {
     fn remove(&mut self, id: u64) {
         self.scheduler.remove(id);
         if self.tasks.remove(&id).is_some() {
-            self.leave();
+            self.inside.leave(1);
         }
     }
 
     /// Its place is free before its reader hears the last of it.
     fn end(&self, task: &Task, event: Event) {
-        self.leave();
+        self.inside.leave(1);
         let _ = task.events.try_send(event);
-    }
-
-    fn leave(&self) {
-        self.shared.active.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn report(&self, plan: &StepPlan, began: Instant) {

@@ -18,15 +18,16 @@ pub struct TextBatch {
 
 /// A loaded model that says of a whole text what it is, its backend's type erased.
 pub trait Classifier: Send {
-    /// `(texts, labels)`: one number for each label, before any softmax.
+    /// By text, one number for each label of its super-adapter, before any softmax.
     ///
     /// # Errors
     /// A token or token type out of range, a text that is empty or longer than [`Self::max_positions`], ranges that do not cover
-    /// the batch, or a failure below.
-    fn classify(&mut self, batch: &TextBatch) -> Result<Vec<f32>, BackendError>;
+    /// the batch, a super-adapter that was not loaded, or a failure below.
+    fn classify(&mut self, batch: &TextBatch) -> Result<Vec<Vec<f32>>, BackendError>;
 
-    /// Outputs for each text.
-    fn labels(&self) -> usize;
+    /// Outputs for each text of a super-adapter, by its number in loading order: each has a head of its own, or the base's. `None`
+    /// where there is neither.
+    fn labels(&self, adapter: usize) -> Option<usize>;
 
     /// The longest text, in tokens.
     fn max_positions(&self) -> usize;
