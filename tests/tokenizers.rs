@@ -2,7 +2,7 @@
 
 use crate::files::{Folder, assert_names};
 use crate::golden;
-use lonas::text::{StreamDecoder, TextError, Tokenizer, VocabularyParts};
+use lonas::text::{EncodedText, StreamDecoder, TextError, Tokenizer, Truncation, VocabularyParts};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -41,6 +41,51 @@ fn both_kinds_encode_as_hugging_face_does() {
             assert_eq!(&tokenizer.encode(text, true).unwrap(), ids, "{name} {text:?}");
             assert_eq!(&tokenizer.encode(text, false).unwrap(), plain, "{name} {text:?}");
         }
+    }
+}
+
+/// A text or pair as transformers encodes it.
+#[derive(Debug, serde::Deserialize)]
+struct Whole {
+    text: String,
+    pair: Option<String>,
+    /// `truncation=True, max_length=most`
+    most: Option<usize>,
+    left: bool,
+    special: bool,
+    ids: Vec<u32>,
+    types: Vec<u32>,
+}
+
+#[test]
+fn texts_and_pairs_are_encoded_and_cut_as_transformers_does() {
+    let all: BTreeMap<String, Vec<Whole>> = golden::json("tokenizer/pairs.json");
+    assert_eq!(all.len(), 4);
+    for (name, cases) in all {
+        let path = golden::path("tokenizer").join(format!("{name}.json"));
+        let tokenizer = Tokenizer::from_hugging_face(&path, None, None).unwrap();
+        assert!(cases.iter().any(|case| case.most == Some(case.ids.len())), "{name}: some are cut");
+        for case in cases {
+            let truncation = case.most.map(|most| Truncation { most, from_left: case.left });
+            let got = tokenizer.encode_whole(&case.text, case.pair.as_deref(), case.special, truncation);
+            let expected = EncodedText { tokens: case.ids.clone(), token_types: case.types.clone() };
+            assert_eq!(got.unwrap(), expected, "{name} {case:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_must_leave_room_beside_the_tokenizers_own_tokens() {
+    let path = golden::path("tokenizer/word-piece.json");
+    let tokenizer = Tokenizer::from_hugging_face(&path, None, None).unwrap();
+    let cut = |pair: Option<&str>, most| {
+        let truncation = Some(Truncation { most, from_left: false });
+        tokenizer.encode_whole("the cat", pair, true, truncation).map(|text| text.tokens.len())
+    };
+    assert_eq!((cut(None, 3).unwrap(), cut(Some("a mat"), 4).unwrap()), (3, 4));
+    for (pair, most, own) in [(None, 2, 2), (None, 0, 2), (Some("a mat"), 3, 3)] {
+        let error = cut(pair, most).unwrap_err();
+        assert!(matches!(error, TextError::NoRoom { most: m, own: o } if (m, o) == (most, own)), "{error}");
     }
 }
 
@@ -88,6 +133,12 @@ fn a_tokenizer_file_that_cannot_be_used_is_refused_by_name() {
     let message =
         refused(|j| j["post_processor"] = template(&json!({"Sequence": {"id": "B", "type_id": 0}})));
     assert_names(&message, &["post_processor", "a second one"]);
+    let pair = refused(|j| {
+        let pair = template(&json!({"Sequence": {"id": "A", "type_id": 0}}));
+        j["post_processor"] = pair;
+        j["post_processor"]["processors"][0]["pair"] = json!([{"SpecialToken": {"id": "<y>", "type_id": 0}}]);
+    });
+    assert_names(&pair, &["post_processor", "`<y>`"]);
     refused(|j| j["model"]["type"] = json!("BPEX"));
     refused(|j| j["model"]["merges"][0] = json!(["nope", "never"]));
     refused(|j| j["model"]["vocab"] = json!(3));

@@ -4,6 +4,7 @@
 
 mod chat;
 mod gguf_vocabulary;
+mod pair;
 mod stop;
 mod stream;
 mod tokenizer;
@@ -11,6 +12,7 @@ mod tokenizer_json;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use gguf_vocabulary::{GgufTokenizer, gguf_tokenizer};
+pub use pair::{EncodedText, Truncation};
 pub use stop::{Pushed, StopMatcher};
 pub use stream::StreamDecoder;
 pub use tokenizer::{TextError, Tokenizer, VocabularyParts};

@@ -27,6 +27,8 @@ pub enum TextError {
     Vocabulary { reason: String },
     #[error("cannot tokenize: {reason}")]
     Encode { reason: String },
+    #[error("{most} tokens leave no room for a text beside the tokenizer's own {own}")]
+    NoRoom { most: usize, own: usize },
 }
 
 const SUPPORTED: &str = "gpt2 with smollm, gpt-2 or default";
@@ -50,7 +52,7 @@ pub struct VocabularyParts {
 
 /// Text to token ids and back.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     /// The bytes of every token, by id.
     bytes: Vec<Vec<u8>>,
     special: HashSet<u32>,

@@ -1,9 +1,11 @@
-"""Two small tokenizer.json files and what Hugging Face's own library makes of texts with them.
+"""Four small tokenizer.json files and what Hugging Face's own library makes of texts with them.
 
 Usage: python make_tokenizer.py (writes tokenizer/ beside itself).
 
 `byte-level.json` is GPT-2's kind, with gaps between its ids; `byte-fallback.json` is LLaMA's kind: `▁` for spaces,
-`<0x0A>` for bytes, a beginning of sequence added by its post-processor.
+`<0x0A>` for bytes, a beginning of sequence added by its post-processor; `word-piece.json` is BERT's kind, saved as a training
+leaves it, with padding and truncation; `word-piece-old.json` the same with the post-processor of older files. `pairs.json` has texts
+and pairs as transformers encodes and cuts them.
 """
 
 import json
@@ -11,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 OUT = Path(__file__).parent / "tokenizer"
 CORPUS = ["the cat sat on the mat and the rat ran", "naïve café, 12 cats\n", "the theatre, that thing there"] * 4
@@ -49,6 +52,48 @@ def byte_fallback():
     return tokenizer
 
 
+def word_piece():
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    # Its trainer would number tokens otherwise each time.
+    letters = sorted(set("".join(CORPUS).lower()) - set(" \n"))
+    pieces = ["the", "cat", "sat", "##tre", "mat", "##ing"]
+    vocabulary = special + letters + ["##" + letter for letter in letters if letter.isalnum()] + pieces
+    tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(special)
+    ends = [(t, tokenizer.token_to_id(t)) for t in special[2:]]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    tokenizer.enable_padding(length=40, pad_token="[PAD]")
+    tokenizer.enable_truncation(9)
+    return tokenizer
+
+
+def word_piece_old():
+    tokenizer = word_piece()
+    tokenizer.post_processor = processors.BertProcessing(*[(t, tokenizer.token_to_id(t)) for t in ("[SEP]", "[CLS]")])
+    return tokenizer
+
+
+def pairs(name):
+    """Each text alone and with the next, whole and cut."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(OUT / f"{name}.json"))
+    cases = []
+    for text, pair in zip(TEXTS, [None, *TEXTS]):
+        for most, left, special in [(None, False, True), (None, False, False), (7, False, True), (7, True, True), (4, False, True), (3, True, False)]:
+            for second in [None] if pair is None else [None, pair]:
+                tokenizer.truncation_side = "left" if left else "right"
+                cut = {} if most is None else {"truncation": True, "max_length": most}
+                # As lists: a single call takes an empty second text for none.
+                seconds = None if second is None else [second]
+                got = tokenizer([text], seconds, add_special_tokens=special, return_token_type_ids=True, **cut)
+                cases.append({"text": text, "pair": second, "most": most, "left": left, "special": special,
+                              "ids": got["input_ids"][0], "types": got["token_type_ids"][0]})
+    return cases
+
+
 if __name__ == "__main__":
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
@@ -64,4 +109,8 @@ if __name__ == "__main__":
                 for t in TEXTS
             ],
         }
+    word_piece().save(str(OUT / "word-piece.json"), pretty=False)
+    word_piece_old().save(str(OUT / "word-piece-old.json"), pretty=False)
+    all_pairs = {name: pairs(name) for name in ("byte-level", "byte-fallback", "word-piece", "word-piece-old")}
+    (OUT / "pairs.json").write_text(json.dumps(all_pairs, ensure_ascii=False) + "\n")
     (OUT / "cases.json").write_text(json.dumps(cases, ensure_ascii=False) + "\n")
