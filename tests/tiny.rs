@@ -2,7 +2,7 @@
 //!
 //! The base is `tests/golden/tiny-tied` with a tokenizer and a chat template beside it. Its 97 tokens are byte-level BPE:
 //! three special ones, 74 single bytes (among them those of é, €, 😀), 20 pairs. As for LLaMA, encoding puts `<s>` in
-//! front.
+//! front; `</s>` stands between the texts of a pair.
 
 use crate::golden;
 use lonas::artifact::{TensorType, read_adapter, write_adapter};
@@ -109,6 +109,7 @@ fn tokenizer() -> Value {
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let front =
         json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+    let pair = json!([front[0], front[1], {"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]);
     json!({
         "version": "1.0",
         "added_tokens": added.collect::<Vec<_>>(),
@@ -116,8 +117,11 @@ fn tokenizer() -> Value {
         "post_processor": {
             "type": "TemplateProcessing",
             "single": front,
-            "pair": front,
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}},
+            "pair": pair,
+            "special_tokens": {
+                "<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]},
+                "</s>": {"id": "</s>", "ids": [EOS], "tokens": ["</s>"]},
+            },
         },
         "decoder": bytes,
         "model": {

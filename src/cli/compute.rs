@@ -8,7 +8,7 @@ use crate::backend::cpu::{Cpu, Dtype, KvDtype, LimitsMeter};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 use crate::backend::reference::Reference;
-use crate::model::{Adapters, Executor, executor};
+use crate::model::{Adapters, Classifier, Executor, classifier, executor};
 use std::sync::OnceLock;
 
 /// How to compute.
@@ -75,20 +75,35 @@ impl ComputeArgs {
             Chosen::Cpu => self.load(self.cpu(), opened, blocks),
             Chosen::Reference => self.load(Reference::new(), opened, blocks),
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(cuda) => {
-                let kv = match self.kv_dtype() {
-                    KvDtype::F32 => cuda::KvDtype::F32,
-                    KvDtype::Bf16 => cuda::KvDtype::Bf16,
-                };
-                let dtype = match self.dtype {
-                    DtypeArg::Auto => cuda::Dtype::Auto,
-                    DtypeArg::F32 | DtypeArg::Bf16 => cuda::Dtype::Bf16,
-                    DtypeArg::Int8 => cuda::Dtype::Int8,
-                    DtypeArg::Q4 => cuda::Dtype::Int4,
-                };
-                self.load(cuda.clone().with_dtype(dtype).with_kv(kv), opened, blocks)
-            }
+            Chosen::Cuda(cuda) => self.load(self.formatted(cuda), opened, blocks),
         }
+    }
+
+    /// Loads a model that classifies, with all its super-adapters.
+    pub(super) fn classifier(&self, opened: &Opened) -> Result<Box<dyn Classifier>, Failure> {
+        let (base, orders, adapters) = (&opened.base, &opened.orders, self.adapters(opened)?);
+        Ok(match self.chosen()? {
+            Chosen::Cpu => classifier(self.cpu(), base, adapters, orders)?,
+            Chosen::Reference => classifier(Reference::new(), base, adapters, orders)?,
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(cuda) => classifier(self.formatted(cuda), base, adapters, orders)?,
+        })
+    }
+
+    /// The GPU with the number formats that were asked for.
+    #[cfg(feature = "cuda")]
+    fn formatted(&self, cuda: &cuda::Cuda) -> cuda::Cuda {
+        let kv = match self.kv_dtype() {
+            KvDtype::F32 => cuda::KvDtype::F32,
+            KvDtype::Bf16 => cuda::KvDtype::Bf16,
+        };
+        let dtype = match self.dtype {
+            DtypeArg::Auto => cuda::Dtype::Auto,
+            DtypeArg::F32 | DtypeArg::Bf16 => cuda::Dtype::Bf16,
+            DtypeArg::Int8 => cuda::Dtype::Int8,
+            DtypeArg::Q4 => cuda::Dtype::Int4,
+        };
+        cuda.clone().with_dtype(dtype).with_kv(kv)
     }
 
     /// The same model on the processor in f32, where nothing is rounded, with room for one sequence of so many tokens.
@@ -116,10 +131,14 @@ impl ComputeArgs {
         opened: &Opened,
         pool: (usize, usize),
     ) -> Result<Box<dyn Executor>, Failure> {
+        Ok(executor(backend, &opened.base, self.adapters(opened)?, &opened.orders, pool)?)
+    }
+
+    /// The super-adapters as they are to stand beside the base or in it.
+    fn adapters(&self, opened: &Opened) -> Result<Adapters, Failure> {
         let mut adapters = opened.super_adapters()?;
         let merged = if self.merge_adapter { adapters.pop() } else { None };
-        let adapters = merged.map_or(Adapters::Beside(adapters), Adapters::Merged);
-        Ok(executor(backend, &opened.base, adapters, &opened.orders, pool)?)
+        Ok(merged.map_or(Adapters::Beside(adapters), Adapters::Merged))
     }
 
     /// Every sub-network that can be computed so, model by model in catalog order, with ids that are unique in the process.

@@ -3,11 +3,12 @@
 use super::Failure;
 use super::compute::{BLOCK_SIZE, ComputeArgs};
 use super::open::{self, BaseArg};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{ClassifierEngine, Engine, EngineOptions};
 use crate::server::{
-    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, SuperAdapter,
-    serve as serve_http,
+    Classes, Generation, Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState,
+    SuperAdapter, Task, serve as serve_http,
 };
+use crate::text::Tokenizer;
 use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,13 +17,16 @@ use std::time::{Duration, Instant};
 /// Serve every sub-network over an OpenAI-style HTTP API.
 ///
 /// The base is loaded once, whatever the number of super-adapters and sub-networks. A request picks its sub-network by
-/// `"model": "NAME:SUBNETWORK"`.
+/// `"model": "NAME:SUBNETWORK"`. Models of a family that continues texts answer /v1/completions and /v1/chat/completions, those
+/// of one that classifies (BERT) /v1/classify.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  lonas serve\n  lonas serve models/commonsense models/math --port 9000\n  \
     LONAS_ADMIN_KEY=secret lonas serve models/mine\n  \
     curl -s localhost:8080/v1/subnetworks -H 'authorization: Bearer secret' \\\n    \
-    -H 'content-type: application/json' -d '{\"name\": \"mine\", \"choices\": [one for each elastic group]}'"
+    -H 'content-type: application/json' -d '{\"name\": \"mine\", \"choices\": [one for each elastic group]}'\n  \
+    curl -s localhost:8080/v1/classify -H 'content-type: application/json' \\\n    \
+    -d '{\"input\": [\"one text\", {\"text\": \"two that\", \"text_pair\": \"belong together\"}]}'"
 )]
 pub(super) struct ServeArgs {
     /// Model folders; several share one base.
@@ -45,11 +49,12 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONAS_KV_TOKENS", default_value_t = 16384, value_name = "N")]
     kv_tokens: usize,
 
-    /// Longest prompt and answer together, in tokens; 0 takes what the base allows and the pool holds.
+    /// Longest prompt and answer together, or longest text to classify, in tokens; 0 takes what the base allows and the pool
+    /// holds.
     #[arg(long, env = "LONAS_MAX_MODEL_LEN", default_value_t = 0, value_name = "N")]
     max_model_len: usize,
 
-    /// Sequences that compute together.
+    /// Sequences that compute together. Of texts to classify as many may be in as this and those that wait come to.
     #[arg(long, env = "LONAS_MAX_RUNNING", default_value_t = 64, value_name = "N")]
     max_running: usize,
 
@@ -57,7 +62,7 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONAS_MAX_WAITING", default_value_t = 256, value_name = "N")]
     max_waiting: usize,
 
-    /// Tokens computed in one step; longer prompts are computed in chunks.
+    /// Tokens computed in one step; longer prompts are computed in chunks, longer texts to classify by themselves.
     #[arg(long, env = "LONAS_STEP_TOKENS", default_value_t = 256, value_name = "N")]
     step_tokens: usize,
 
@@ -87,36 +92,35 @@ pub(super) struct ServeArgs {
     compute: ComputeArgs,
 }
 
+/// What a base's family decides.
+struct Ready {
+    models: ServedModels,
+    metrics: Arc<Metrics>,
+    task: Task,
+    /// Tokens: of prompt and answer together, or of a text that is classified.
+    longest: usize,
+    vocabulary: usize,
+}
+
 pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let (api_keys, admin_keys) = keys(args)?;
     let opened = open::models(&args.models, &args.base)?;
     let tokenizer = open::tokenizer(&opened.base)?;
-    let chat_template = open::chat_template(&opened.base, &tokenizer)?;
-    let mut executor = args.compute.executor(&opened, args.kv_tokens, BLOCK_SIZE)?;
-    if let Some((_, selection)) = args.compute.selections(&opened)?.first() {
-        executor.prepare(args.step_tokens.max(args.max_running), selection)?;
-    }
-    let capacity = executor.blocks() * executor.block_size();
-    let longest = opened.base.config.max_positions.min(capacity);
+    let ready = if opened.base.config.classifier.is_some() {
+        classification(args, opened)?
+    } else {
+        generation(args, opened, &tokenizer)?
+    };
+    let Ready { models, metrics, task, longest, vocabulary } = ready;
     let longest = if args.max_model_len == 0 { longest } else { longest.min(args.max_model_len) };
-
-    let end_tokens = open::end_tokens(&opened.base, &tokenizer);
-    let models = served_models(args, opened)?;
-    let info =
-        RunInfo { dtype: args.compute.dtype_name()?.into(), device: args.compute.device_name()?.into() };
-    let metrics = Arc::new(Metrics::new(&models, &info)?);
-    let (max_running, max_waiting) = (args.max_running.max(1), args.max_waiting.max(1));
-    let options = EngineOptions { max_running, max_waiting, step_tokens: args.step_tokens.max(1) };
-    let vocabulary = executor.vocabulary().min(tokenizer.vocabulary());
-    let engine = Engine::start(executor, options, metrics.clone())?;
     let cards = models.sub_networks().map(|s| s.label.to_string()).collect::<Vec<_>>();
+    let vocabulary = vocabulary.min(tokenizer.vocabulary());
+    let EngineOptions { max_running, max_waiting, .. } = args.engine();
     let state = ServerState::new(ServerParts {
         models,
-        engine,
+        task,
         tokenizer: Arc::new(tokenizer),
-        chat_template,
-        end_tokens,
         limits: Limits::new(longest, vocabulary, max_running + max_waiting),
         metrics,
         api_keys,
@@ -129,6 +133,65 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
         .enable_all()
         .build()?
         .block_on(listen(args, state))
+}
+
+/// Loads a model that continues texts and starts its engine.
+fn generation(args: &ServeArgs, opened: open::Opened, tokenizer: &Tokenizer) -> Result<Ready, Failure> {
+    let chat_template = open::chat_template(&opened.base, tokenizer)?;
+    let mut executor = args.compute.executor(&opened, args.kv_tokens, BLOCK_SIZE)?;
+    if let Some((_, selection)) = args.compute.selections(&opened)?.first() {
+        executor.prepare(args.step_tokens.max(args.max_running), selection)?;
+    }
+    let capacity = executor.blocks() * executor.block_size();
+    let longest = opened.base.config.max_positions.min(capacity);
+    let end_tokens = open::end_tokens(&opened.base, tokenizer);
+    let (models, metrics) = served(args, opened)?;
+    let vocabulary = executor.vocabulary();
+    let engine = Engine::start(executor, args.engine(), metrics.clone())?;
+    let task = Task::Generate(Box::new(Generation { engine, chat_template, end_tokens }));
+    Ok(Ready { models, metrics, task, longest, vocabulary })
+}
+
+/// Loads a model that classifies texts and starts its engine.
+fn classification(args: &ServeArgs, opened: open::Opened) -> Result<Ready, Failure> {
+    let classifier = args.compute.classifier(&opened)?;
+    let vocabulary = opened.base.config.vocabulary;
+    let (models, metrics) = served(args, opened)?;
+    for (number, model) in models.models().iter().enumerate() {
+        let named = model.classes.as_ref().map(|classes| classes.names.len());
+        let computed = classifier.labels(number);
+        if computed != named {
+            let count = |labels: Option<usize>| labels.map_or_else(|| "none".into(), |n| n.to_string());
+            let (name, named, computed) = (&model.name, count(named), count(computed));
+            return Err(format!(
+                "`{name}` has {named} labels by its files, but the model computes {computed}"
+            )
+            .into());
+        }
+    }
+    let engine = ClassifierEngine::start(classifier, args.engine(), metrics.clone())?;
+    let longest = engine.longest();
+    Ok(Ready { models, metrics, task: Task::Classify(engine), longest, vocabulary })
+}
+
+/// What can be asked for, and what counts it.
+fn served(args: &ServeArgs, opened: open::Opened) -> Result<(ServedModels, Arc<Metrics>), Failure> {
+    let models = served_models(args, opened)?;
+    let info =
+        RunInfo { dtype: args.compute.dtype_name()?.into(), device: args.compute.device_name()?.into() };
+    let metrics = Arc::new(Metrics::new(&models, &info)?);
+    Ok((models, metrics))
+}
+
+impl ServeArgs {
+    fn engine(&self) -> EngineOptions {
+        let Self { max_running, max_waiting, step_tokens, .. } = self;
+        EngineOptions {
+            max_running: (*max_running).max(1),
+            max_waiting: (*max_waiting).max(1),
+            step_tokens: (*step_tokens).max(1),
+        }
+    }
 }
 
 /// The keys of those who ask and of those who change what is served.
@@ -185,6 +248,7 @@ async fn leave_at_once(again: std::io::Result<impl Future<Output = ()>>) {
 fn served_models(args: &ServeArgs, opened: open::Opened) -> Result<ServedModels, Failure> {
     let base = open::name_of(opened.base.path());
     let selections = args.compute.selections(&opened)?;
+    let classes = opened.base.config.classifier.as_ref().map(|config| Arc::new(Classes::of(config)));
     let mut models = Vec::with_capacity(opened.models.len());
     for (number, model) in opened.models.into_iter().enumerate() {
         let open::OpenedModel { folder, shape, space, catalog } = model;
@@ -202,6 +266,7 @@ fn served_models(args: &ServeArgs, opened: open::Opened) -> Result<ServedModels,
             return Err(format!("--default-subnetwork {wanted}: `{name}` has {known}").into());
         }
         served.default.clone_from(&args.default_subnetwork);
+        served.classes.clone_from(&classes);
         models.push(served);
     }
     Ok(ServedModels::new(

@@ -56,6 +56,8 @@ pub enum LoadError {
     Backend(#[from] BackendError),
     #[error("a {family} does not continue texts")]
     NoText { family: &'static str },
+    #[error("a {family} does not classify texts")]
+    NoClassifier { family: &'static str },
     #[error("{what} needs a LLaMA, and this is a {family}")]
     OnlyLlama { what: &'static str, family: &'static str },
     #[error("the adapter has a tensor for `{module}`, which has no place in this model")]

@@ -17,7 +17,7 @@ pub use causal::{CausalExecutor, CausalModel};
 pub use classifier::{Classifier, TextBatch};
 pub use layout::{ChannelAxis, Layout};
 pub use load::{LoadError, SuperAdapter};
-pub use open::{Adapters, executor};
+pub use open::{Adapters, classifier, executor};
 pub use shape::{GroupTemplate, TemplateError, base_tensors, model_shape, search_space};
 
 use crate::backend::{Arithmetic, BackendError, Choice, Draw, Segment, Selection, SequenceSpan};

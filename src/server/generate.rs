@@ -61,8 +61,12 @@ pub(super) async fn start(
         let message = format!("there must be 1 to {} prompts, got {prompts}", state.limits.max_prompts);
         return Err(ApiError::invalid(job.prompt_field, message));
     }
-    let places =
-        state.admission.enter(prompts * job.parameters.n).map_err(|refusal| refused(refusal, &job))?;
+    let n = job.parameters.n;
+    let too_many = |capacity| {
+        let message = format!("{prompts} prompts with n {n} are more sequences than the {capacity} that fit");
+        ApiError::invalid("n", message)
+    };
+    let places = state.admission.enter(prompts * n).map_err(|refusal| refused(refusal, too_many))?;
     ticket.set_places(places);
     let prompts = tokenize(state, &job).await?;
     let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
@@ -74,7 +78,12 @@ pub(super) async fn start(
     let first = |answer: usize| answer.is_multiple_of(job.parameters.n);
     let counted = requests.iter().enumerate().map(|(at, r)| if first(at) { r.prompt.len() } else { 0 });
     let counted = counted.collect::<Vec<_>>();
-    let receivers = state.engine.submit_all(requests).map_err(|error| not_taken(&error, job.prompt_field))?;
+    let receivers = state
+        .task
+        .generation()?
+        .engine
+        .submit_all(requests)
+        .map_err(|error| not_taken(&error, job.prompt_field))?;
     ticket.accepted(prompts.iter().map(|p| p.tokens.len()).sum(), chosen.answer.reason);
     let sequences = receivers.into_iter().zip(choices).zip(counted);
     let sequences =
@@ -83,18 +92,12 @@ pub(super) async fn start(
     Ok((head, sequences))
 }
 
-fn refused(refusal: Refusal, job: &Job) -> ApiError {
+/// `too_many` is what to say where the server holds no more than so many.
+pub(super) fn refused(refusal: Refusal, too_many: impl FnOnce(u32) -> ApiError) -> ApiError {
     match refusal {
         Refusal::Draining => draining(),
         Refusal::Full => queue_full(),
-        Refusal::TooMany { capacity } => {
-            let n = job.parameters.n;
-            let message = format!(
-                "{} prompts with n {n} are more sequences than the {capacity} that fit",
-                job.prompts.len()
-            );
-            ApiError::invalid("n", message)
-        }
+        Refusal::TooMany { capacity } => too_many(capacity),
     }
 }
 
@@ -106,7 +109,7 @@ fn queue_full() -> ApiError {
     ApiError::unavailable("queue_full", "the server is full; try again a little later".into())
 }
 
-fn not_taken(error: &SubmitError, prompt_field: &'static str) -> ApiError {
+pub(super) fn not_taken(error: &SubmitError, prompt_field: &'static str) -> ApiError {
     match error {
         SubmitError::QueueFull { .. } => queue_full(),
         SubmitError::Stopped => draining(),
@@ -197,7 +200,7 @@ fn requests(
             return Err(ApiError::invalid("logprobs", message));
         }
     }
-    let ends = state.end_tokens.iter().filter(|_| !parameters.ignore_eos);
+    let ends = state.task.generation()?.end_tokens.iter().filter(|_| !parameters.ignore_eos);
     let stop_tokens: Arc<[u32]> = parameters.stop_tokens.iter().chain(ends).copied().collect();
     let mut requests = Vec::with_capacity(prompts.len() * parameters.n);
     let mut choices = Vec::with_capacity(requests.capacity());

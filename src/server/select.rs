@@ -83,6 +83,11 @@ impl<'a> Wish<'a> {
         Ok(Self { model: served, machine: models.machine(), kind })
     }
 
+    /// The super-adapter, whichever of its sub-networks it will be.
+    pub(super) fn model(&self) -> &'a ServedModel {
+        self.model
+    }
+
     /// The sub-network where it is certain before the prompt's length is known.
     pub(super) fn certain(&self) -> Option<&ServedSubNetwork> {
         match &self.kind {

@@ -2,6 +2,7 @@
 //!
 //! A value that is only looked things up in; what changes while the server runs is which one holds, see `registry`.
 
+use super::classes::Classes;
 use crate::artifact::ModelFolder;
 use crate::backend::Selection;
 use crate::supernet::{CatalogEntry, MAXIMAL, ModelShape, SearchSpace, is_model_name};
@@ -31,6 +32,8 @@ pub struct ServedModel {
     pub fingerprint: String,
     /// Which sub-network answers when a request names none.
     pub default: String,
+    /// What its outputs are, where it classifies; `None` where it continues texts.
+    pub classes: Option<Arc<Classes>>,
     pub adapter: Arc<SuperAdapter>,
     /// Shared with the requests that they answer, which may outlive their names.
     pub sub_networks: Vec<Arc<ServedSubNetwork>>,
@@ -58,7 +61,8 @@ impl ServedModel {
             |(entry, selection): (&CatalogEntry, _)| ServedSubNetwork::new(&name, entry.clone(), selection);
         let sub_networks = entries.into_iter().map(|one| Arc::new(served(one))).collect();
         let (base, fingerprint) = (base.into(), fingerprint.into());
-        Self { name, base, fingerprint, default: MAXIMAL.into(), adapter: Arc::new(adapter), sub_networks }
+        let (default, adapter) = (MAXIMAL.into(), Arc::new(adapter));
+        Self { name, base, fingerprint, default, classes: None, adapter, sub_networks }
     }
 
     pub fn get(&self, sub_network: &str) -> Option<&Arc<ServedSubNetwork>> {

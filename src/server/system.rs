@@ -70,7 +70,7 @@ pub(super) async fn tokenizer_info(State(state): Shared) -> Json<Value> {
 
 /// `GET /health`: whether new requests are taken.
 pub(super) async fn health(State(state): Shared) -> Response {
-    let (status, word) = match (state.admission.draining(), state.engine.is_accepting()) {
+    let (status, word) = match (state.admission.draining(), state.task.is_accepting()) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
         (false, true) => (StatusCode::OK, "ok"),

@@ -12,6 +12,8 @@ use tokio::sync::OwnedSemaphorePermit;
 pub(super) enum Outcome {
     Stop,
     Length,
+    /// Classified.
+    Done,
     Error,
     Rejected,
     Invalid,
@@ -22,6 +24,7 @@ impl Outcome {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::Done => "done",
             Self::Error => "error",
             Self::Rejected => "rejected",
             Self::Invalid => "invalid",
@@ -116,13 +119,16 @@ impl Ticket {
         }
         self.places = None;
         self.record(outcome.label());
-        if matches!(outcome, Outcome::Stop | Outcome::Length) {
+        if matches!(outcome, Outcome::Stop | Outcome::Length | Outcome::Done) {
             let (metrics, labels) = (&self.metrics, [self.endpoint.label(), &*self.subnetwork]);
             let took = self.started.elapsed().as_secs_f64();
             metrics.times.duration.with_label_values(&labels).observe(took);
             let subnetwork = [&*self.subnetwork];
             metrics.counts.prompt_length.with_label_values(&subnetwork).observe(self.prompt_tokens as f64);
-            metrics.counts.answer_length.with_label_values(&subnetwork).observe(self.generated_tokens as f64);
+            if outcome != Outcome::Done {
+                let generated = self.generated_tokens as f64;
+                metrics.counts.answer_length.with_label_values(&subnetwork).observe(generated);
+            }
         }
     }
 

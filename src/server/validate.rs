@@ -2,9 +2,9 @@
 //!
 //! Invariant: nothing is allocated in proportion to a number that has not been checked here.
 
-use super::wire::{ApiError, ChatRequest, CompletionRequest, Shared, Stop};
+use super::wire::{ApiError, ChatRequest, ClassifyRequest, CompletionRequest, Shared, Stop};
 use crate::generation::Sampling;
-use crate::text::Message;
+use crate::text::{Message, Truncation};
 use std::time::Duration;
 
 const MOST_STOPS: usize = 16;
@@ -78,6 +78,58 @@ pub(super) struct StreamMode {
     pub(super) usage: bool,
     /// Also on every chunk.
     pub(super) continuous: bool,
+}
+
+/// Checked parameters of a classification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClassifyParameters {
+    pub(super) truncation: Option<Truncation>,
+    /// Whether outputs become probabilities.
+    pub(super) activate: bool,
+    /// Whether the tokenizer adds its own tokens.
+    pub(super) add_special: bool,
+}
+
+/// Checks the fields of `/v1/classify`.
+pub(super) fn classify(request: &ClassifyRequest, limits: &Limits) -> Result<ClassifyParameters, ApiError> {
+    if request.messages.as_ref().is_some_and(|m| !m.is_null()) {
+        return Err(ApiError::invalid("messages", "messages are not supported here; send `input`".into()));
+    }
+    if request.elastic.as_ref().is_some_and(|e| e.max_tpot_ms.is_some()) {
+        let message = "elastic.max_tpot_ms is about generated tokens, of which a classification has none; \
+                       elastic.max_ttft_ms bounds it as a whole";
+        return Err(ApiError::invalid("elastic.max_tpot_ms", message.into()));
+    }
+    let field = "truncate_prompt_tokens";
+    let most = match integer(field, request.truncate_prompt_tokens, -1, limits.max_model_len as i64)? {
+        Some(0) => {
+            return Err(ApiError::invalid(
+                field,
+                format!("{field} must be at least 1, or -1 for all that fit"),
+            ));
+        }
+        Some(most) => Some(usize::try_from(most).unwrap_or(limits.max_model_len)),
+        None => None,
+    };
+    let from_left = match request.truncation_side.as_deref() {
+        None | Some("right") => false,
+        Some("left") => true,
+        Some(_) => {
+            return Err(ApiError::invalid("truncation_side", "truncation_side must be left or right".into()));
+        }
+    };
+    let flags = [
+        ("use_activation", request.use_activation),
+        ("activation", request.activation),
+        ("softmax", request.softmax),
+    ];
+    let mut given = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let (first, activate) = given.next().unwrap_or(("use_activation", true));
+    if let Some((other, _)) = given.find(|(_, value)| *value != activate) {
+        return Err(ApiError::invalid(other, format!("{other} contradicts {first}, which means the same")));
+    }
+    let truncation = most.map(|most| Truncation { most, from_left });
+    Ok(ClassifyParameters { truncation, activate, add_special: request.add_special_tokens.unwrap_or(true) })
 }
 
 /// Checks the fields that only `/v1/completions` has and the shared ones.

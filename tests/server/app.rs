@@ -1,6 +1,6 @@
 //! The whole server in this process, without a socket: two tiny super-adapters on one base.
 
-use super::held::{Gate, Held};
+use super::held::{Gate, Held, HeldClassifier};
 use super::scrape::Scrape;
 use crate::golden::Supernet;
 use crate::tiny::{CONTEXT, EOS, NAME, OTHER, Tiny, VOCABULARY};
@@ -9,11 +9,11 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, header};
 use lonas::artifact::{Base, TokenizerSource};
 use lonas::backend::cpu::{Cpu, Dtype};
-use lonas::engine::{Engine, EngineOptions};
+use lonas::engine::{ClassifierEngine, Engine, EngineOptions};
 use lonas::model::llama::{self, LlamaExecutor};
 use lonas::server::{
-    Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState, SuperAdapter,
-    app as router,
+    Classes, Generation, Limits, Metrics, OutputKind, RunInfo, ServedModel, ServedModels, ServerParts,
+    ServerState, SuperAdapter, Task, app as router,
 };
 use lonas::text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
@@ -25,6 +25,7 @@ use tower::ServiceExt;
 
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
 pub(crate) const CHAT: &str = "/v1/chat/completions";
+pub(crate) const CLASSIFY: &str = "/v1/classify";
 
 /// Longer than any test needs; what is waited for comes within milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) admin_keys: Vec<String>,
     pub(crate) max_sub_networks: usize,
     pub(crate) chat: bool,
+    /// The super-adapters classify, by a stand-in: the first has three labels, the second one number.
+    pub(crate) classify: bool,
     /// Changes the served super-adapters, e.g. gives their sub-networks scores.
     pub(crate) models: fn(&mut [ServedModel]),
     /// Changes the folders before they are opened.
@@ -62,6 +65,7 @@ impl Default for Options {
             admin_keys: Vec::new(),
             max_sub_networks: 1024,
             chat: true,
+            classify: false,
             models: |_| {},
             prepare: |_| {},
             machine: None,
@@ -82,21 +86,34 @@ impl App {
         let nets = supernets(&tiny);
         let gate = Arc::new(Gate::default());
         let mut models = served(&nets);
+        if options.classify {
+            models
+                .iter_mut()
+                .zip(classes())
+                .for_each(|(model, classes)| model.classes = Some(classes.into()));
+        }
         (options.models)(&mut models);
         let models = ServedModels::new(models, options.machine).unwrap();
         let info = RunInfo { dtype: "f32".into(), device: "cpu".into() };
         let metrics = Arc::new(Metrics::new(&models, &info).unwrap());
-        let executor = Box::new(executor(&nets, 300));
-        let held = Held { executor, gate: Arc::clone(&gate) };
-        let engine = Engine::start(Box::new(held), options.engine, metrics.clone()).unwrap();
         let (tokenizer, chat_template) = text(&nets[0].base);
+        let task = if options.classify {
+            let held = HeldClassifier { gate: Arc::clone(&gate), longest: CONTEXT };
+            Task::Classify(ClassifierEngine::start(Box::new(held), options.engine, metrics.clone()).unwrap())
+        } else {
+            let executor = Box::new(executor(&nets, 300));
+            let held = Held { executor, gate: Arc::clone(&gate) };
+            Task::Generate(Box::new(Generation {
+                engine: Engine::start(Box::new(held), options.engine, metrics.clone()).unwrap(),
+                chat_template: chat_template.filter(|_| options.chat),
+                end_tokens: vec![EOS],
+            }))
+        };
         let sequences = options.engine.max_running + options.engine.max_waiting;
         let state = ServerState::new(ServerParts {
             models,
-            engine,
+            task,
             tokenizer: Arc::clone(&tokenizer),
-            chat_template: chat_template.filter(|_| options.chat),
-            end_tokens: vec![EOS],
             limits: Limits {
                 head_timeout: options.head_timeout,
                 stall_timeout: options.stall_timeout,
@@ -142,6 +159,11 @@ impl App {
     /// A completion that must succeed.
     pub(crate) async fn complete(&self, body: Value) -> Value {
         self.post(COMPLETIONS, &body).await.expect(200)
+    }
+
+    /// A classification that must succeed.
+    pub(crate) async fn classify(&self, body: Value) -> Value {
+        self.post(CLASSIFY, &body).await.expect(200)
     }
 
     /// A chat completion that must succeed.
@@ -291,6 +313,15 @@ fn served(nets: &[Supernet; 2]) -> Vec<ServedModel> {
         ServedModel::new(adapter, "base", "0123456789ab", entries)
     });
     models.collect()
+}
+
+/// Of the two super-adapters where they classify.
+fn classes() -> [Classes; 2] {
+    let names = |names: &[&str]| names.iter().copied().map(String::from).collect();
+    [
+        Classes { names: names(&["no", "maybe", "yes"]), kind: OutputKind::Exclusive, token_types: 2 },
+        Classes { names: names(&["score"]), kind: OutputKind::Number, token_types: 1 },
+    ]
 }
 
 fn text(base: &Base) -> (Arc<Tokenizer>, Option<ChatTemplate>) {

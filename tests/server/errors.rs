@@ -9,7 +9,7 @@ use lonas::engine::EngineOptions;
 use serde_json::{Value, json};
 
 /// Each of these fields with each of these values must be a 400 that names the field.
-async fn refused(app: &App, path: &str, valid: &Value, cases: &[(&str, Vec<Value>)]) {
+pub(super) async fn refused(app: &App, path: &str, valid: &Value, cases: &[(&str, Vec<Value>)]) {
     for (field, values) in cases {
         for value in values {
             let mut body = valid.clone();

@@ -1,6 +1,6 @@
 //! Bodies that nobody would send: whatever they hold, the server answers with success or a 4xx of OpenAI's shape.
 
-use super::app::{App, CHAT, COMPLETIONS};
+use super::app::{App, CHAT, CLASSIFY, COMPLETIONS, Options};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
@@ -38,6 +38,20 @@ fn any_request() -> impl Strategy<Value = Value> {
         "logprobs": null, "suffix": "", "add_special_tokens": true, "tools": [],
         "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"], "audio": null,
     });
+    mostly(&good)
+}
+
+/// The same for a classification.
+fn any_classification() -> impl Strategy<Value = Value> {
+    mostly(&json!({
+        "model": "tiny-tied:minimal", "input": ["one", {"text": "one", "text_pair": "two"}, [5, 6]],
+        "elastic": {"subnetwork": "minimal"}, "truncate_prompt_tokens": 5, "truncation_side": "left",
+        "add_special_tokens": true, "use_activation": true, "softmax": true, "messages": null,
+    }))
+}
+
+/// Fields of a good request, each left out or replaced now and then.
+fn mostly(good: &Value) -> impl Strategy<Value = Value> + use<> {
     let fields = good.as_object().unwrap().clone().into_iter();
     let field = fields.map(|(key, value)| {
         let value = prop_oneof![12 => Just(None), 12 => Just(Some(value)), 1 => any_json().prop_map(Some)];
@@ -48,12 +62,20 @@ fn any_request() -> impl Strategy<Value = Value> {
 
 #[test]
 fn no_json_makes_the_server_fail() {
+    check(&App::new(), &[COMPLETIONS, CHAT], prop_oneof![3 => any_request(), 1 => any_json()]);
+}
+
+#[test]
+fn no_json_makes_a_classifier_fail() {
+    let app = App::with(Options { classify: true, ..Options::default() });
+    check(&app, &[CLASSIFY], prop_oneof![3 => any_classification(), 1 => any_json()]);
+}
+
+fn check(app: &App, paths: &[&str], bodies: impl Strategy<Value = Value>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let app = App::new();
-    let bodies = prop_oneof![3 => any_request(), 1 => any_json()];
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(600) });
     let checked = runner.run(&bodies, |body| {
-        for path in [COMPLETIONS, CHAT] {
+        for path in paths {
             let answer = runtime.block_on(app.post(path, &body));
             match answer.status {
                 200 => {}

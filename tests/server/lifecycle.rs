@@ -16,15 +16,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// A server on a socket of its own.
-struct Served {
-    app: App,
+pub(super) struct Served {
+    pub(super) app: App,
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<std::io::Result<Drained>>,
+    pub(super) serving: JoinHandle<std::io::Result<Drained>>,
 }
 
 impl Served {
-    async fn start(options: Options, drain: Duration) -> Self {
+    pub(super) async fn start(options: Options, drain: Duration) -> Self {
         let app = App::with(options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -39,7 +39,7 @@ impl Served {
     }
 
     /// Opens a connection and sends a request, whose answer is left to the caller.
-    fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
+    pub(super) fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let length = body.len();
@@ -56,17 +56,17 @@ impl Served {
     }
 
     /// Status and whole answer of a request.
-    fn whole(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    pub(super) fn whole(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         read(&mut self.send(method, path, body))
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
     }
 }
 
 /// Status and everything up to the end of the connection.
-fn read(stream: &mut TcpStream) -> (u16, String) {
+pub(super) fn read(stream: &mut TcpStream) -> (u16, String) {
     let mut all = Vec::new();
     stream.read_to_end(&mut all).unwrap();
     let all = String::from_utf8(all).unwrap();

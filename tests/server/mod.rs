@@ -5,6 +5,7 @@
 
 mod chat;
 mod choice;
+mod classify;
 mod completions;
 mod errors;
 mod hostile;

@@ -40,6 +40,7 @@ pub struct RunInfo {
 pub(super) enum Endpoint {
     Completions,
     Chat,
+    Classify,
 }
 
 impl Endpoint {
@@ -47,6 +48,7 @@ impl Endpoint {
         match self {
             Self::Completions => "completions",
             Self::Chat => "chat",
+            Self::Classify => "classify",
         }
     }
 }

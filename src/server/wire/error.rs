@@ -35,6 +35,11 @@ impl ApiError {
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
+    /// 400: the models here do something else.
+    pub(in crate::server) fn wrong_task(message: &str) -> Self {
+        Self { code: Some("unsupported_task"), ..Self::invalid("model", message.into()) }
+    }
+
     /// 401: `key` is the kind of key that is needed.
     pub(in crate::server) fn unauthorized(key: &str) -> Self {
         let message = format!("missing or wrong {key}: send it as `Authorization: Bearer KEY`");

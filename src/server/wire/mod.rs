@@ -6,6 +6,7 @@
 mod answer;
 mod body;
 mod chat;
+mod classify;
 mod completions;
 mod error;
 mod fields;
@@ -18,6 +19,7 @@ pub(super) use chat::{
     AnswerMessage, ChatAnswer, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatRequest,
     ChatToken, ChatTopToken, ResponseFormat,
 };
+pub(super) use classify::{ClassifiedInput, ClassifyAnswer, ClassifyRequest, Input, Inputs, Pair};
 pub(super) use completions::{
     CompletionAnswer, CompletionChoice, CompletionLogprobs, CompletionRequest, TopLogprobs,
 };

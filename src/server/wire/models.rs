@@ -21,6 +21,11 @@ pub(in crate::server) struct Card<'a> {
     root: &'a str,
     parent: Option<&'a str>,
     max_model_len: usize,
+    /// `generate` or `classify`.
+    task: &'static str,
+    /// Of a super-adapter that classifies: what each of `probs` is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<&'a [String]>,
     elastic: CardElastic<'a>,
 }
 
@@ -42,6 +47,7 @@ impl<'a> Card<'a> {
         max_model_len: usize,
     ) -> Option<Self> {
         let shown = sub_network.or_else(|| model.get(&model.default).map(|s| &**s))?;
+        let classes = model.classes.as_deref();
         Some(Self {
             id: sub_network.map_or(&model.name, |s| &s.label),
             object: "model",
@@ -50,6 +56,8 @@ impl<'a> Card<'a> {
             root: &model.base,
             parent: sub_network.map(|_| model.name.as_str()),
             max_model_len,
+            task: if classes.is_some() { "classify" } else { "generate" },
+            labels: classes.filter(|_| sub_network.is_none()).map(|c| c.names.as_slice()),
             elastic: CardElastic {
                 subnetwork: &shown.entry.name,
                 parameters: shown.entry.cost.parameters,
