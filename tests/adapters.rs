@@ -3,7 +3,7 @@
 use crate::files::{Folder, Tensors, assert_names, tensors};
 use crate::golden::{self, Supernet};
 use half::bf16;
-use lonas::artifact::{TensorType, read_adapter, write_adapter};
+use lonas::artifact::{HeadTensors, TensorType, read_adapter, write_adapter};
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::model::llama;
 use lonas::model::{self, SuperAdapter};
@@ -113,7 +113,8 @@ fn refused(damage: impl FnOnce(&Folder)) -> String {
         Err(e) => return e.to_string(),
     };
     let shape = model::model_shape(&net.base.config, Some(&config));
-    let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32, sparse: config.sparse };
+    let (head, sparse) = (HeadTensors::new(), config.sparse);
+    let adapter = SuperAdapter { shape, tensors, head, scale: config.scale() as f32, sparse };
     let loaded = llama::load(&Cpu::new(Dtype::F32, 1), &net.base, vec![adapter], &net.orders);
     loaded.map(|_| ()).unwrap_err().to_string()
 }

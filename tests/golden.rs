@@ -46,7 +46,8 @@ impl Supernet {
     pub(crate) fn of(base: &Path, folder: &Path) -> Self {
         let base = Base::open(base).unwrap();
         let folder = ModelFolder::open(folder).unwrap();
-        let shape = model::model_shape(&base.config, Some(&folder.adapter_config));
+        let config = base.config.with_head_of(folder.path()).unwrap();
+        let shape = model::model_shape(&config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape).unwrap();
         let layout = Layout::of(base.config.family);
         let layer = |id: &usize| layout.place(space.groups()[*id].members[0].linear).0;
@@ -72,6 +73,7 @@ impl Supernet {
         SuperAdapter {
             shape: self.shape.clone(),
             tensors: self.folder.adapter().unwrap(),
+            head: self.folder.head().unwrap(),
             scale: self.folder.adapter_config.scale() as f32,
             sparse: self.folder.adapter_config.sparse,
         }

@@ -7,6 +7,8 @@ mod adapters;
 mod architecture;
 /// Training that is killed and goes on.
 mod checkpoints;
+/// BERT super-networks that classify, against PyTorch + PEFT.
+mod classifiers;
 /// The program as a process: serving, stopping, exit codes; other people's clients.
 mod cli;
 /// Super-networks on a GPU or its emulator: against PyTorch + PEFT, and the whole server.

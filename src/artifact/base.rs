@@ -55,6 +55,8 @@ pub struct BaseConfig {
 pub struct ClassifierConfig {
     /// By output.
     pub labels: Vec<String>,
+    /// Whether a config.json names or counts them; where none does, a head has as many as its weight has rows.
+    pub stated: bool,
     /// The output is a number, not a choice.
     pub regression: bool,
     /// Labels do not exclude each other.

@@ -2,12 +2,13 @@
 //! not supported is refused, never ignored.
 
 use super::base::{Activation, BaseConfig, ClassifierConfig, Family, even_share};
+use super::labels::{StatedOutputs, numbered_labels};
 use super::{ArtifactError, read_json};
 use serde_json::Value;
 use std::path::Path;
 
 /// Labels are named in every answer; no task has so many.
-const MAX_LABELS: usize = 1 << 16;
+pub(super) const MAX_LABELS: usize = 1 << 16;
 
 /// Reads a config.json alone, for weights that are still to be made.
 ///
@@ -107,6 +108,11 @@ fn bloom(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
     })
 }
 
+/// What a config.json says of a classifier's outputs, be it the base's or one that lies beside an adapter.
+pub(super) fn read_outputs(path: &Path) -> Result<StatedOutputs, ArtifactError> {
+    Fields { path, json: &read_json(path)? }.outputs()
+}
+
 /// As transformers' `BertConfig`, of a model that classifies.
 fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
     fields.only("position_embedding_type", &["absolute"])?;
@@ -122,6 +128,7 @@ fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
             _ => Activation::Gelu,
         };
     let (hidden, heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
+    let outputs = fields.outputs()?;
     Ok(BaseConfig {
         family: Family::Bert,
         hidden,
@@ -137,11 +144,9 @@ fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
         output_bias: true,
         mlp_bias: true,
         classifier: Some(ClassifierConfig {
-            labels: fields.labels()?,
-            regression: fields.text("problem_type")?.is_some_and(|p| p == "regression"),
-            multi_label: fields.text("problem_type")?.is_some_and(|p| p == "multi_label_classification"),
             token_types: fields.size_or("type_vocab_size", 2)?,
             activation,
+            ..ClassifierConfig::of(&outputs, 2)
         }),
         ..BaseConfig::default()
     })
@@ -201,23 +206,23 @@ impl Fields<'_> {
         }
     }
 
-    /// The names of a classifier's outputs: `id2label`, else `LABEL_0` and on, `num_labels` or two of them.
-    fn labels(&self) -> Result<Vec<String>, ArtifactError> {
+    fn outputs(&self) -> Result<StatedOutputs, ArtifactError> {
+        Ok(StatedOutputs { labels: self.labels()?, problem: self.text("problem_type")? })
+    }
+
+    /// The names of a classifier's outputs: `id2label`, else as many as `num_labels` says.
+    fn labels(&self) -> Result<Option<Vec<String>>, ArtifactError> {
         let Some(value) = self.get("id2label") else {
-            let count = self.size_or("num_labels", 2)?;
-            if count == 0 || count > MAX_LABELS {
-                return Err(ArtifactError::field(
-                    self.path,
-                    "num_labels",
-                    format!("{count} is out of range"),
-                ));
-            }
-            return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
+            let Some(value) = self.get("num_labels") else { return Ok(None) };
+            let count = self.size("num_labels")?;
+            let in_range = (1..=MAX_LABELS).contains(&count);
+            let wrong = || self.wrong("num_labels", &format!("a number from 1 to {MAX_LABELS}"), value);
+            return in_range.then(|| Some(numbered_labels(count))).ok_or_else(wrong);
         };
         let wrong = || self.wrong("id2label", "a name for each number from 0 on", value);
         let names = value.as_object().filter(|names| !names.is_empty()).ok_or_else(wrong)?;
         let name = |i: usize| names.get(&i.to_string())?.as_str().map(String::from);
-        (0..names.len()).map(|i| name(i).ok_or_else(wrong)).collect()
+        (0..names.len()).map(|i| name(i).ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
     }
 
     /// One id or a list of them.

@@ -1,8 +1,9 @@
 //! Hugging Face folders: config.json, one or several safetensors files, the tokenizer's files.
 
 use super::base::{BaseConfig, TokenizerSource};
-use super::config::read_config;
+use super::config::{MAX_LABELS, read_config};
 use super::gptq::{self, Quantisation};
+use super::labels::CLASSIFIER;
 use super::{ArtifactError, read_json};
 use crate::weights::{Bf16Values, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
@@ -164,9 +165,21 @@ impl HuggingFaceFolder {
                 }
             }
         }
-        let config = read_config(&path.join("config.json"))?;
+        let mut config = read_config(&path.join("config.json"))?;
         let quantisation = Quantisation::of_folder(path)?;
-        Ok((Self { path: path.into(), files, places, quantisation }, config, tokenizer(path)?))
+        let folder = Self { path: path.into(), files, places, quantisation };
+        if let Some(classifier) = config.classifier.take() {
+            let rows = folder.rows(CLASSIFIER)?.filter(|rows| (1..=MAX_LABELS).contains(rows));
+            config.classifier = Some(rows.map_or(classifier.clone(), |rows| classifier.counted(rows)));
+        }
+        Ok((folder, config, tokenizer(path)?))
+    }
+
+    /// How many rows a tensor has, if it is there.
+    fn rows(&self, name: &str) -> Result<Option<usize>, ArtifactError> {
+        let Ok((file, stored)) = self.file(name) else { return Ok(None) };
+        let tensors = file.tensors()?;
+        Ok(tensors.tensor(&stored).ok().and_then(|tensor| tensor.shape().first().copied()))
     }
 
     pub(super) fn matrix(

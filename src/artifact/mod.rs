@@ -18,6 +18,7 @@ mod gguf_layout;
 mod gguf_writer;
 mod gptq;
 mod hugging_face;
+mod labels;
 mod model_folder;
 mod random;
 mod safetensors_writer;

@@ -93,7 +93,7 @@ impl ModelFolder {
         read_adapter(&self.path).map(|(_, tensors)| tensors)
     }
 
-    /// A classifier's head, which was trained whole beside the adapters; empty where there is none.
+    /// What was trained whole beside the adapters: a classifier's head; empty where there is none.
     pub fn head(&self) -> Result<HeadTensors, ArtifactError> {
         read_adapter_head(&self.path)
     }

@@ -66,7 +66,7 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     let base = Base::open(&args.base)?;
     let published = read_published_adapter(&args.adapter)?;
     open::check_task(&published.config, &base)?;
-    let shape = model_shape(&base.config, Some(&published.config));
+    let shape = model_shape(&base.config.with_head_of(&args.adapter)?, Some(&published.config));
     let published = checked(published, &shape)?;
     let space = file.search_space(&shape, published.config.rank)?;
     let mut notes = file.notes().to_vec();
@@ -108,9 +108,9 @@ fn elastic_file(args: &ImportArgs) -> Result<ElasticFile, Failure> {
 fn checked(published: PublishedAdapter, shape: &ModelShape) -> Result<PublishedAdapter, Failure> {
     let PublishedAdapter { config, tensors, head, cut } = published;
     let (shape, scale, sparse) = (shape.clone(), config.scale() as f32, config.sparse);
-    let adapter = SuperAdapter { shape, tensors, scale, sparse };
+    let adapter = SuperAdapter { shape, tensors, head, scale, sparse };
     adapter.check()?;
-    Ok(PublishedAdapter { config, tensors: adapter.tensors, head, cut })
+    Ok(PublishedAdapter { config, tensors: adapter.tensors, head: adapter.head, cut })
 }
 
 /// What the new folder is to say.

@@ -2,8 +2,8 @@
 
 use super::Failure;
 use crate::artifact::{
-    AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, DEFAULT_BASE, Family, GgufVocabulary,
-    ModelFolder, TokenizerSource, locate,
+    AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, ClassifierConfig, DEFAULT_BASE, Family,
+    GgufVocabulary, ModelFolder, TokenizerSource, locate,
 };
 use crate::backend::Selection;
 use crate::model::{Layout, SuperAdapter, model_shape};
@@ -77,6 +77,8 @@ pub(super) struct Opened {
 /// One model folder, checked against the base.
 pub(super) struct OpenedModel {
     pub(super) folder: ModelFolder,
+    /// With this super-adapter's own labels; `None` of a language model.
+    pub(super) classifier: Option<ClassifierConfig>,
     pub(super) shape: ModelShape,
     pub(super) space: SearchSpace,
     pub(super) catalog: Catalog,
@@ -95,10 +97,11 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
     let base = base(&base_arg.for_folder(first))?;
     let open = |folder: ModelFolder| -> Result<OpenedModel, Failure> {
         check_task(&folder.adapter_config, &base)?;
-        let shape = model_shape(&base.config, Some(&folder.adapter_config));
+        let config = base.config.with_head_of(folder.path())?;
+        let shape = model_shape(&config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape)?;
         let catalog = folder.catalog(&shape, &space)?;
-        Ok(OpenedModel { folder, shape, space, catalog })
+        Ok(OpenedModel { folder, classifier: config.classifier, shape, space, catalog })
     };
     let models = folders.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let layout = Layout::of(base.config.family);
@@ -174,6 +177,7 @@ impl Opened {
             Ok(SuperAdapter {
                 shape: model.shape.clone(),
                 tensors: model.folder.adapter()?,
+                head: model.folder.head()?,
                 scale: model.folder.adapter_config.scale() as f32,
                 sparse: model.folder.adapter_config.sparse,
             })

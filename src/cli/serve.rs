@@ -251,7 +251,7 @@ fn served_models(args: &ServeArgs, opened: open::Opened) -> Result<ServedModels,
     let classes = opened.base.config.classifier.as_ref().map(|config| Arc::new(Classes::of(config)));
     let mut models = Vec::with_capacity(opened.models.len());
     for (number, model) in opened.models.into_iter().enumerate() {
-        let open::OpenedModel { folder, shape, space, catalog } = model;
+        let open::OpenedModel { folder, shape, space, catalog, .. } = model;
         let entries = selections
             .iter()
             .filter(|((of, _), _)| *of == number)

@@ -87,6 +87,7 @@ impl<'a> Source<'a> {
         let adapter = SuperAdapter {
             shape: self.shape.clone(),
             tensors: self.folder.adapter()?,
+            head: self.folder.head()?,
             scale: self.folder.adapter_config.scale() as f32,
             sparse: self.folder.adapter_config.sparse,
         };

@@ -54,11 +54,8 @@ pub(super) fn check(batch: &Batch, vocabulary: usize) -> Result<(), BackendError
     if let Some(row) = batch.outputs.iter().find(|&&r| r as usize >= rows) {
         return wrong(format!("output rows below {rows}"), row.to_string());
     }
-    let ends = |ranges: Vec<&Range<usize>>| {
-        ranges.iter().try_fold(0, |end, r| (r.start == end && r.end > end).then_some(r.end))
-    };
-    let segments = ends(batch.segments.iter().map(|s| &s.rows).collect());
-    let spans = ends(batch.spans.iter().map(|s| &s.rows).collect());
+    let segments = covered(batch.segments.iter().map(|s| &s.rows));
+    let spans = covered(batch.spans.iter().map(|s| &s.rows));
     if segments != Some(rows) || spans != Some(rows) {
         return wrong(
             format!("segments and spans that cover rows 0..{rows} in order"),
@@ -66,6 +63,11 @@ pub(super) fn check(batch: &Batch, vocabulary: usize) -> Result<(), BackendError
         );
     }
     Ok(())
+}
+
+/// How many rows ranges cover that stand one after the other from row 0 on, none empty; `None` if they do not.
+pub(super) fn covered<'a>(mut ranges: impl Iterator<Item = &'a Range<usize>>) -> Option<usize> {
+    ranges.try_fold(0, |end, r| (r.start == end && r.end > end).then_some(r.end))
 }
 
 /// A model on one backend with its key-value pool.

@@ -3,7 +3,7 @@
 
 use super::layout::ChannelAxis;
 use super::{Adapters, Layout};
-use crate::artifact::{AdapterTensors, ArtifactError, Base};
+use crate::artifact::{AdapterTensors, ArtifactError, Base, HeadTensors};
 use crate::backend::{Adapter, Backend, BackendError, Linear};
 use crate::supernet::{LinearShape, ModelShape};
 use crate::weights::{HostData, HostMatrix, HostVector};
@@ -15,6 +15,8 @@ pub struct SuperAdapter {
     /// The model's Linears with this super-adapter's ranks.
     pub shape: ModelShape,
     pub tensors: AdapterTensors,
+    /// What it has in the place of the base's own: a classifier's head. Empty for language models.
+    pub head: HeadTensors,
     /// `alpha / R_config`
     pub scale: f32,
     /// `s B A` counts only where the base's weight is not 0 (SparsePEFT), which no product with A and then B computes.
@@ -42,6 +44,29 @@ impl SuperAdapter {
                 }
             }
         }
+        self.check_head()
+    }
+
+    /// What was trained whole is a Linear of the model, with its bias.
+    fn check_head(&self) -> Result<(), LoadError> {
+        for (name, tensor) in &self.head {
+            let stray = || LoadError::StrayAdapter { module: name.clone() };
+            let (module, part) = name.rsplit_once('.').ok_or_else(stray)?;
+            let linear = &self.shape.linears[self.shape.find(module).ok_or_else(stray)?];
+            let (expected, partner) = match part {
+                "weight" => (vec![linear.out, linear.inp], "bias"),
+                "bias" => (vec![linear.out], "weight"),
+                _ => return Err(stray()),
+            };
+            if tensor.shape != expected {
+                let got = tensor.shape.clone();
+                return Err(LoadError::HeadSize { tensor: name.clone(), expected, got });
+            }
+            let partner = format!("{module}.{partner}");
+            if !self.head.contains_key(&partner) {
+                return Err(LoadError::NoHead { tensor: partner });
+            }
+        }
         Ok(())
     }
 }
@@ -58,6 +83,10 @@ pub enum LoadError {
     NoText { family: &'static str },
     #[error("a {family} does not classify texts")]
     NoClassifier { family: &'static str },
+    #[error("there is no tensor `{tensor}`, neither in the base nor beside the adapter")]
+    NoHead { tensor: String },
+    #[error("tensor `{tensor}` beside the adapter: expected shape {expected:?}, got {got:?}")]
+    HeadSize { tensor: String, expected: Vec<usize>, got: Vec<usize> },
     #[error("{what} needs a LLaMA, and this is a {family}")]
     OnlyLlama { what: &'static str, family: &'static str },
     #[error("the adapter has a tensor for `{module}`, which has no place in this model")]
@@ -139,9 +168,42 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.any_linear(self.layout.index(layer, place), bias, rows, columns)
     }
 
-    /// A Linear after the layers, with a bias.
-    pub(super) fn linear_after(&mut self, number: usize) -> Result<Linear<B>, LoadError> {
-        self.any_linear(self.layout.index(self.base.config.layers, 0) + number, true, None, None)
+    /// The base's own Linear after the layers, with a bias; `None` where it has not both.
+    pub(super) fn linear_after(&mut self, number: usize) -> Result<Option<Linear<B>>, LoadError> {
+        match self.any_linear(self.index_after(number), true, None, None) {
+            Err(LoadError::Artifact(ArtifactError::MissingTensor { .. })) => Ok(None),
+            linear => linear.map(Some),
+        }
+    }
+
+    /// The one that stands in its place for a super-adapter, whose `head` has both its tensors or neither.
+    pub(super) fn head_linear(
+        &self,
+        number: usize,
+        head: &HeadTensors,
+    ) -> Result<Option<Linear<B>>, LoadError> {
+        let index = self.index_after(number);
+        let name = &self.shape.linears[index].name;
+        let tensor = |part: &str| Some((format!("{name}.{part}"), head.get(&format!("{name}.{part}"))?));
+        let (Some((weight, w)), Some((bias, b))) = (tensor("weight"), tensor("bias")) else {
+            return Ok(None);
+        };
+        let &[rows, columns] = w.shape.as_slice() else { return Ok(None) };
+        let data = HostData::F32(w.values.clone());
+        // A handful of rows decides everything: they are kept as precisely as a table.
+        let weight = self.backend.table(HostMatrix { name: weight, rows, columns, data })?;
+        let bias = self.backend.vector(HostVector { name: bias, data: b.values.clone() })?;
+        Ok(Some(Linear { index, weight: Arc::new(weight), bias: Some(bias), adapters: Vec::new() }))
+    }
+
+    /// The heads of all super-adapters, in their order; those tensors are not needed here any more.
+    pub(super) fn take_heads(&mut self) -> Vec<HeadTensors> {
+        let all = self.super_adapters.iter_mut().chain(&mut self.merged);
+        all.map(|adapter| std::mem::take(&mut adapter.head)).collect()
+    }
+
+    fn index_after(&self, number: usize) -> usize {
+        self.layout.index(self.base.config.layers, 0) + number
     }
 
     fn any_linear(

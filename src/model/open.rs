@@ -1,7 +1,7 @@
 //! From a base's family to the model that computes it.
 
 use super::load::{LoadError, Loader, SuperAdapter};
-use super::{CausalExecutor, Classifier, Executor, bloom, llama};
+use super::{CausalExecutor, Classifier, Executor, bert, bloom, llama};
 use crate::artifact::{Base, Family};
 use crate::backend::Backend;
 use std::collections::BTreeMap;
@@ -48,7 +48,6 @@ pub fn executor<B: Backend>(
 ///
 /// # Errors
 /// A family that does not classify, a tensor that is missing or has the wrong size, or a backend without memory.
-#[expect(clippy::needless_pass_by_value, reason = "a model that is loaded keeps its backend")]
 pub fn classifier<B: Backend>(
     backend: B,
     base: &Base,
@@ -56,5 +55,11 @@ pub fn classifier<B: Backend>(
     orders: &BTreeMap<usize, Vec<usize>>,
 ) -> Result<Box<dyn Classifier>, LoadError> {
     let loader = Loader::new(&backend, base, adapters, orders)?;
-    Err(LoadError::NoClassifier { family: loader.layout.name })
+    match base.config.family {
+        Family::Bert => {
+            let model = bert::model(loader)?;
+            Ok(Box::new(bert::BertClassifier::new(model, backend)))
+        }
+        Family::Llama | Family::Bloom => Err(LoadError::NoClassifier { family: loader.layout.name }),
+    }
 }

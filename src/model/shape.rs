@@ -161,6 +161,7 @@ pub fn base_tensors(config: &BaseConfig) -> Vec<BaseTensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::{Activation, ClassifierConfig};
     use crate::supernet::Cost;
 
     /// LLaMA-7B with LoNAS's adapters and search space (`unified_commonsense/nncf_lonas_llama_7b.json`).
@@ -251,5 +252,112 @@ mod tests {
         assert!(error(Kind::Width, &["gate_proj"], &[11008]).contains("exactly gate_proj and up_proj"));
         assert!(error(Kind::Rank, &["q_proj"], &[28, 32]).contains("strictly descending"));
         assert!(error(Kind::Rank, &["q_proj"], &[64, 28]).contains("first choice is 64"));
+    }
+
+    /// BERT-base with LoNAS's adapters and search space for GLUE, whose choices differ by layer (`nncf_lonas_bert_base_*.json`).
+    fn bert_base() -> (ModelShape, SearchSpace) {
+        const HEADS: [&[usize]; 12] = [
+            &[768, 384],
+            &[768, 320],
+            &[768, 256],
+            &[768, 512],
+            &[768, 512],
+            &[768, 704],
+            &[768, 576],
+            &[768, 576],
+            &[768, 640],
+            &[768, 192],
+            &[768, 704, 192],
+            &[768, 320],
+        ];
+        const WIDTHS: [[usize; 3]; 12] = [
+            [3072, 2634, 216],
+            [3072, 2634, 181],
+            [3072, 2627, 208],
+            [3072, 2676, 226],
+            [3072, 2628, 179],
+            [3072, 2662, 175],
+            [3072, 2706, 182],
+            [3072, 2687, 169],
+            [3072, 2616, 165],
+            [3072, 2400, 160],
+            [3072, 2198, 163],
+            [3072, 1940, 150],
+        ];
+        let config = BaseConfig {
+            family: Family::Bert,
+            hidden: 768,
+            intermediate: 3072,
+            layers: 12,
+            query_heads: 12,
+            kv_heads: 12,
+            head_size: 64,
+            vocabulary: 30522,
+            classifier: Some(ClassifierConfig {
+                labels: ["not_entailment", "entailment"].map(String::from).to_vec(),
+                stated: true,
+                regression: false,
+                multi_label: false,
+                token_types: 2,
+                activation: Activation::Gelu,
+            }),
+            ..BaseConfig::default()
+        };
+        let target_modules = ["query", "value"].map(String::from).to_vec();
+        let adapter = AdapterConfig { rank: 8, target_modules, ..AdapterConfig::default() };
+        let shape = model_shape(&config, Some(&adapter));
+        let group = |kind, modules: &[&str], choices: &[usize], layer| {
+            let modules = modules.iter().map(|m| (*m).to_string()).collect();
+            let template = GroupTemplate { kind, modules, choices: choices.to_vec() };
+            expand(Layout::of(Family::Bert), &shape, &template, layer).unwrap()
+        };
+        let heads = |layer| group(Kind::Heads, &["query", "key", "value"], HEADS[layer], layer);
+        let ranks = |layer| group(Kind::Rank, &["query", "value"], &[8, 4, 2], layer);
+        let widths = |layer: usize| group(Kind::Width, &["intermediate.dense"], &WIDTHS[layer], layer);
+        let groups = (0..12).map(heads).chain((0..12).map(ranks)).chain((0..12).map(widths)).collect();
+        let space = SearchSpace::new(&shape, groups).unwrap();
+        (shape, space)
+    }
+
+    #[test]
+    fn bert_base_costs_what_lonas_publishes() {
+        let (shape, space) = bert_base();
+        assert_eq!(space.groups().len(), 36);
+        assert!((space.log10_size() - 15.2).abs() < 0.05);
+        // Pooler and classifier: once for a text, not for each of its 128 tokens.
+        let head = 768 * 768 + 768 * 2;
+        for (sub_network, giga_macs) in
+            [(space.maximal(), 10.91), (space.heuristic(), 9.60), (space.minimal(), 2.47)]
+        {
+            let cost = Cost::of(&shape, &space.resolve(&shape, &sub_network));
+            let encoder = (cost.macs - head) as f64 / 1e9;
+            assert!((encoder - giga_macs).abs() < 5e-3, "{encoder} GMACs, expected {giga_macs}");
+            assert_eq!(cost.macs, 128 * (cost.parameters - head) + head);
+        }
+    }
+
+    #[test]
+    fn bert_base_has_lonas_groups_in_lonas_order() {
+        let (shape, space) = bert_base();
+        let names = |tensors: &[TensorRef]| tensors.iter().map(|&t| shape.tensor_name(t)).collect::<Vec<_>>();
+        let of_layer =
+            |names: &[&str]| names.iter().map(|n| format!("bert.encoder.layer.1.{n}")).collect::<Vec<_>>();
+        let heads = &space.groups()[1];
+        let cut =
+            ["query.weight", "query.lora_B.weight", "key.weight", "value.weight", "value.lora_B.weight"];
+        let cut = cut.map(|n| format!("attention.self.{n}"));
+        assert_eq!(names(&heads.members), of_layer(&cut.each_ref().map(String::as_str)));
+        assert_eq!(names(&heads.followers), of_layer(&["attention.output.dense.weight"]));
+        let ranks = names(&space.groups()[13].members);
+        assert_eq!(
+            ranks,
+            of_layer(&["attention.self.query.lora_A.weight", "attention.self.value.lora_A.weight"])
+        );
+        let width = &space.groups()[25];
+        assert_eq!(names(&width.members), of_layer(&["intermediate.dense.weight"]));
+        assert_eq!(names(&width.followers), of_layer(&["output.dense.weight"]));
+        // Six of twelve heads are left.
+        let active = space.resolve(&shape, &space.pick(|_, choices| choices - 1));
+        assert_eq!((active.linears[0].out, active.linears[3].inp, active.linears[3].out), (384, 384, 768));
     }
 }

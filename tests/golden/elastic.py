@@ -98,7 +98,7 @@ def fill(model, seed, std):
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         with torch.no_grad():
-            if "norm" in name:
+            if "norm" in name.lower():
                 p.copy_(1 + 0.2 * torch.randn(p.shape, generator=generator))
             else:
                 p.copy_(std * torch.randn(p.shape, generator=generator))

@@ -48,6 +48,7 @@ pub(crate) fn bloomz() -> ModelShape {
 pub(crate) fn bert() -> ModelShape {
     let classifier = ClassifierConfig {
         labels: vec!["0".into(), "1".into()],
+        stated: true,
         regression: false,
         multi_label: false,
         token_types: 2,

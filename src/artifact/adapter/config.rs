@@ -68,7 +68,7 @@ pub fn read_adapter_config(folder: &Path) -> Result<AdapterConfig, ArtifactError
     let targets = targets.and_then(|t| t.iter().map(|m| m.as_str().map(String::from)).collect());
     let alpha = alpha.ok_or_else(|| wrong("lora_alpha", "a number"))?;
     let classifies = field("task_type").is_some_and(|task| task == "SEQ_CLS");
-    let is_head = |module: &Value| classifies && HEADS.iter().any(|head| module == head);
+    let is_head = |module: &Value| classifies && HEADS.iter().any(|(head, _)| module == head);
     let saved = field("modules_to_save").filter(|v| !is_empty(v));
     if saved.is_some_and(|v| !v.as_array().is_some_and(|modules| modules.iter().all(is_head))) {
         return Err(wrong("modules_to_save", "nothing, or a classifier's head where task_type is SEQ_CLS"));

@@ -63,8 +63,10 @@ pub struct HeadTensor {
     pub values: Vec<f32>,
 }
 
-/// How PEFT's models call the heads that they train whole.
-const HEADS: [&str; 2] = ["classifier", "score"];
+/// Modules of a classifier that PEFT can train whole, as `modules_to_save` and as tensors' names call them. Of `classifier` and
+/// `score` it lists both, and a model has one.
+const HEADS: [(&str, &str); 3] =
+    [("classifier", "classifier."), ("score", "score."), ("pooler", "bert.pooler.")];
 
 /// Whether each adapter must have the rank that the configuration says.
 #[derive(Clone, Copy, PartialEq)]
@@ -187,6 +189,6 @@ fn parse_key(key: &str) -> Option<(&str, usize)> {
 /// name in the base, if it belongs to a head.
 fn head_name(config: &AdapterConfig, key: &str) -> Option<String> {
     let name = key.strip_prefix(PREFIX)?.replace(".modules_to_save.default.", ".");
-    let is_head = HEADS.iter().any(|head| name.strip_prefix(head).is_some_and(|rest| rest.starts_with('.')));
+    let is_head = HEADS.iter().any(|(_, head)| name.starts_with(head));
     (config.classifies && is_head && !name.contains(".lora_")).then_some(name)
 }

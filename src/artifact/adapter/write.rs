@@ -108,8 +108,8 @@ fn config_json(config: &AdapterConfig, tensors: &AdapterTensors, head: &HeadTens
         json["rank_pattern"] = ranks.into();
         json["alpha_pattern"] = alphas.into();
     }
-    let is_there = |module: &&&str| head.keys().any(|name| name.split('.').next() == Some(**module));
-    let heads = HEADS.iter().filter(is_there).copied().collect::<Vec<_>>();
+    let is_there = |(_, tensors): &&(&str, &str)| head.keys().any(|name| name.starts_with(tensors));
+    let heads = HEADS.iter().filter(is_there).map(|(module, _)| *module).collect::<Vec<_>>();
     if !heads.is_empty() {
         json["modules_to_save"] = heads.into();
     }

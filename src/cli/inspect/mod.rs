@@ -2,9 +2,10 @@
 
 mod order;
 
+use crate::artifact::ClassifierConfig;
 use crate::cli::Failure;
 use crate::cli::open::{self, BaseArg};
-use crate::supernet::{COST_TOKENS, CatalogEntry, Group, Kind, SearchSpace};
+use crate::supernet::{CatalogEntry, Group, Kind, SearchSpace};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -57,6 +58,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
             adapter.alpha,
             adapter.target_modules.join(", ")
         );
+        if let Some(classifier) = &model.classifier {
+            println!("  labels     {}", labels(classifier));
+        }
         let order = if opened.orders.is_empty() { "the base's own" } else { "by importance (supernet.json)" };
         println!("  channels   {order}");
         println!(
@@ -76,14 +80,29 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
             println!("  {:<16} {parameters:>12} {macs:>12}  {merge:<5}  {scores}", entry.name);
         }
         println!(
-            "\n  Parameters are Linear weights with adapters; MACs are for {COST_TOKENS} tokens (LoNAS's rule); \
-             merge: has all ranks, so `--merge-adapter` serves it."
+            "\n  Parameters are Linear weights with adapters; MACs are for {} tokens (LoNAS's rule); \
+             merge: has all ranks, so `--merge-adapter` serves it.",
+            model.shape.cost_tokens
         );
         if let Some(tables) = &tables {
             print!("{}", order::text(tables));
         }
     }
     Ok(())
+}
+
+/// Beyond so many their number says enough.
+const LABELS_SHOWN: usize = 8;
+
+fn labels(classifier: &ClassifierConfig) -> String {
+    let all = &classifier.labels;
+    let shown = all.iter().take(LABELS_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = if all.len() > LABELS_SHOWN { format!(", ... ({} in all)", all.len()) } else { String::new() };
+    match (classifier.regression, classifier.multi_label) {
+        (true, _) => format!("{shown}{more} (a number, not a choice)"),
+        (_, true) => format!("{shown}{more} (do not exclude each other)"),
+        _ => format!("{shown}{more}"),
+    }
 }
 
 /// Whether the super-adapter can be merged into the base for this sub-network.
@@ -122,6 +141,7 @@ fn json(model: &open::OpenedModel) -> serde_json::Value {
     });
     serde_json::json!({
         "name": model.folder.name,
+        "labels": model.classifier.as_ref().map(|c| &c.labels),
         "groups": model.space.groups().len(),
         "log10_sub_networks": model.space.log10_size(),
         "sub_networks": entries.collect::<Vec<_>>(),

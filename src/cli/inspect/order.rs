@@ -85,8 +85,9 @@ impl Table {
 /// An adapter that cannot be read, or is not of this model.
 pub(super) fn tables(model: &OpenedModel) -> Result<Vec<Table>, Failure> {
     let (config, orders) = (&model.folder.adapter_config, model.folder.orders());
-    let (shape, tensors) = (model.shape.clone(), model.folder.adapter()?);
-    let adapter = SuperAdapter { shape, tensors, scale: config.scale() as f32, sparse: config.sparse };
+    let (shape, tensors, head) = (model.shape.clone(), model.folder.adapter()?, model.folder.head()?);
+    let (scale, sparse) = (config.scale() as f32, config.sparse);
+    let adapter = SuperAdapter { shape, tensors, head, scale, sparse };
     adapter.check()?;
     let of_group =
         |(id, group): (usize, &Group)| measured(&model.shape, &adapter.tensors, group, orders.get(&id));

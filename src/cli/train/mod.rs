@@ -9,6 +9,7 @@ mod plan;
 pub(super) use args::TrainArgs;
 
 use super::{Failure, progress::Progress};
+use crate::artifact::HeadTensors;
 use crate::backend::reference::Reference;
 use crate::model::{SuperAdapter, llama};
 use crate::train::{Checkpoint, LogLine, Sequence, Trainer, TrainingLog};
@@ -79,7 +80,8 @@ fn trainer(plan: &Plan) -> Result<Trainer, Failure> {
     let backend = Reference::for_training(plan.recipe.dropout, plan.recipe.seed).on(plan.compute.clone());
     let tensors = crate::train::fresh_adapter(&plan.shape, plan.recipe.seed);
     let (shape, scale) = (plan.shape.clone(), plan.adapter.scale() as f32);
-    let adapter = SuperAdapter { shape, tensors, scale, sparse: plan.adapter.sparse };
+    let adapter =
+        SuperAdapter { shape, tensors, head: HeadTensors::new(), scale, sparse: plan.adapter.sparse };
     let model = llama::load(&backend, &plan.base, vec![adapter], &plan.orders)?;
     let (shape, space) = (plan.shape.clone(), plan.space.clone());
     Ok(Trainer::new(backend, model, shape, space, plan.recipe.clone(), plan.sequences.clone())?)
