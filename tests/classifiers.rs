@@ -5,7 +5,8 @@ use crate::logits::Case;
 use lonas::artifact::{Base, HeadTensor};
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::backend::reference::Reference;
-use lonas::backend::{Backend, Segment, Selection};
+use lonas::backend::{Backend, BackendError, Segment, Selection};
+use lonas::evaluate::{self, WholeText};
 use lonas::model::{self, Adapters, Classifier, TextBatch};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -270,4 +271,75 @@ fn labels_are_the_adapters_own_else_the_bases_else_numbers() {
     assert!(error.contains("`id2label`: 1 labels, but `classifier.weight` has 3 rows"), "{error}");
     let error = labels("tiny-bert/base", folder, Some(r#"{"num_labels": 99999999}"#)).unwrap_err();
     assert!(error.contains("`num_labels`: expected a number from 1 to 65536"), "{error}");
+}
+
+#[derive(serde::Deserialize)]
+struct Agreement {
+    classes: Vec<Classes>,
+    numbers: Vec<Numbers>,
+}
+
+#[derive(serde::Deserialize)]
+struct Classes {
+    chosen: Vec<usize>,
+    right: Vec<usize>,
+    matthews: f64,
+    f1: f64,
+}
+
+#[derive(serde::Deserialize)]
+struct Numbers {
+    said: Vec<f64>,
+    right: Vec<f64>,
+    pearson: f64,
+    spearman: f64,
+}
+
+#[test]
+fn glues_scores_are_those_of_their_definitions() {
+    let Agreement { classes, numbers } = golden::json("agreement.json");
+    let close = |ours: f64, golden: f64| assert!((ours - golden).abs() < 1e-12, "{ours} for {golden}");
+    for Classes { chosen, right, matthews, f1 } in classes {
+        let pairs = chosen.into_iter().zip(right).collect::<Vec<_>>();
+        close(evaluate::matthews(&pairs), matthews);
+        close(evaluate::f1(&pairs), f1);
+    }
+    for Numbers { said, right, pearson, spearman } in numbers {
+        let pairs = said.into_iter().zip(right).collect::<Vec<_>>();
+        close(evaluate::pearson(&pairs).unwrap(), pearson);
+        close(evaluate::spearman(&pairs).unwrap(), spearman);
+    }
+    // What never varies goes with nothing.
+    assert_eq!(evaluate::matthews(&[(1, 0), (1, 1), (1, 0)]), 0.0);
+    assert_eq!(evaluate::matthews(&[]), 0.0);
+    assert_eq!(evaluate::f1(&[(0, 0)]), 0.0);
+    assert_eq!(evaluate::pearson(&[(1.0, 2.0), (1.0, 3.0)]), None);
+    assert_eq!(evaluate::spearman(&[]), None);
+    // Fisher 1921: r = 0.5 of 30 pairs is atanh(0.5) +- 1.96 / sqrt(27), back through tanh: 0.1704 to 0.7290.
+    let (low, high) = evaluate::correlation_interval(0.5, 30);
+    assert!((low - 0.1704).abs() < 1e-3 && (high - 0.7290).abs() < 1e-3, "{low} {high}");
+}
+
+#[test]
+fn an_evaluation_gives_each_text_what_it_gets_alone_whatever_step_it_falls_into() {
+    let (net, texts, adapters) = in_turn();
+    let mut classifier = load(Cpu::new(Dtype::Int8, 2), &net, adapters);
+    // More than one step's tokens.
+    let texts = texts.iter().cycle().take(3 * texts.len()).collect::<Vec<_>>();
+    let whole = texts.iter().map(|(selection, text, _)| WholeText {
+        tokens: text.tokens.clone(),
+        token_types: text.token_types.clone(),
+        selection: selection.clone(),
+    });
+    let (mut all, mut steps) = (Vec::new(), 0);
+    evaluate::classify(&mut *classifier, &whole.collect::<Vec<_>>(), |numbers| {
+        steps += 1;
+        all.extend(numbers);
+        Ok::<_, BackendError>(())
+    })
+    .unwrap();
+    assert!(steps > 1 && all.len() == texts.len());
+    for (text, numbers) in texts.iter().zip(&all).step_by(7) {
+        assert_eq!(classifier.classify(&batch([*text])).unwrap(), std::slice::from_ref(numbers));
+    }
 }

@@ -1,18 +1,20 @@
 //! Training and test examples: reading them, turning them into text, choosing an order.
 //!
 //! Files are those of LLM-Adapters, which LoNAS trains and tests on: a JSON array of
-//! `{instruction, input, output, answer}`; for tests also of `{question, choices, answer}`. Knows no tokenizer: whoever wants
-//! tokens passes a function.
+//! `{instruction, input, output, answer}`; for tests also of `{question, choices, answer}`. For classifiers they are GLUE's. Knows no
+//! tokenizer: whoever wants tokens passes a function.
 
 mod answer;
 mod example;
 mod form;
+mod judgement;
 mod math;
 mod question;
 
 pub use answer::Answering;
 pub use example::{DataError, Example, read};
 pub use form::{Choice, PromptForm};
+pub use judgement::{JudgedText, read_judged};
 pub use question::{TestItem, read_tests};
 
 use rand::SeedableRng;

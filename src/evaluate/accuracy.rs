@@ -120,7 +120,7 @@ impl Tally {
 }
 
 /// Where the largest is; of equal ones the first, so that a model that says nothing scores no better than its guess.
-fn largest(values: impl Iterator<Item = f64>) -> Option<usize> {
+pub(super) fn largest(values: impl Iterator<Item = f64>) -> Option<usize> {
     let best = values.enumerate().fold(None, |best: Option<(usize, f64)>, (i, value)| match best {
         Some((_, most)) if value <= most => best,
         _ => Some((i, value)),

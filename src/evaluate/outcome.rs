@@ -1,6 +1,7 @@
 //! What came of one item under one sub-network, and what many of them come to.
 
 use super::accuracy::{Accuracy, Tally};
+use super::agreement::{correlation_interval, f1, matthews, pearson, spearman};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -14,12 +15,16 @@ pub enum Outcome {
     Generation { text: String, chosen: Option<usize>, correct: usize },
     /// Negative log probability of all tokens but the first, and of the response's among them; nats.
     Loss { nll: f64, tokens: usize, response_nll: f64, response_tokens: usize },
+    /// What a classifier gave each label, before any softmax, and which is right.
+    Class { logits: Vec<f32>, correct: usize },
+    /// The number that a classifier of one output gave, and the right one.
+    Number { said: f32, right: f64 },
 }
 
 /// What one sub-network reached on one task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// What `value` is: `accuracy`, a share, or `loss`, nats per token.
+    /// What `value` is: `accuracy`, a share; `loss`, nats per token; or `pearson`, a correlation.
     pub metric: &'static str,
     pub value: f64,
     /// The value's 95 % interval.
@@ -44,6 +49,10 @@ impl Outcome {
             }
             Self::Generation { .. } => true,
             Self::Loss { nll, response_nll, .. } => nll.is_finite() && response_nll.is_finite(),
+            Self::Class { logits, correct } => {
+                logits.iter().all(|l| l.is_finite()) && *correct < logits.len()
+            }
+            Self::Number { said, right } => said.is_finite() && right.is_finite(),
         }
     }
 }
@@ -55,6 +64,8 @@ impl Summary {
             Outcome::Likelihood { .. } => Some(likelihood(outcomes)),
             Outcome::Generation { .. } => Some(generation(outcomes)),
             Outcome::Loss { .. } => Some(loss(outcomes)),
+            Outcome::Class { .. } => Some(classes(outcomes)),
+            Outcome::Number { .. } => Some(numbers(outcomes)),
         }
     }
 }
@@ -81,6 +92,43 @@ fn generation<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Summary {
         }
     }
     accuracy(Accuracy { right, count }, [("unanswered", f64::from(unanswered))])
+}
+
+/// Accuracy, with Matthews' correlation (GLUE's score of CoLA) and the F1 of label 1 (of MRPC and QQP, beside accuracy).
+fn classes<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Summary {
+    let pairs = outcomes.filter(|o| o.is_sound()).filter_map(|outcome| match outcome {
+        Outcome::Class { logits, correct } => {
+            let logits = logits.iter().copied().map(f64::from);
+            Some((super::accuracy::largest(logits).unwrap_or(0), *correct))
+        }
+        _ => None,
+    });
+    let pairs = pairs.collect::<Vec<_>>();
+    let right = pairs.iter().filter(|(chosen, correct)| chosen == correct).count();
+    let details = [("matthews", matthews(&pairs)), ("f1", f1(&pairs))];
+    accuracy(Accuracy { right, count: pairs.len() }, details)
+}
+
+/// Pearson's correlation, with Spearman's and the mean squared error. A correlation that there is not is 0.
+fn numbers<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Summary {
+    let pairs = outcomes.filter_map(|outcome| match outcome {
+        Outcome::Number { said, right } => Some((f64::from(*said), *right)),
+        _ => None,
+    });
+    let pairs = pairs.collect::<Vec<_>>();
+    let value = pearson(&pairs).unwrap_or(0.0);
+    let squares = pairs.iter().map(|(said, right)| (said - right).powi(2)).sum::<f64>();
+    let details = [
+        ("spearman", spearman(&pairs).unwrap_or(0.0)),
+        ("squared_error", squares / pairs.len().max(1) as f64),
+    ];
+    Summary {
+        metric: "pearson",
+        value,
+        interval: correlation_interval(value, pairs.len()),
+        count: pairs.len(),
+        details: details.into(),
+    }
 }
 
 fn accuracy<const N: usize>(accuracy: Accuracy, details: [(&'static str, f64); N]) -> Summary {
