@@ -36,13 +36,14 @@ fn compile(out: &Path) -> Result<(), String> {
         "shrink_many",
         "many_rows",
         "many_rows_wgmma",
-        "attention",
+        "store",
+        "attend_few",
         "attend_many",
         "sample",
         "limits",
     ]
     .map(part);
-    let shared = ["formats.cuh", "mma.cuh", "many_rows.cuh", "wgmma.cuh"].map(include);
+    let shared = ["formats.cuh", "mma.cuh", "attention.cuh", "many_rows.cuh", "wgmma.cuh"].map(include);
     let text = format!("{}{}", shared.concat(), parts.concat());
     std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
     let status = Command::new(&nvcc)

@@ -1,12 +1,13 @@
-// Causal attention with grouped queries over the paged pool of keys and values, for many rows of a sequence at a time, with
-// tensor cores. For few rows, and for what wrote the pool: attention.cu.
+// Attention with grouped queries over the paged pool of keys and values, for many rows of a sequence at a time, with tensor
+// cores. For few rows: attend_few.cu.
 //
 // A block has a tile of rows of one sequence, with all the query heads of one key-value head: they read the same keys. It
 // walks over the context in tiles of KEYS positions, which begin at multiples of KEYS wherever the rows stand, and keeps for
 // each row the largest score so far, the sum of the weights relative to it, and the sum of the weighted values. A tile that a
 // row does not see changes none of them: its weights are exact zeros, and everything is rescaled by exactly 1. So a row's
 // result is the same bit for bit whatever rows stand beside it and wherever its prompt was cut, if keys and values are finite
-// in all that the sequence wrote. Of the pool's other memory nothing is read.
+// in all that the rows see. Of the pool's other memory nothing is read.
+#include "attention.cuh"
 #include "mma.cuh"
 
 // How a block cuts its work: ROWS rows, each of one query head, of which a warp has 16 M; keys and values come in tiles of
@@ -28,23 +29,39 @@ struct Cut {
     static_assert(STAGES == 3, "what is copied beside the products with keys is keys, and values beside those with values");
 };
 
+// Consecutive rows of one sequence; `Tile` in src/backend/cuda/contexts.rs.
+struct Tile {
+    int row, count;  // the first one's place in q and y, and how many
+    int start;       // its position
+    int table;       // where the sequence's block table begins
+    int last;        // the highest position that any row sees
+};
+
+// What every row sees of its sequence, and what distance costs.
+struct Sight {
+    int window;           // so many positions up to its own; 0 for all of them, or ALL for the sequence's last ones too
+    const float* slopes;  // what the scores of query heads gain with each position further on; null for nothing
+};
+constexpr int ALL = -1;
+
 // The rows of a block. Row `i` of the tile and head `h` of the group stand at i * group + h.
 struct Span {
     int first, start;  // of row 0: which of q and y, and its position
     int table;         // where the sequence's block table begins
     int group, rows;   // query heads of a key-value head; rows times that
-    int last;          // the highest position that any row sees
+    int lowest, last;  // positions that any row sees
+    bool all;          // every row sees the last
 
-    __device__ __forceinline__ Span(const int4& tile, const Heads& heads)
-        : first(tile.x), start(tile.z), table(tile.w), group(heads.query / heads.kv), rows(tile.y * group),
-          last(tile.z + tile.y - 1) {}
+    __device__ __forceinline__ Span(const Tile& tile, const Heads& heads, const Sight& sight)
+        : first(tile.row), start(tile.start), table(tile.table), group(heads.query / heads.kv), rows(tile.count * group),
+          lowest(sight.window > 0 ? max(tile.start - sight.window + 1, 0) : 0), last(tile.last), all(sight.window == ALL) {}
     // Rows beyond the end have no queries; they see what the first row sees, so that their sums are numbers.
     __device__ __forceinline__ int position(int row) const { return start + (row < rows ? row / group : 0); }
 };
 
 // The pool's slot of a position, or -1 where no row sees it.
 __device__ __forceinline__ int look_up(const int* tables, const Span& span, int position, int block_size) {
-    if (position > span.last) return -1;
+    if (position < span.lowest || position > span.last) return -1;
     const int block = position / block_size;
     return tables[span.table + block] * block_size + (position - block * block_size);
 }
@@ -120,18 +137,52 @@ __device__ __forceinline__ void multiply_keys(const bf16* queries, const bf16* k
     }
 }
 
-// Takes away what a row does not see. This lane's first row is `row`, and its scores [m][n] are those of the positions 8 n
-// and 8 n + 1 from `position`. It comes for a block's last tiles only, so the rows' positions are found anew, in no register.
+// Takes away what comes after what a row sees. This lane's first row is `row`, and its scores [m][n] are those of the positions
+// 8 n and 8 n + 1 from `position`. It comes for a block's last tiles only, so the rows' positions are found anew, in no register.
 template <class C>
 __device__ __forceinline__ void mask(typename C::Scores& scores, const Span& span, int row, int position) {
 #pragma unroll
     for (int i = 0; i < 2 * C::M; i++) {
-        const int ahead = span.position(row + 8 * i) - position;
+        const int ahead = (span.all ? span.last : span.position(row + 8 * i)) - position;
 #pragma unroll
         for (int n = 0; n < C::KEYS / 8; n++) {
             float* pair = &scores[i / 2][n][i % 2 * 2];
             if (8 * n > ahead) pair[0] = -INFINITY;
             if (8 * n + 1 > ahead) pair[1] = -INFINITY;
+        }
+    }
+}
+
+// The same of what comes before a row's window. It may be all of a tile that comes before any that the row sees, whose largest score
+// must be a number: beside any other this one weighs nothing, and what it has summed up is taken away.
+constexpr float LEAST = -1e30f;
+template <class C>
+__device__ __forceinline__ void mask_before(typename C::Scores& scores, const Span& span, int window, int row, int position) {
+#pragma unroll
+    for (int i = 0; i < 2 * C::M; i++) {
+        const int begins = span.position(row + 8 * i) - window + 1 - position;
+#pragma unroll
+        for (int n = 0; n < C::KEYS / 8; n++) {
+            float* pair = &scores[i / 2][n][i % 2 * 2];
+            if (8 * n < begins) pair[0] = LEAST;
+            if (8 * n + 1 < begins) pair[1] = LEAST;
+        }
+    }
+}
+
+// Adds what distance costs, likewise.
+template <class C>
+__device__ __forceinline__ void add_distance(typename C::Scores& scores, const Span& span, const float* slopes, int row,
+                                             int position) {
+#pragma unroll
+    for (int i = 0; i < 2 * C::M; i++) {
+        const int at = row + 8 * i, head = blockIdx.y * span.group + at % span.group;
+        const float slope = LOG2_E * slopes[head];
+        const int ahead = position - span.position(at);
+#pragma unroll
+        for (int n = 0; n < C::KEYS / 8; n++) {
+            float* pair = &scores[i / 2][n][i % 2 * 2];
+            pair[0] += slope * (ahead + 8 * n), pair[1] += slope * (ahead + 8 * n + 1);
         }
     }
 }
@@ -142,8 +193,8 @@ __device__ __forceinline__ unsigned round_pair(float low, float high) {
 }
 
 // Turns scores, which count powers of two, into weights relative to the largest score so far, and rescales the sums to that.
-// Every row sees position 0, so the largest is a number from the first tile on. A lane's scores stand as mma wants its left
-// operand.
+// The largest is a number from the first tile on: every row sees a position of it, or has LEAST there. A lane's scores stand as mma
+// wants its left operand.
 template <class C>
 __device__ __forceinline__ void weigh(const typename C::Scores& scores, Softmax<C>& rows, typename C::Weights& weights,
                                       typename C::Sums& sums) {
@@ -219,33 +270,36 @@ __device__ __forceinline__ void write_rows(const typename C::Sums& sums, const S
 }
 
 template <class C>
-__device__ __forceinline__ void attend_many(const float* q, int q_stride, const int4& tile, const int* tables,
-                                            const Heads& heads, float scale, const bf16* keys, const bf16* values, bf16* y,
-                                            int y_stride) {
+__device__ __forceinline__ void attend_many(const float* q, int q_stride, const Tile& tile, const int* tables,
+                                            const Sight& sight, const Heads& heads, float scale, const bf16* keys,
+                                            const bf16* values, bf16* y, int y_stride) {
     DYN_SHARED(uint4, memory);  // so aligned, as copies and matrices need it
     __shared__ int slots[2][C::KEYS];
     bf16 *queries = reinterpret_cast<bf16*>(memory), *stages = queries + C::ROWS * C::HEAD;
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * C::WARP_ROWS;
-    const Span span(tile, heads);
-    const unsigned steps = span.last / C::KEYS + 1;
+    const Span span(tile, heads, sight);
+    // The first tile of positions that any row sees something of.
+    const int begin = span.lowest / C::KEYS * C::KEYS;
+    const unsigned steps = (span.last - begin) / C::KEYS + 1;
     const bool finds = threadIdx.x < C::KEYS;  // this thread looks up a position of each tile
     if (finds) {
-        slots[0][threadIdx.x] = look_up(tables, span, threadIdx.x, heads.block_size);
-        slots[1][threadIdx.x] = look_up(tables, span, C::KEYS + threadIdx.x, heads.block_size);
+        slots[0][threadIdx.x] = look_up(tables, span, begin + threadIdx.x, heads.block_size);
+        slots[1][threadIdx.x] = look_up(tables, span, begin + C::KEYS + threadIdx.x, heads.block_size);
     }
     __syncthreads();
     copy_tile<C>(keys, slots[0], heads, stages);
     copy_tile<C>(values, slots[0], heads, stages + C::STAGE);
     // Scores are to count powers of two.
-    load_queries<C>(q, q_stride, span, heads, scale * 1.4426950408889634f, queries);
+    load_queries<C>(q, q_stride, span, heads, scale * LOG2_E, queries);
 
     Softmax<C> rows;
 #pragma unroll
     for (int i = 0; i < 2 * C::M; i++) {
         rows.most[i / 2][i % 2] = -INFINITY, rows.total[i / 2][i % 2] = 0.0f;
     }
-    // The last position that any row of this warp sees.
-    const int highest = warp_row < span.rows ? span.position(min(warp_row + C::WARP_ROWS, span.rows) - 1) : -1;
+    // The last position that any row of this warp sees, and up to where all rows of the block see everything.
+    const int of_warp = span.all ? span.last : span.position(min(warp_row + C::WARP_ROWS, span.rows) - 1);
+    const int highest = warp_row < span.rows ? of_warp : -1, seen_by_all = span.all ? span.last : span.start;
     typename C::Sums sums = {};
     // Stages have keys, then the values of the same positions, and so on. After the barrier before a stage all threads'
     // copies of it are there, and nobody reads the one before it any more: the stage after the next takes its memory.
@@ -260,7 +314,7 @@ __device__ __forceinline__ void attend_many(const float* q, int q_stride, const 
         return stages + stage % C::STAGES * C::STAGE;
     };
     for (unsigned step = 0; step < steps; step++) {
-        const int position = step * C::KEYS;
+        const int position = begin + step * C::KEYS;
         const bool seen = position <= highest;
         typename C::Weights weights;
         const bf16* at = next_stage(keys, 2 * step);
@@ -269,7 +323,12 @@ __device__ __forceinline__ void attend_many(const float* q, int q_stride, const 
         if (seen) {
             typename C::Scores scores = {};
             multiply_keys<C>(queries + warp_row * C::HEAD, at, scores);
-            if (position + C::KEYS - 1 > span.start) mask<C>(scores, span, warp_row + lane / 4, position + lane % 4 * 2);
+            const int row = warp_row + lane / 4, own_position = position + lane % 4 * 2;
+            if (sight.slopes) add_distance<C>(scores, span, sight.slopes, row, own_position);
+            if (position + C::KEYS - 1 > seen_by_all) mask<C>(scores, span, row, own_position);
+            if (sight.window > 0 && position <= span.last - sight.window) {
+                mask_before<C>(scores, span, sight.window, row, own_position);
+            }
             weigh<C>(scores, rows, weights, sums);
         }
         at = next_stage(values, 2 * step + 1);
@@ -281,9 +340,8 @@ __device__ __forceinline__ void attend_many(const float* q, int q_stride, const 
 // What a launch needs: THREADS, a grid of (tiles, key-value heads), BYTES of dynamic shared memory; above 48 KB that is more
 // than a launch may have unasked: cuFuncSetAttribute with MAX_DYNAMIC_SHARED_SIZE_BYTES goes before it.
 //
-// A tile is {first row of q and y, count of rows, position of the first, where its sequence's block table begins}, count from
-// 1 to ROWS / (query heads of a key-value head), of which there may be ROWS; longest contexts first leave the short ones to
-// fill the end. Heads are multiples of eight numbers. q and the pool begin at 16 bytes and q_stride is a multiple of four;
+// A tile has from 1 to ROWS / (query heads of a key-value head) rows, and there may be ROWS of those heads; longest contexts first
+// leave the short ones to fill the end. Heads are multiples of eight numbers. q and the pool begin at 16 bytes and q_stride is a multiple of four;
 // y begins at 4 bytes and y_stride is even.
 //
 // A tile of keys and values makes 128 operations a byte with 128 rows, for which an A100 at its peak would read 2.4 TB/s, half
@@ -301,10 +359,10 @@ static_assert(Attend256::ROWS == 128 && Attend256::THREADS == 256 && Attend256::
 
 #define ATTEND_MANY(NAME, CUT, BLOCKS)                                                                                     \
     extern "C" __global__ void __launch_bounds__(CUT::THREADS, BLOCKS)                                                     \
-        NAME(const float* q, int q_stride, const int4* tiles, const int* tables, const Heads heads, float scale,           \
-             const bf16* keys, const bf16* values, bf16* y, int y_stride) {                                                \
+        NAME(const float* q, int q_stride, const Tile* tiles, const int* tables, const Sight sight, const Heads heads,     \
+             float scale, const bf16* keys, const bf16* values, bf16* y, int y_stride) {                                   \
         begin_after_previous_kernel();                                                                                     \
-        attend_many<CUT>(q, q_stride, tiles[blockIdx.x], tables, heads, scale, keys, values, y, y_stride);                 \
+        attend_many<CUT>(q, q_stride, tiles[blockIdx.x], tables, sight, heads, scale, keys, values, y, y_stride);          \
     }
 
 ATTEND_MANY(attend_many_64, Attend64, 3)

@@ -42,22 +42,48 @@ extern "C" __global__ void rms_norm(const float* __restrict__ x, const float* __
     for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = __float2bfloat16(from[i] * scale * weight[i]);
 }
 
+// y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, and the same as bf16: the residual goes on from the one, products take
+// the other. One block a row.
+extern "C" __global__ void layer_norm(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+                                      float* __restrict__ y, __nv_bfloat16* __restrict__ rounded, int stride, int width, float eps) {
+    begin_after_previous_kernel();
+    __shared__ float scratch[WARP];
+    const size_t row = static_cast<size_t>(blockIdx.x) * stride;
+    float sum = 0.0f, squares = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += x[row + i];
+    const float mean = block_sum(sum, scratch) / width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) squares += (x[row + i] - mean) * (x[row + i] - mean);
+    const float scale = rsqrtf(block_sum(squares, scratch) / width + eps);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        const float normed = (x[row + i] - mean) * scale * weight[i] + bias[i];
+        y[row + i] = normed, rounded[row + i] = __float2bfloat16(normed);
+    }
+}
+
 // A thread's number of rows of `width` numbers, and whether it is one: not beyond all, nor between a row's end and the next one.
 __device__ __forceinline__ bool number_of_rows(size_t& at, size_t count, int width, int stride) {
     at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     return at < count && static_cast<int>(at % stride) < width;
 }
 
-// The same numbers in the other form.
-extern "C" __global__ void to_bf16(const float* __restrict__ x, __nv_bfloat16* __restrict__ y, size_t count, int width, int stride) {
+// The same numbers in the other form, or in this one; rows of x may be a part of wider ones, `x_stride` from one to the next.
+extern "C" __global__ void to_bf16(const float* __restrict__ x, int x_stride, __nv_bfloat16* __restrict__ y, size_t count, int width,
+                                   int stride) {
     begin_after_previous_kernel();
     size_t at;
-    if (number_of_rows(at, count, width, stride)) y[at] = __float2bfloat16(x[at]);
+    if (number_of_rows(at, count, width, stride)) y[at] = __float2bfloat16(x[at / stride * x_stride + at % stride]);
 }
-extern "C" __global__ void to_f32(const __nv_bfloat16* __restrict__ x, float* __restrict__ y, size_t count, int width, int stride) {
+extern "C" __global__ void to_f32(const __nv_bfloat16* __restrict__ x, int x_stride, float* __restrict__ y, size_t count, int width,
+                                  int stride) {
     begin_after_previous_kernel();
     size_t at;
-    if (number_of_rows(at, count, width, stride)) y[at] = __bfloat162float(x[at]);
+    if (number_of_rows(at, count, width, stride)) y[at] = __bfloat162float(x[at / stride * x_stride + at % stride]);
+}
+extern "C" __global__ void copy_f32(const float* __restrict__ x, int x_stride, float* __restrict__ y, size_t count, int width,
+                                    int stride) {
+    begin_after_previous_kernel();
+    size_t at;
+    if (number_of_rows(at, count, width, stride)) y[at] = x[at / stride * x_stride + at % stride];
 }
 
 // x += y
@@ -73,6 +99,29 @@ extern "C" __global__ void silu_multiply(const float* __restrict__ gate, const f
     begin_after_previous_kernel();
     size_t at;
     if (number_of_rows(at, count, width, stride)) y[at] = __float2bfloat16(silu(gate[at]) * up[at]);
+}
+
+// `Activation` in src/backend/mod.rs.
+enum Activation { GELU = 0, GELU_TANH = 1, TANH = 2, RELU = 3 };
+
+// y = activation(x), as bf16; zero stays zero.
+extern "C" __global__ void activate(const float* __restrict__ x, __nv_bfloat16* __restrict__ y, size_t count, int width, int stride,
+                                    int activation) {
+    begin_after_previous_kernel();
+    size_t at;
+    if (!number_of_rows(at, count, width, stride)) return;
+    const float number = x[at];
+    float active;
+    if (activation == GELU) {
+        active = 0.5f * number * (1.0f + erff(number * 0.70710678f));  // 1 / sqrt(2)
+    } else if (activation == GELU_TANH) {
+        active = 0.5f * number * (1.0f + tanhf(0.79788456f * (number + 0.044715f * number * number * number)));  // sqrt(2 / pi)
+    } else if (activation == TANH) {
+        active = tanhf(number);
+    } else {
+        active = number < 0.0f ? 0.0f : number;  // a NaN stays one
+    }
+    y[at] = __float2bfloat16(active);
 }
 
 // Rotates each head of x (T, heads * D) by its row's angles, of which `angles` holds D / 2 cosines, then as many sines; the two halves of a head pair up. One block a row.

@@ -7,7 +7,7 @@ use crate::logits::NETS;
 use crate::tiny::{NAME, OTHER, Tiny};
 use lonas::backend::cuda::{Counts, Cuda, Dtype, KvDtype};
 use lonas::model::llama::LlamaExecutor;
-use lonas::model::{Batch, Executor};
+use lonas::model::{Adapters, Batch, Executor};
 use lonas::supernet::SubNetwork;
 use serde_json::{Value, json};
 
@@ -40,25 +40,30 @@ fn decode(executor: &mut dyn Executor, net: &Supernet, subnetworks: &[SubNetwork
 
 #[test]
 fn a_step_that_decodes_is_one_upload_and_one_graph_whoever_is_in_it() {
-    let (base, name) = NETS[0];
-    let net = Supernet::open(base, name);
+    // A LLaMA, a BLOOM.
+    for (base, name) in [NETS[0], NETS[4]] {
+        check_decoding(&Supernet::open(base, name));
+    }
+}
+
+fn check_decoding(net: &Supernet) {
     let gpu = Cuda::open(0).unwrap();
-    let mut executor = LlamaExecutor::new(net.load(&gpu), gpu.clone(), 200, 4).unwrap();
+    let mut executor = net.executor(gpu.clone(), Adapters::Beside(vec![net.super_adapter()]), (200, 4));
     let all = [net.space.maximal(), net.space.heuristic(), net.space.minimal()];
     for position in 0..3 {
-        decode(&mut executor, &net, &all, position);
+        decode(&mut *executor, net, &all, position);
     }
     let before = gpu.counts();
     assert!(before.graphs == 1 && before.launches > 0, "{before:?}");
     let others = [&all[2], &all[2], &all[0]].map(Clone::clone);
     for position in 3..8 {
-        decode(&mut executor, &net, if position % 2 == 0 { &others } else { &all }, position);
+        decode(&mut *executor, net, if position % 2 == 0 { &others } else { &all }, position);
     }
     let after = Counts { uploads: before.uploads + 5, graph_launches: before.graph_launches + 5, ..before };
     assert_eq!(gpu.counts(), after);
     // Another number of rows is another graph, made when it comes again.
     for _ in 0..3 {
-        decode(&mut executor, &net, &all[..2], 8);
+        decode(&mut *executor, net, &all[..2], 8);
     }
     let counts = gpu.counts();
     assert!(counts.graphs == 2 && counts.graph_launches == after.graph_launches + 2, "{counts:?}");

@@ -6,19 +6,30 @@ use super::device::{Buffer, CHUNK_COUNTERS, Device, Shared};
 use super::kernel::{Argument, Grid, Kernel, int, pair};
 use super::rows::{Angles, Form, Rows};
 use super::{Cuda, KvDtype, unfit};
-use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
+use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan, Sight};
 use std::sync::Arc;
 
-/// Of kernels/attention.cu: the largest head, threads of a block.
+/// Of kernels/attend_few.cu: the largest head, threads of a block.
 const LARGEST_HEAD: usize = 256;
 const THREADS: usize = 256;
 /// Bytes for what chunks leave: rows are taken a part at a time where all would need more.
 const PARTIAL_BYTES: usize = if cfg!(test) { 32 << 10 } else { 32 << 20 };
 
+/// Of kernels/attend_many.cu: in place of a window, that rows see all of their sequence.
+const ALL: i32 = -1;
+
 /// Rows that a tile of many rows of a sequence has, under all heads of a group.
 const TILE: usize = 128;
 
 /// Keys and values: by layer keys, then values, each `[slot][kv head][D]`.
+#[derive(Clone, Copy)]
+struct Pool {
+    layout: CacheLayout,
+    dtype: KvDtype,
+    address: u64,
+}
+
+/// A [`Pool`] that stays.
 pub struct Cache {
     layout: CacheLayout,
     dtype: KvDtype,
@@ -31,23 +42,33 @@ impl Cache {
         layout: CacheLayout,
         dtype: KvDtype,
     ) -> Result<Self, BackendError> {
-        let too_large = || BackendError::Memory { what: "the key-value pool".into(), bytes: usize::MAX };
-        let bytes = [layout.layers, layout.kv_heads, layout.head_size, layout.blocks, layout.block_size]
-            .into_iter()
-            .try_fold(2 * dtype.bytes(), usize::checked_mul)
-            .ok_or_else(too_large)?;
+        let bytes = pool_bytes(&layout, dtype)?;
         Ok(Self { layout, dtype, values: device.buffer("the key-value pool", bytes)? })
+    }
+
+    fn pool(&self) -> Pool {
+        Pool { layout: self.layout, dtype: self.dtype, address: self.values.address }
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.values.bytes
     }
+}
 
+fn pool_bytes(layout: &CacheLayout, dtype: KvDtype) -> Result<usize, BackendError> {
+    let too_large = || BackendError::Memory { what: "the key-value pool".into(), bytes: usize::MAX };
+    [layout.layers, layout.kv_heads, layout.head_size, layout.blocks, layout.block_size]
+        .into_iter()
+        .try_fold(2 * dtype.bytes(), usize::checked_mul)
+        .ok_or_else(too_large)
+}
+
+impl Pool {
     /// Where a layer's keys and values begin.
     fn layer(&self, layer: usize) -> [Argument<'static>; 2] {
         let CacheLayout { kv_heads, head_size, blocks, block_size, .. } = self.layout;
         let half = kv_heads * head_size * blocks * block_size * self.dtype.bytes();
-        let start = self.values.address + (2 * layer * half) as u64;
+        let start = self.address + (2 * layer * half) as u64;
         [Argument::Address(start), Argument::Address(start + half as u64)]
     }
 }
@@ -71,9 +92,12 @@ pub(super) fn attention(
 ) -> Result<Rows, BackendError> {
     check(step)?;
     match cache {
+        Some(_) if step.shape.sight == Sight::All => {
+            Err(unfit_attention("no cache, where rows see what comes after them", "one".into()))
+        }
         Some((cache, layer)) => {
             check_cache(step, cache, layer)?;
-            attend(cuda, step, step.spans, cache, layer)
+            attend(cuda, step, step.spans, cache.pool(), layer)
         }
         None => {
             if let Some(span) = step.spans.iter().find(|span| span.start > 0) {
@@ -85,19 +109,21 @@ pub(super) fn attention(
             let AttentionShape { kv_heads, head_size, .. } = *step.shape;
             let blocks = step.q.length.max(1);
             let layout = CacheLayout { layers: 1, kv_heads, head_size, blocks, block_size: 1 };
-            let own = Cache::new(&cuda.device, layout, KvDtype::F32)?;
+            // Like activations: at the same place in the same steps.
+            let own = cuda.device.activations(pool_bytes(&layout, cuda.kv)?)?;
+            let pool = Pool { layout, dtype: cuda.kv, address: own.address() };
             let block = |row: usize| row as u32;
             let spans = step
                 .spans
                 .iter()
                 .map(|span| SequenceSpan { blocks: span.rows.clone().map(block).collect(), ..span.clone() });
-            attend(cuda, step, &spans.collect::<Vec<_>>(), &own, 0)
+            attend(cuda, step, &spans.collect::<Vec<_>>(), pool, 0)
         }
     }
 }
 
 /// The kernel for few rows of heads of this size, and how many positions a block of it takes: `Cut::CHUNK` of
-/// kernels/attention.cu.
+/// kernels/attend_few.cuh.
 fn few(shape: &AttentionShape, dtype: KvDtype) -> (Kernel, usize) {
     let is_grouped = shape.query_heads > shape.kv_heads;
     match (dtype, shape.head_size) {
@@ -116,14 +142,14 @@ fn few(shape: &AttentionShape, dtype: KvDtype) -> (Kernel, usize) {
 }
 
 /// The kernel for many rows of heads of this size: it takes tensor cores, and so keys and values in bf16.
-fn many(device: &Device, shape: &AttentionShape, cache: &Cache) -> Option<(Kernel, usize)> {
+fn many(device: &Device, shape: &AttentionShape, dtype: KvDtype) -> Option<(Kernel, usize)> {
     let AttentionShape { query_heads, kv_heads, head_size, .. } = *shape;
     let (kernel, threads) = match head_size {
         0..=64 => (Kernel::AttendMany64, 128),
         65..=128 => (Kernel::AttendMany128, 128),
         _ => (Kernel::AttendMany256, 256),
     };
-    let fits = cache.dtype == KvDtype::Bf16
+    let fits = dtype == KvDtype::Bf16
         && head_size.is_multiple_of(8)
         && query_heads / kv_heads <= TILE
         && device.has_room_for(kernel);
@@ -146,28 +172,28 @@ fn attend(
     cuda: &Cuda,
     step: &Step<'_>,
     spans: &[SequenceSpan],
-    cache: &Cache,
+    pool: Pool,
     layer: usize,
 ) -> Result<Rows, BackendError> {
     let device = &cuda.device;
     let AttentionShape { query_heads, kv_heads, head_size, .. } = *step.shape;
-    let many = many(device, step.shape, cache);
+    let many = many(device, step.shape, pool.dtype);
     let tile = many.map_or(0, |_| TILE / (query_heads / kv_heads));
-    let (few, chunk) = few(step.shape, cache.dtype);
-    let [keys, values] = cache.layer(layer);
+    let (few, chunk) = few(step.shape, pool.dtype);
+    let [keys, values] = pool.layer(layer);
     let y = Rows::new(device, step.q.length, query_heads * head_size, Form::Bf16)?;
     let launches = Launches {
         device,
         step,
-        contexts: Contexts::staged(device, cache.values.address, &cache.layout, spans, (tile, chunk))?,
-        heads: [pair(query_heads, kv_heads), pair(head_size, cache.layout.block_size)],
+        contexts: Contexts::staged(device, pool.address, &pool.layout, spans, step.shape, (tile, chunk))?,
+        heads: [pair(query_heads, kv_heads), pair(head_size, pool.layout.block_size)],
         angles: step.angles.map_or(Ok(Argument::Address(0)), |angles| angles.staged(device))?,
         keys,
         values,
         y: &y,
     };
     if !launches.contexts.independent {
-        launches.store(cache.dtype);
+        launches.store(pool.dtype);
     }
     if launches.contexts.any_few {
         launches.few(few)?;
@@ -211,7 +237,7 @@ impl Launches<'_> {
     /// Each row by itself, its context split over blocks of threads; where rows are independent, stored on the way.
     fn few(&self, kernel: Kernel) -> Result<(), BackendError> {
         let Step { q, k, v, .. } = *self.step;
-        let Contexts { chunks, few, tables, table_stride, independent, .. } = self.contexts;
+        let Contexts { chunks, few, slopes, tables, table_stride, independent, .. } = self.contexts;
         let AttentionShape { query_heads, kv_heads, head_size, .. } = *self.step.shape;
         let of_row = query_heads * chunks * (head_size + 2) * size_of::<f32>();
         let at_once = (PARTIAL_BYTES / of_row).min(CHUNK_COUNTERS / kv_heads).clamp(1, q.length.max(1));
@@ -233,6 +259,7 @@ impl Launches<'_> {
                 Argument::Address(at(few, size_of::<AttentionRow>())),
                 Argument::Address(at(tables, table_stride * size_of::<u32>())),
                 int(table_stride),
+                Argument::Address(slopes),
                 Argument::Struct(&self.heads),
                 self.scale(),
                 self.keys,
@@ -252,11 +279,18 @@ impl Launches<'_> {
     /// Tiles of rows of one sequence.
     fn many(&self, kernel: Kernel, threads: usize) {
         let (q, y, contexts) = (self.step.q, self.y, &self.contexts);
+        let window = match self.step.shape.sight {
+            Sight::Past => 0,
+            // Beyond all positions there are it is as good as none.
+            Sight::Window(width) => i32::try_from(width).unwrap_or(0),
+            Sight::All => ALL,
+        };
         let arguments = [
             q.argument(),
             int(q.stride),
             contexts.tiles,
             contexts.tables,
+            Argument::Struct(&[u64::from(window as u32), contexts.slopes]),
             Argument::Struct(&self.heads),
             self.scale(),
             self.keys,
@@ -286,6 +320,9 @@ fn check(step: &Step<'_>) -> Result<(), BackendError> {
     if !fits || !query_heads.is_multiple_of(kv_heads) {
         let got = format!("{query_heads} and {kv_heads} of {head_size}");
         return Err(unfit_attention("query heads in groups of key-value heads, of at most 256 numbers", got));
+    }
+    if step.shape.sight == Sight::Window(0) {
+        return Err(unfit_attention("a window of at least one position", "none".into()));
     }
     for (rows, heads) in [(step.q, query_heads), (step.k, kv_heads), (step.v, kv_heads)] {
         if (rows.length, rows.width) != (step.q.length, heads * head_size) {

@@ -27,7 +27,7 @@ const OVERLAPS: (i32, i32) = (9, 0);
 
 /// Numbers of `Counters` in kernels/few_rows.cu.
 const COUNTERS: usize = 2 + MOST_SHRINKS;
-/// Rows times key-value heads that one launch of `attend` in kernels/attention.cu counts the chunks of.
+/// Rows times key-value heads that one launch of `attend` in kernels/attend_few.cu counts the chunks of.
 pub(super) const CHUNK_COUNTERS: usize = 1 << 16;
 
 /// A GPU. One stream: what is started on it runs in that order.
@@ -48,7 +48,7 @@ pub(super) struct Device {
     kept: Mutex<HashMap<u64, Kept>>,
     /// `Counters` of kernels/few_rows.cu: zero before and after every launch.
     counters: CudaSlice<u32>,
-    /// Those of `attend` in kernels/attention.cu, likewise.
+    /// Those of `attend` in kernels/attend_few.cu, likewise.
     chunk_counters: CudaSlice<u32>,
     /// Whether activations have memory of their own each, which the emulator watches the bounds of.
     apart: bool,

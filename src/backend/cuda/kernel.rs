@@ -20,10 +20,13 @@ kernels! {
     Embed = "embed",
     SelectRows = "select_rows",
     RmsNorm = "rms_norm",
+    LayerNorm = "layer_norm",
     ToBf16 = "to_bf16",
     ToF32 = "to_f32",
+    CopyF32 = "copy_f32",
     AddRows = "add_rows",
     SiluMultiply = "silu_multiply",
+    Activate = "activate",
     Rotary = "rotary",
     UnpackWeight = "unpack_weight",
     LinearFew8Bf16 = "linear_few_8",
@@ -136,7 +139,7 @@ impl Kernel {
         }
     }
 
-    /// Whether it is one of `attend` in kernels/attention.cu.
+    /// Whether it is one of `attend` in kernels/attend_few.cu.
     pub(super) fn attends_few(self) -> bool {
         (Self::AttendF32To64 as u8..=Self::AttendBf16Odd as u8).contains(&(self as u8))
     }

@@ -86,8 +86,8 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn qkv(&self, figures: &mut Vec<OperationFigure>) -> Result<(), BackendError> {
-        let LayerSizes { hidden, attention: AttentionShape::new(query_heads, kv_heads, head_size), .. } =
-            *self.sizes;
+        let LayerSizes { hidden, attention, .. } = *self.sizes;
+        let AttentionShape { query_heads, kv_heads, head_size, .. } = attention;
         let outs = [query_heads, kv_heads, kv_heads].map(|heads| heads * head_size);
         let shapes = outs.map(|out| (out, hidden));
         let layers = self.copies(&shapes, |seed| {

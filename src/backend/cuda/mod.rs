@@ -34,8 +34,8 @@ pub use step::Counts;
 pub use weights::{Dtype, Matrix, Vector};
 
 use super::{
-    Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, Choice, Draw, GatedMlp, Linear, Norm,
-    Segment, SequenceSpan,
+    Activation, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, Choice, Draw, GatedMlp,
+    Linear, Norm, Segment, SequenceSpan,
 };
 use crate::weights::{HostData, HostMatrix, HostVector};
 use device::{Device, How};
@@ -134,16 +134,16 @@ fn unfit(operation: &'static str, expected: &str, got: String) -> BackendError {
     BackendError::Shape { operation, expected: expected.into(), got }
 }
 
-fn check_norm(x: &Rows, weight: &Vector) -> Result<(), BackendError> {
-    if weight.len() == x.width {
+fn check_norm(norm: &'static str, x: &Rows, vector: &Vector) -> Result<(), BackendError> {
+    if vector.len() == x.width {
         return Ok(());
     }
-    Err(unfit("rms_norm", &format!("a weight of {}", x.width), weight.len().to_string()))
+    Err(unfit(norm, &format!("a vector of {}", x.width), vector.len().to_string()))
 }
 
 /// In the form that products take.
 fn rms_norm(cuda: &Cuda, x: &Rows, norm: Norm<'_, Cuda>) -> Result<Rows, BackendError> {
-    check_norm(x, norm.weight)?;
+    check_norm("rms_norm", x, norm.weight)?;
     let x = x.read_as(&cuda.device, Form::F32)?;
     let y = Rows::new(&cuda.device, x.length, x.width, Form::Bf16)?;
     let weight = Argument::Address(norm.weight.address());
@@ -213,6 +213,49 @@ impl Backend for Cuda {
         rms_norm(self, x, Norm { weight, eps })
     }
 
+    fn layer_norm(&self, x: &Rows, weight: &Vector, bias: &Vector, eps: f32) -> Result<Rows, BackendError> {
+        check_norm("layer_norm", x, weight)?;
+        check_norm("layer_norm", x, bias)?;
+        let x = x.read_as(&self.device, Form::F32)?;
+        let form = |form| Rows::new(&self.device, x.length, x.width, form);
+        let (y, rounded) = (form(Form::F32)?, form(Form::Bf16)?);
+        let [weight, bias] = [weight, bias].map(|vector| Argument::Address(vector.address()));
+        let (stride, width, eps) = (int(x.stride), int(x.width), Argument::Float(eps));
+        let arguments = [x.argument(), weight, bias, y.argument(), rounded.argument(), stride, width, eps];
+        // SAFETY: the arguments of `layer_norm`, of one size.
+        unsafe { self.device.push(Kernel::LayerNorm, Grid::by_row(x.length, x.width), &arguments) };
+        Ok(y.with_rounded(rounded))
+    }
+
+    /// In the form that products take.
+    fn activate(&self, x: Rows, activation: Activation) -> Result<Rows, BackendError> {
+        let x = x.read_as(&self.device, Form::F32)?;
+        let y = Rows::new(&self.device, x.length, x.width, Form::Bf16)?;
+        // As kernels/rows.cu numbers them.
+        let number = match activation {
+            Activation::Gelu => 0,
+            Activation::GeluTanh => 1,
+            Activation::Tanh => 2,
+            Activation::Relu => 3,
+        };
+        let [count, width, stride] = y.each();
+        let arguments = [x.argument(), y.argument(), count, width, stride, Argument::Int(number)];
+        // SAFETY: the arguments of `activate`; rows of one length and stride.
+        unsafe { self.device.push(Kernel::Activate, Grid::each(y.numbers()), &arguments) };
+        Ok(y)
+    }
+
+    /// Nothing is copied: each part is columns of `x`, which attention reads where they stand.
+    fn split<const N: usize>(&self, x: &Rows) -> Result<[Rows; N], BackendError> {
+        if N == 0 || !x.width.is_multiple_of(N) {
+            return Err(unfit("split", &format!("columns in {N} equal parts"), x.width.to_string()));
+        }
+        let width = x.width / N;
+        let converted = if x.form == Form::F32 { None } else { Some(x.converted(&self.device, Form::F32)?) };
+        let x = converted.as_ref().unwrap_or(x);
+        Ok(std::array::from_fn(|i| x.part(i * width, width)))
+    }
+
     fn linear(&self, x: &Rows, linear: &Linear<Self>, segments: &[Segment]) -> Result<Rows, BackendError> {
         let [y] = product::linears(self, x, None, [linear], segments)?;
         Ok(y)
@@ -276,13 +319,10 @@ impl Backend for Cuda {
         spans: &[SequenceSpan],
         cache: Option<(&mut Cache, usize)>,
     ) -> Result<Rows, BackendError> {
-        let of = |rows: &'_ Rows| rows.form == Form::F32;
-        if of(q) && of(k) && of(v) {
-            return attention::attention(
-                self,
-                &attention::Step { q, k, v, angles: None, shape, spans },
-                cache,
-            );
+        let are_as_they_should = [q, k, v].iter().all(|rows| rows.form == Form::F32) && k.stride == v.stride;
+        if are_as_they_should {
+            let step = attention::Step { q, k, v, angles: None, shape, spans };
+            return attention::attention(self, &step, cache);
         }
         let read = |rows| Rows::read_as(rows, &self.device, Form::F32);
         let (q, k, v) = (&*read(q)?, &*read(k)?, &*read(v)?);
@@ -322,6 +362,7 @@ impl Backend for Cuda {
         if let Some(row) = rows.iter().find(|&&row| row as usize >= x.length) {
             return Err(unfit("select", &format!("a row of {}", x.length), row.to_string()));
         }
+        let x = x.read_as(&self.device, x.form)?;
         let y = Rows::new(&self.device, rows.len(), x.width, x.form)?;
         let words = x.stride * x.form.bytes() / size_of::<u32>();
         let at = Argument::Address(self.device.stage(rows)?);

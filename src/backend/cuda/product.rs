@@ -148,8 +148,8 @@ fn inputs<'a>(cuda: &Cuda, x: &'a Rows, norm: Option<Norm<'a, Cuda>>) -> Result<
     let Some(norm) = norm else {
         return Ok(Inputs { rows: x.read_as(&cuda.device, Form::Bf16)?, norm: None });
     };
-    super::check_norm(x, norm.weight)?;
-    if x.length <= OWN_NORM && Few::norms(x.length, x.width) && x.form == Form::F32 {
+    super::check_norm("rms_norm", x, norm.weight)?;
+    if x.length <= OWN_NORM && Few::norms(x.length, x.width) && x.form == Form::F32 && !x.is_part() {
         return Ok(Inputs { rows: Read::Same(x), norm: Some(norm) });
     }
     Ok(Inputs { rows: Read::Converted(super::rms_norm(cuda, x, norm)?), norm: None })

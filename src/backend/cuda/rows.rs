@@ -34,7 +34,11 @@ pub struct Rows {
     /// From one row to the next. What lies between a row's end and the next one has no meaning.
     pub(super) stride: usize,
     pub(super) form: Form,
-    room: Room,
+    /// Where they are columns of wider rows: how many stand before them.
+    part_from: Option<usize>,
+    room: Arc<Room>,
+    /// The same in bf16, where the kernel that wrote them wrote both.
+    rounded: Option<Box<Rows>>,
 }
 
 impl Rows {
@@ -47,18 +51,34 @@ impl Rows {
     ) -> Result<Self, BackendError> {
         let stride = width.next_multiple_of(LOAD);
         let room = device.activations(length * stride * form.bytes())?;
-        Ok(Self { length, width, stride, form, room })
+        Ok(Self { length, width, stride, form, part_from: None, room: Arc::new(room), rounded: None })
+    }
+
+    /// With what is going to be the same in bf16.
+    pub(super) fn with_rounded(self, rounded: Self) -> Self {
+        Self { rounded: Some(Box::new(rounded)), ..self }
+    }
+
+    /// The columns `from..from + width` where they stand. Only attention takes them so, others a copy, and nobody writes to them:
+    /// the whole shares their memory.
+    pub(super) fn part(&self, from: usize, width: usize) -> Self {
+        let part_from = Some(self.part_from.unwrap_or(0) + from);
+        Self { width, part_from, room: Arc::clone(&self.room), rounded: None, ..*self }
+    }
+
+    pub(super) fn is_part(&self) -> bool {
+        self.part_from.is_some()
     }
 
     pub(super) fn address(&self) -> u64 {
-        self.room.address()
+        self.room.address() + (self.part_from.unwrap_or(0) * self.form.bytes()) as u64
     }
 
     pub(super) fn argument(&self) -> Argument<'static> {
         Argument::Address(self.address())
     }
 
-    /// Numbers with what lies between rows.
+    /// Numbers with what lies between rows, of rows that are no part.
     pub(super) fn numbers(&self) -> usize {
         self.length * self.stride
     }
@@ -68,36 +88,46 @@ impl Rows {
         [Argument::Size(self.numbers()), int(self.width), int(self.stride)]
     }
 
-    /// The same numbers in another form.
+    /// The same numbers in memory of their own, in this form.
     pub(super) fn converted(&self, device: &Arc<Device>, form: Form) -> Result<Self, BackendError> {
         let to = Self::new(device, self.length, self.width, form)?;
-        let kernel = match form {
-            Form::F32 => Kernel::ToF32,
-            Form::Bf16 => Kernel::ToBf16,
+        let kernel = match (self.form, form) {
+            (Form::F32, Form::F32) => Kernel::CopyF32,
+            (Form::F32, Form::Bf16) => Kernel::ToBf16,
+            (Form::Bf16, Form::F32) => Kernel::ToF32,
+            (Form::Bf16, Form::Bf16) => {
+                return self.converted(device, Form::F32)?.converted(device, Form::Bf16);
+            }
         };
-        let [count, width, stride] = self.each();
-        let arguments = [self.argument(), to.argument(), count, width, stride];
-        // SAFETY: the arguments of both kernels; rows of one length and stride.
-        unsafe { device.push(kernel, Grid::each(self.numbers()), &arguments) };
+        let [count, width, stride] = to.each();
+        let arguments = [self.argument(), int(self.stride), to.argument(), count, width, stride];
+        // SAFETY: the arguments of all three kernels; rows of one length and width.
+        unsafe { device.push(kernel, Grid::each(to.numbers()), &arguments) };
         Ok(to)
     }
 
-    /// As they are where they are in this form, else converted: for those that only read.
+    /// As they are where they are in this form and no part, else converted: for those that only read.
     pub(super) fn read_as(&self, device: &Arc<Device>, form: Form) -> Result<Read<'_>, BackendError> {
-        if self.form == form {
-            Ok(Read::Same(self))
-        } else {
-            self.converted(device, form).map(Read::Converted)
+        match &self.rounded {
+            Some(rounded) if form == Form::Bf16 => Ok(Read::Same(rounded)),
+            _ if self.form == form && !self.is_part() => Ok(Read::Same(self)),
+            _ => self.converted(device, form).map(Read::Converted),
         }
     }
 
-    /// In this form.
+    /// In this form, in memory that nobody else has: for those that write to them.
     pub(super) fn into_form(self, device: &Arc<Device>, form: Form) -> Result<Self, BackendError> {
-        if self.form == form { Ok(self) } else { self.converted(device, form) }
+        if self.form == form && !self.is_part() {
+            return Ok(Self { rounded: None, ..self });
+        }
+        self.converted(device, form)
     }
 
     /// Runs the step, and fetches the rows as row-major f32.
-    pub(super) fn fetch(&self, device: &Device) -> Result<Vec<f32>, BackendError> {
+    pub(super) fn fetch(&self, device: &Arc<Device>) -> Result<Vec<f32>, BackendError> {
+        if self.is_part() {
+            return self.converted(device, Form::F32)?.fetch(device);
+        }
         let all = match self.form {
             Form::F32 => device.download::<f32>(self.address(), self.numbers())?,
             Form::Bf16 => {

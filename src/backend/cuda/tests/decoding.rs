@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::cuda::{Cache, KvDtype};
+use crate::backend::{Sight, alibi_slopes};
 
 /// Sequences in layer 1 of a pool of random numbers.
 struct Decoding {
@@ -78,7 +79,8 @@ impl Decoding {
 
     /// The results of parts of one row each over what is in the pool now, as the formula has it.
     fn by_hand(&self, seed: u64, parts: &[Part], rotated: bool) -> Vec<f32> {
-        let AttentionShape { query_heads, kv_heads, head_size: size, .. } = self.shape;
+        let AttentionShape { query_heads, kv_heads, head_size: size, sight, alibi } = self.shape;
+        let slopes = if alibi { alibi_slopes(query_heads) } else { vec![0.0; query_heads] };
         let (pool, group) = (self.pool(), query_heads / kv_heads);
         let q = random(seed, parts.len() * query_heads * size);
         let mut all = Vec::new();
@@ -88,17 +90,26 @@ impl Decoding {
             let at = |seen: usize| self.slot(blocks, seen) + head / group * size;
             let score = |seen: usize| {
                 let dot = q.iter().zip(&pool[at(seen)..]).map(|(q, k)| f64::from(q * k)).sum::<f64>();
-                (dot / (size as f64).sqrt()).exp()
+                (dot / (size as f64).sqrt() - f64::from(slopes[head]) * (position - seen) as f64).exp()
             };
-            let scores = (0..=*position).map(score).collect::<Vec<_>>();
+            let first = first_seen(sight, *position);
+            let scores = (first..=*position).map(score).collect::<Vec<_>>();
             let values = pool.len() / 4;
             let weighted = |d: usize| {
                 let part = |(seen, score): (usize, &f64)| score * f64::from(pool[at(seen) + values + d]);
-                scores.iter().enumerate().map(part).sum::<f64>() / scores.iter().sum::<f64>()
+                let weighted = (first..).zip(&scores).map(part);
+                weighted.sum::<f64>() / scores.iter().sum::<f64>()
             };
             all.extend((0..size).map(|d| weighted(d) as f32));
         }
         all
+    }
+}
+
+fn first_seen(sight: Sight, position: usize) -> usize {
+    match sight {
+        Sight::Window(width) => (position + 1).saturating_sub(width),
+        Sight::Past | Sight::All => 0,
     }
 }
 
@@ -188,6 +199,51 @@ fn rows_that_are_stored_on_the_way_are_those_of_store_and_attend_bit_for_bit() {
         let shape = AttentionShape::new(query_heads, kv_heads, head_size);
         check_decoding(KvDtype::Bf16, shape, (block_size, of_bf16), i % 4 != 3);
         check_decoding(KvDtype::F32, shape, (block_size, of_f32), i % 4 != 1);
+    }
+}
+
+#[test]
+fn rows_with_a_window_or_a_price_of_distance_are_stored_on_the_way_too() {
+    let cases = [
+        ((6, 2, 36), 7, (64, 32), Sight::Past, true),
+        ((4, 4, 64), 16, (128, 128), Sight::Past, true),
+        ((5, 1, 40), 3, (128, 128), Sight::Past, true),
+        ((2, 2, 8), 2, (128, 128), Sight::Window(1), false),
+        ((8, 1, 128), 16, (128, 64), Sight::Window(100), false),
+        ((3, 3, 136), 3, (64, 32), Sight::Window(64), true),
+        ((1, 1, 250), 9, (64, 32), Sight::Window(33), true),
+    ];
+    for (i, ((query_heads, kv_heads, head_size), block_size, (of_bf16, of_f32), sight, alibi)) in
+        cases.into_iter().enumerate()
+    {
+        let shape = AttentionShape { sight, alibi, ..AttentionShape::new(query_heads, kv_heads, head_size) };
+        check_decoding(KvDtype::Bf16, shape, (block_size, of_bf16), i % 2 == 0);
+        check_decoding(KvDtype::F32, shape, (block_size, of_f32), i % 2 == 1);
+    }
+}
+
+/// Blocks that a window has left behind may be another sequence's by then, or hold anything.
+#[test]
+fn what_a_window_has_left_behind_is_not_read() {
+    for (window, kv) in [(10, KvDtype::Bf16), (10, KvDtype::F32), (65, KvDtype::Bf16), (140, KvDtype::F32)] {
+        let shape = AttentionShape { sight: Sight::Window(window), ..AttentionShape::new(4, 2, 16) };
+        for count in [1, 9] {
+            let blocks = (0..60).rev().collect::<Vec<u32>>();
+            let mut decoding = Decoding::new(kv, shape, 60, 4);
+            let left = vec![0xffu8; 32 * kv.bytes()];
+            for seen in 0..first_seen(shape.sight, 200) {
+                let slot = decoding.slot(&blocks, seen);
+                for at in [slot, slot + decoding.before.len() / 4] {
+                    let address = decoding.cache.values.address + (at * kv.bytes()) as u64;
+                    decoding.gpu.device.upload_to(address, &left).unwrap();
+                }
+            }
+            let (got, _) = decoding.step(10, &[(200, count, blocks.clone())], true);
+            let parts =
+                (200..200 + count).map(|position| (position, 1, blocks.clone())).collect::<Vec<Part>>();
+            let what = format!("{kv:?}, {count} rows with a window of {window}");
+            same(&what, &got, &decoding.by_hand(10, &parts, true), 2.0 * ROUNDED);
+        }
     }
 }
 

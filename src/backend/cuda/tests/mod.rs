@@ -8,7 +8,9 @@ mod attention;
 mod blocks;
 mod decoding;
 mod many;
+mod plain;
 mod sampling;
+mod sight;
 
 use super::Cuda;
 use crate::backend::reference::Reference;
