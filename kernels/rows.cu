@@ -60,6 +60,20 @@ extern "C" __global__ void layer_norm(const float* __restrict__ x, const float* 
     }
 }
 
+// y = x / sqrt(mean(x^2) + eps) * weight for each head of `size` numbers by itself. One block a row, a warp a head at a time.
+extern "C" __global__ void head_norm(const float* __restrict__ x, const float* __restrict__ weight, float* __restrict__ y, int stride,
+                                     int width, int size, float eps) {
+    begin_after_previous_kernel();
+    const size_t row = static_cast<size_t>(blockIdx.x) * stride;
+    const int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    for (int head = threadIdx.x / WARP * size; head < width; head += warps * size) {
+        float squares = 0.0f;
+        for (int i = lane; i < size; i += WARP) squares += x[row + head + i] * x[row + head + i];
+        const float scale = rsqrtf(warp_sum(squares) / size + eps);
+        for (int i = lane; i < size; i += WARP) y[row + head + i] = x[row + head + i] * scale * weight[i];
+    }
+}
+
 // A thread's number of rows of `width` numbers, and whether it is one: not beyond all, nor between a row's end and the next one.
 __device__ __forceinline__ bool number_of_rows(size_t& at, size_t count, int width, int stride) {
     at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -19,9 +19,19 @@ fn check<B: Backend>(what: &str, backend: impl Fn() -> B, error: f32) {
 }
 
 /// The same, with steps that feed every sequence its next `chunk` tokens.
-pub(crate) fn check_in_chunks<B: Backend>(what: &str, backend: impl Fn() -> B, error: f32, chunk: usize) {
+fn check_in_chunks<B: Backend>(what: &str, backend: impl Fn() -> B, error: f32, chunk: usize) {
+    check_nets(&NETS, what, backend, error, chunk);
+}
+
+pub(crate) fn check_nets<B: Backend>(
+    nets: &[(&str, &str)],
+    what: &str,
+    backend: impl Fn() -> B,
+    error: f32,
+    chunk: usize,
+) {
     let cost = AMPLIFIED * 21f32.sqrt() * error;
-    for (base, name) in NETS {
+    for &(base, name) in nets {
         let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
         let golden = golden_logits(name, &cases, tokens.len()).concat().concat();
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();

@@ -248,10 +248,9 @@ async fn leave_at_once(again: std::io::Result<impl Future<Output = ()>>) {
 fn served_models(args: &ServeArgs, opened: open::Opened) -> Result<ServedModels, Failure> {
     let base = open::name_of(opened.base.path());
     let selections = args.compute.selections(&opened)?;
-    let classes = opened.base.config.classifier.as_ref().map(|config| Arc::new(Classes::of(config)));
     let mut models = Vec::with_capacity(opened.models.len());
     for (number, model) in opened.models.into_iter().enumerate() {
-        let open::OpenedModel { folder, shape, space, catalog, .. } = model;
+        let open::OpenedModel { folder, classifier, shape, space, catalog } = model;
         let entries = selections
             .iter()
             .filter(|((of, _), _)| *of == number)
@@ -266,7 +265,7 @@ fn served_models(args: &ServeArgs, opened: open::Opened) -> Result<ServedModels,
             return Err(format!("--default-subnetwork {wanted}: `{name}` has {known}").into());
         }
         served.default.clone_from(&args.default_subnetwork);
-        served.classes.clone_from(&classes);
+        served.classes = classifier.as_ref().map(|config| Arc::new(Classes::of(config)));
         models.push(served);
     }
     Ok(ServedModels::new(

@@ -21,6 +21,7 @@ kernels! {
     SelectRows = "select_rows",
     RmsNorm = "rms_norm",
     LayerNorm = "layer_norm",
+    HeadNorm = "head_norm",
     ToBf16 = "to_bf16",
     ToF32 = "to_f32",
     CopyF32 = "copy_f32",

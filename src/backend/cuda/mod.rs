@@ -213,6 +213,21 @@ impl Backend for Cuda {
         rms_norm(self, x, Norm { weight, eps })
     }
 
+    fn head_norm(&self, x: &Rows, weight: &Vector, eps: f32) -> Result<Rows, BackendError> {
+        let size = weight.len();
+        if size == 0 || !x.width.is_multiple_of(size) {
+            return Err(unfit("head_norm", &format!("columns in heads of {size}"), x.width.to_string()));
+        }
+        let x = x.read_as(&self.device, Form::F32)?;
+        let y = Rows::new(&self.device, x.length, x.width, Form::F32)?;
+        let (weight, sizes) = (Argument::Address(weight.address()), [int(x.stride), int(x.width), int(size)]);
+        let [stride, width, size] = sizes;
+        let arguments = [x.argument(), weight, y.argument(), stride, width, size, Argument::Float(eps)];
+        // SAFETY: the arguments of `head_norm`; both have rows of one width and stride, in whole heads, as checked.
+        unsafe { self.device.push(Kernel::HeadNorm, Grid::by_row(y.length, y.width), &arguments) };
+        Ok(y)
+    }
+
     fn layer_norm(&self, x: &Rows, weight: &Vector, bias: &Vector, eps: f32) -> Result<Rows, BackendError> {
         check_norm("layer_norm", x, weight)?;
         check_norm("layer_norm", x, bias)?;

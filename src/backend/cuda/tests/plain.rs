@@ -49,6 +49,22 @@ fn layer_norms_are_those_of_the_reference() {
     }
 }
 
+#[test]
+fn each_head_is_normed_by_itself_as_the_reference_does_it() {
+    fn normed<B: Backend>(backend: &B, count: usize, heads: usize, size: usize) -> Vec<f32> {
+        let weight = backend.vector(vector(5, size)).unwrap();
+        let x = rows(backend, 1, count, heads * size);
+        backend.host(backend.head_norm(&x, &weight, 1e-5).unwrap()).unwrap()
+    }
+    for (count, heads, size) in [(1, 1, 1), (2, 3, 7), (7, 9, 64), (3, 5, 130), (40, 2, 32)] {
+        let expected = normed(&Reference::new(), count, heads, size);
+        same(&format!("{count} rows of {heads} heads"), &normed(&gpu(), count, heads, size), &expected, 1e-5);
+    }
+    let gpu = gpu();
+    let said = gpu.head_norm(&rows(&gpu, 1, 2, 10), &gpu.vector(vector(1, 4)).unwrap(), 1e-5).err().unwrap();
+    assert!(said.to_string().contains("head_norm: expected columns in heads of 4, got 10"), "{said}");
+}
+
 fn activated<B: Backend>(backend: &B, activation: Activation, columns: usize) -> Vec<f32> {
     let numbers = [0.0, 1e-4, 0.25, 1.0, 2.0, 3.5, 7.0, 50.0, 1e4];
     let data = (0..columns * 40).map(|i| {
