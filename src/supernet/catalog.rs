@@ -27,11 +27,11 @@ pub struct Latency {
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     pub task: String,
-    /// `likelihood`, `generation` or `loss`.
+    /// `likelihood`, `generation`, `loss` or `classification`.
     pub method: String,
     /// How the questions were put, e.g. `short`.
     pub form: String,
-    /// What `value` is: `accuracy`, a share, or `loss`, nats per token.
+    /// What `value` is: `accuracy`, a share; `loss`, nats per token; or `pearson`, a correlation.
     pub metric: String,
     pub value: f64,
     /// The value's 95 % interval.

@@ -1,6 +1,7 @@
 //! The program as people run it: a process with arguments, a log, signals and an exit code.
 
 mod bench;
+mod classifier;
 mod classify;
 mod clients;
 mod eval;

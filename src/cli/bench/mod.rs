@@ -126,6 +126,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     let load = Load::begin();
     let mut opened = open::models(&args.models, &args.base)?;
+    if opened.models.iter().any(|model| model.classifier.is_some()) {
+        return Err("the model classifies texts; this measures those that continue them".into());
+    }
     let selections = chosen(args, args.compute.selections(&opened)?)?;
     let plan = Plan::new(args, opened.base.config.max_positions, selections.len())?;
     let mut executor = args.compute.executor(&opened, plan.pool_tokens(), BLOCK_SIZE)?;

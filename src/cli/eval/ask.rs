@@ -1,19 +1,25 @@
 //! Items to an executor, outcomes back: many items under many sub-networks, mixed in one batch.
 
 use super::protocol::Protocol;
-use super::task::{Ask, Work};
+use super::task::{Ask, Right, Work};
 use crate::backend::Selection;
 use crate::cli::Failure;
 use crate::data::Choice;
-use crate::evaluate::{Item, Outcome, Prompt, Scored, Text, generate, score};
-use crate::model::Executor;
-use crate::text::Tokenizer;
+use crate::evaluate::{Item, Outcome, Prompt, Scored, Text, WholeText, classify, generate, score};
+use crate::model::{Classifier, Executor};
+use crate::text::{EncodedText, Tokenizer};
 use std::collections::VecDeque;
 
 /// An item under one sub-network: its place among the asks, and the sub-network's among the selections.
 pub(super) type Pair = (usize, usize);
 
-/// What asking needs beside the executor.
+/// A loaded model, of either kind.
+pub(super) enum Asked {
+    Continues(Box<dyn Executor>),
+    Classifies(Box<dyn Classifier>),
+}
+
+/// What asking needs beside the model.
 pub(super) struct Asking<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) protocol: Protocol,
@@ -36,7 +42,7 @@ impl Asking<'_> {
     /// Computes `pairs` and gives `done` what is ready after each step, by place in `pairs`.
     pub(super) fn ask(
         &self,
-        executor: &mut dyn Executor,
+        model: &mut Asked,
         asks: &[Ask],
         pairs: &[Pair],
         mut done: impl FnMut(Vec<(usize, Outcome)>) -> Result<(), Failure>,
@@ -48,12 +54,52 @@ impl Asking<'_> {
                 done(outcomes.into_iter().map(|(i, outcome)| (first + i, outcome)).collect())
             };
             // A task's items all want the same.
-            match asks.first().map(|ask| &ask.work) {
-                Some(Work::Continue { .. }) => self.generations(executor, asks, some, &mut done)?,
-                _ => self.likelihoods(executor, asks, some, &mut done)?,
+            match (&mut *model, asks.first().map(|ask| &ask.work)) {
+                (Asked::Classifies(classifier), _) => {
+                    self.classes(&mut **classifier, asks, some, &mut done)?;
+                }
+                (Asked::Continues(executor), Some(Work::Continue { .. })) => {
+                    self.generations(&mut **executor, asks, some, &mut done)?;
+                }
+                (Asked::Continues(executor), _) => {
+                    self.likelihoods(&mut **executor, asks, some, &mut done)?;
+                }
             }
         }
         Ok(())
+    }
+
+    fn classes(
+        &self,
+        classifier: &mut dyn Classifier,
+        asks: &[Ask],
+        pairs: &[Pair],
+        done: &mut dyn FnMut(Vec<(usize, Outcome)>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let of_pairs = pairs.iter().filter_map(|&(ask, selection)| match &asks[ask].work {
+            Work::Classify { text, right } => Some((text, *right, &self.selections[selection])),
+            _ => None,
+        });
+        let (mut texts, mut rights) = (Vec::new(), Vec::new());
+        for (EncodedText { tokens, token_types }, right, selection) in of_pairs {
+            let (tokens, token_types) = (tokens.clone(), token_types.clone());
+            texts.push(WholeText { tokens, token_types, selection: selection.clone() });
+            rights.push(right);
+        }
+        let mut rights = rights.into_iter().enumerate();
+        classify(classifier, &texts, |step| {
+            let outcome = |logits: Vec<f32>| {
+                let (i, right) = rights.next()?;
+                Some((
+                    i,
+                    match right {
+                        Right::Class(correct) => Outcome::Class { logits, correct },
+                        Right::Number(right) => Outcome::Number { said: *logits.first()?, right },
+                    },
+                ))
+            };
+            done(step.into_iter().filter_map(outcome).collect())
+        })
     }
 
     fn likelihoods(
@@ -134,7 +180,7 @@ fn texts(work: &Work, selection: &Selection) -> Vec<Text> {
         Work::Text { tokens, .. } => {
             vec![Text { tokens: tokens.clone(), context: 1, selection: selection.clone() }]
         }
-        Work::Continue { .. } => Vec::new(),
+        Work::Continue { .. } | Work::Classify { .. } => Vec::new(),
     }
 }
 

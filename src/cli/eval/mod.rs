@@ -16,8 +16,7 @@ use super::tasks::POOL_TOKENS;
 use crate::artifact::sha256_of_file;
 use crate::backend::Selection;
 use crate::evaluate::Summary;
-use crate::model::Executor;
-use ask::{Alone, Asking, Pair};
+use ask::{Alone, Asked, Asking, Pair};
 use clap::Args;
 use protocol::{Form, Method, Protocol, ProtocolArg};
 use records::{Record, Records, key};
@@ -38,7 +37,8 @@ use task::{Task, hex};
     after_help = "Examples:\n  lonas eval models/mine --task arc-easy=ARC-Easy.json --subnetwork minimal\n  \
     lonas eval models/mine --task boolq=boolq.json --method generation --form lonas\n  \
     lonas eval models/mine --task dev=dev.json --method loss --limit 200 --json\n  \
-    lonas eval models/mine --task boolq=boolq.json piqa=piqa.json --protocol lonas"
+    lonas eval models/mine --task boolq=boolq.json piqa=piqa.json --protocol lonas\n  \
+    lonas eval models/bert-rte --task rte=dev.tsv"
 )]
 pub(super) struct EvalArgs {
     /// The model folder.
@@ -46,7 +46,8 @@ pub(super) struct EvalArgs {
     model: PathBuf,
 
     /// A task: its name and a JSON array of {instruction, input, output, answer}, as LLM-Adapters and LoNAS have them, or of
-    /// {question, choices, answer}, where the answer is a choice's text or its number from 0.
+    /// {question, choices, answer}, where the answer is a choice's text or its number from 0. For a classifier, GLUE's files: JSON,
+    /// JSON lines or .tsv with sentence, sentence1 and sentence2, premise and hypothesis ..., and a label's name or number.
     #[arg(long, required = true, num_args = 1.., value_name = "NAME=FILE")]
     task: Vec<String>,
 
@@ -54,9 +55,9 @@ pub(super) struct EvalArgs {
     #[arg(long, num_args = 1.., value_name = "NAME")]
     subnetwork: Vec<String>,
 
-    /// What is measured.
-    #[arg(long, value_enum, default_value_t = Method::Likelihood)]
-    method: Method,
+    /// What is measured; without it, likelihood, or classification of a model that classifies.
+    #[arg(long, value_enum)]
+    method: Option<Method>,
 
     /// How items become text: as the super-adapter was trained (`lonas train --form`).
     #[arg(long, value_enum, default_value_t = Form::Short)]
@@ -69,6 +70,10 @@ pub(super) struct EvalArgs {
     /// Tokens that a generation may have.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=2048), value_name = "N")]
     max_new_tokens: u16,
+
+    /// Tokens of a text that is classified, or of a pair; what is longer is cut, of a pair the longer text first.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(3..), value_name = "N")]
+    max_text_tokens: u16,
 
     /// Generate as LoNAS's own scripts do: `lonas` as that for commonsense tasks (its test template, 24 spaces where training has 20;
     /// four beams, 32 new tokens), `lonas-math` as that for math (28 spaces, 256 new tokens; the last number is the answer, or AQuA's
@@ -120,12 +125,16 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     if args.compute.merge_adapter && args.without_adapter {
         return Err("--merge-adapter does not go with --without-adapter".into());
     }
-    let protocol = Protocol::of(args);
     let mut opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
+    let classifier = opened.models.first().and_then(|model| model.classifier.clone());
+    let protocol = Protocol::of(args, classifier.is_some());
+    if classifier.is_some() && protocol.method != Method::Classification {
+        return Err(format!("--method {}: the model classifies texts", protocol.method_name()).into());
+    }
     let tokenizer = open::tokenizer(&opened.base)?;
     let selections = chosen(args, &opened)?;
-    let read =
-        |task: &String| Task::read(task, protocol, &tokenizer, args.limit, opened.base.config.max_positions);
+    let of_model = (&opened.base.config, classifier.as_ref());
+    let read = |task: &String| Task::read(task, protocol, &tokenizer, args.limit, of_model);
     // All of them are read before the first is scored, which can take an hour.
     let tasks = args.task.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let mut names = tasks.iter().map(|t| t.name.as_str()).collect::<Vec<_>>();
@@ -238,7 +247,11 @@ impl Evaluated<'_> {
         if missing == 0 {
             return Ok(0);
         }
-        let mut executor = self.args.compute.executor(opened, POOL_TOKENS, self.protocol.block_size())?;
+        let compute = &self.args.compute;
+        let mut model = match self.protocol.method {
+            Method::Classification => Asked::Classifies(compute.classifier(opened)?),
+            _ => Asked::Continues(compute.executor(opened, POOL_TOKENS, self.protocol.block_size())?),
+        };
         let selections = self.sub_networks.iter().map(|s| s.selection.clone()).collect::<Vec<_>>();
         let asking = Asking {
             tokenizer,
@@ -250,7 +263,7 @@ impl Evaluated<'_> {
         let (began, mut done) = (Instant::now(), all - missing);
         let mut progress = Progress::new("question", all as u64, done as u64);
         for (task, pairs) in self.tasks.iter().zip(&pairs) {
-            self.compute_task(&mut *executor, &asking, task, pairs, |count| {
+            self.compute_task(&mut model, &asking, task, pairs, |count| {
                 done += count;
                 progress.set(done as u64, &task.name);
             })?;
@@ -278,14 +291,14 @@ impl Evaluated<'_> {
 
     fn compute_task(
         &mut self,
-        executor: &mut dyn Executor,
+        model: &mut Asked,
         asking: &Asking<'_>,
         task: &Task,
         pairs: &[Pair],
         mut progress: impl FnMut(usize),
     ) -> Result<(), Failure> {
         let (records, sub_networks) = (&mut self.records, self.sub_networks);
-        asking.ask(executor, &task.asks, pairs, |outcomes| {
+        asking.ask(model, &task.asks, pairs, |outcomes| {
             let count = outcomes.len();
             let record = |(i, outcome)| {
                 let (ask, selection): Pair = pairs[i];
@@ -303,7 +316,7 @@ impl Evaluated<'_> {
             if let Some(bad) = new.iter().find(|r| !r.outcome.is_sound()) {
                 let (index, name) = (bad.index, &bad.subnetwork);
                 let path = task.path.display();
-                return Err(format!("{path}: item {index}: under `{name}` a probability is no number").into());
+                return Err(format!("{path}: item {index}: under `{name}` a result is no number").into());
             }
             records.add(new)?;
             progress(count);
@@ -324,14 +337,17 @@ impl Evaluated<'_> {
     }
 }
 
-/// Puts the results into the catalog, all or none. Accuracy by likelihood is also what `min_accuracy` of a request goes by.
+/// Puts the results into the catalog, all or none. Accuracy by likelihood or of a classifier is also what `min_accuracy` of a request goes by.
 fn save(args: &EvalArgs, opened: &mut Opened, protocol: Protocol, lines: &[Line]) -> Result<(), Failure> {
     let numbers = format!("{}, {}", args.compute.device_name()?, args.compute.numbers()?);
     let model = opened.models.first_mut().ok_or("no model")?;
     for line in lines {
         let Some(entry) = model.catalog.get_mut(&line.subnetwork) else { continue };
         entry.record(line.evaluation(protocol, &numbers));
-        if protocol.method == Method::Likelihood {
+        // A request's `min_accuracy` goes by these, so they are accuracies.
+        if matches!(protocol.method, Method::Likelihood | Method::Classification)
+            && line.summary.metric == "accuracy"
+        {
             entry.scores.insert(line.task.clone(), rounded(line.summary.value));
         }
     }

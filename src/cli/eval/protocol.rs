@@ -13,6 +13,9 @@ pub(super) enum Method {
     Generation,
     /// The loss of examples as they are trained on, nats per token.
     Loss,
+    /// The share of texts or pairs whose right label a classifier gives most; of a classifier that says a number, its correlation
+    /// with the right ones.
+    Classification,
 }
 
 /// How questions become text.
@@ -40,23 +43,28 @@ pub(super) struct Protocol {
     pub(super) form: Answering,
     pub(super) beams: usize,
     pub(super) max_new_tokens: usize,
+    /// Of a text that is classified.
+    pub(super) max_text_tokens: usize,
 }
 
 impl Protocol {
-    pub(super) fn of(args: &EvalArgs) -> Self {
+    /// A classifier is asked to classify, unless something else is said.
+    pub(super) fn of(args: &EvalArgs, classifies: bool) -> Self {
+        let max_text_tokens = usize::from(args.max_text_tokens);
         if let Some(protocol) = args.protocol {
             let (form, max_new_tokens) = match protocol {
                 ProtocolArg::Lonas => (Answering::LonasTest, 32),
                 ProtocolArg::LonasMath => (Answering::LonasMathTest, 256),
             };
-            return Self { method: Method::Generation, form, beams: 4, max_new_tokens };
+            return Self { method: Method::Generation, form, beams: 4, max_new_tokens, max_text_tokens };
         }
         let form = match args.form {
             Form::Short => Answering::Short,
             Form::Lonas => Answering::Lonas,
         };
         let (beams, max_new_tokens) = (usize::from(args.beams), usize::from(args.max_new_tokens));
-        Self { method: args.method, form, beams, max_new_tokens }
+        let usual = if classifies { Method::Classification } else { Method::Likelihood };
+        Self { method: args.method.unwrap_or(usual), form, beams, max_new_tokens, max_text_tokens }
     }
 
     pub(super) fn method_name(self) -> &'static str {
@@ -64,6 +72,7 @@ impl Protocol {
             Method::Likelihood => "likelihood",
             Method::Generation => "generation",
             Method::Loss => "loss",
+            Method::Classification => "classification",
         }
     }
 
@@ -77,6 +86,7 @@ impl Protocol {
         };
         match self.method {
             Method::Generation if self.beams > 1 => format!("{form}, {} beams", self.beams),
+            Method::Classification => format!("{} tokens", self.max_text_tokens),
             _ => form.into(),
         }
     }

@@ -68,9 +68,15 @@ fn columns(summary: &Summary) -> &'static [Column] {
         ("response loss", "response_loss", NATS),
         ("its perplexity", "response_perplexity", NATS),
     ];
-    match (summary.metric, summary.details.contains_key("unanswered")) {
-        ("loss", _) => &LOSS,
-        (_, true) => &GENERATION,
+    const CLASSES: [Column; 2] = [("Matthews", "matthews", PERCENT), ("F1", "f1", PERCENT)];
+    const NUMBERS: [Column; 2] =
+        [("Spearman", "spearman", PERCENT), ("squared error", "squared_error", NATS)];
+    let has = |detail| summary.details.contains_key(detail);
+    match summary.metric {
+        "loss" => &LOSS,
+        "pearson" => &NUMBERS,
+        _ if has("unanswered") => &GENERATION,
+        _ if has("matthews") => &CLASSES,
         _ => &LIKELIHOOD,
     }
 }

@@ -1,12 +1,12 @@
 //! A task as one method wants it: every item's tokens, and digests by which it is known again.
 
 use super::protocol::{Method, Protocol};
-use crate::artifact::sha256_of_file;
+use crate::artifact::{BaseConfig, ClassifierConfig, sha256_of_file};
 use crate::cli::Failure;
 use crate::cli::tasks::{check_length, item, joined, named, questions};
-use crate::data::{Choice, TestItem, read_tests, training_tokens};
+use crate::data::{Choice, JudgedText, TestItem, read_judged, read_tests, training_tokens};
 use crate::evaluate::Item;
-use crate::text::Tokenizer;
+use crate::text::{EncodedText, Tokenizer, Truncation};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,17 @@ pub(super) enum Work {
         tokens: Vec<u32>,
         prompt: usize,
     },
+    Classify {
+        text: EncodedText,
+        right: Right,
+    },
+}
+
+/// What a classifier is to say.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Right {
+    Class(usize),
+    Number(f64),
 }
 
 impl Task {
@@ -47,20 +58,22 @@ impl Task {
         protocol: Protocol,
         tokenizer: &Tokenizer,
         limit: Option<usize>,
-        max_positions: usize,
+        (config, classifier): (&BaseConfig, Option<&ClassifierConfig>),
     ) -> Result<Self, Failure> {
         let (name, path) = named(argument)?;
         let file_sha256 = sha256_of_file(&path)?;
-        let items = match protocol.method {
-            Method::Loss => examples(&path, protocol)?,
-            Method::Likelihood | Method::Generation => questions(&path, protocol.form)?,
+        let limit = limit.unwrap_or(usize::MAX);
+        let asks = match protocol.method {
+            Method::Classification => {
+                let classifier = classifier.ok_or("--method classification: the model does not classify")?;
+                let most = protocol.max_text_tokens.min(config.max_positions);
+                judged(&path, tokenizer, limit, most, classifier)?
+            }
+            Method::Loss => asks(&path, protocol, tokenizer, config, &examples(&path, protocol)?, limit)?,
+            Method::Likelihood | Method::Generation => {
+                asks(&path, protocol, tokenizer, config, &questions(&path, protocol.form)?, limit)?
+            }
         };
-        let ask = |(index, item): &(usize, TestItem)| -> Result<Ask, Failure> {
-            let work = work(protocol, tokenizer, item)?;
-            check_length(&path, *index, work.longest(protocol), max_positions)?;
-            Ok(Ask { index: *index, sha256: hex(&item.source), work })
-        };
-        let asks = items.iter().take(limit.unwrap_or(usize::MAX)).map(ask).collect::<Result<Vec<_>, _>>()?;
         if asks.is_empty() {
             return Err(format!("{}: --limit leaves no item", path.display()).into());
         }
@@ -80,8 +93,48 @@ impl Work {
             Self::Options(item) => item.context.len() + item.options.iter().map(Vec::len).max().unwrap_or(0),
             Self::Continue { prompt, .. } => prompt.len() + protocol.max_new_tokens,
             Self::Text { tokens, .. } => tokens.len(),
+            Self::Classify { text, .. } => text.tokens.len(),
         }
     }
+}
+
+fn asks(
+    path: &Path,
+    protocol: Protocol,
+    tokenizer: &Tokenizer,
+    config: &BaseConfig,
+    items: &[(usize, TestItem)],
+    limit: usize,
+) -> Result<Vec<Ask>, Failure> {
+    let ask = |(index, item): &(usize, TestItem)| -> Result<Ask, Failure> {
+        let work = work(protocol, tokenizer, item)?;
+        check_length(path, *index, work.longest(protocol), config.max_positions)?;
+        Ok(Ask { index: *index, sha256: hex(&item.source), work })
+    };
+    items.iter().take(limit).map(ask).collect()
+}
+
+/// Texts for a classifier, cut as Hugging Face's example for GLUE cuts them: the longer text of a pair first, at its end.
+fn judged(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    limit: usize,
+    most: usize,
+    classifier: &ClassifierConfig,
+) -> Result<Vec<Ask>, Failure> {
+    let cut = Truncation { most, from_left: false };
+    let ask = |(index, item): (usize, &JudgedText)| -> Result<Ask, Failure> {
+        let named = |reason: String| format!("{}: item {index}: {reason}", path.display());
+        let text = tokenizer.encode_whole(&item.text, item.pair.as_deref(), true, Some(cut));
+        let text = text.map_err(|e| named(e.to_string()))?;
+        let right = match classifier.regression {
+            true => item.number().map(Right::Number),
+            false => item.class(&classifier.labels).map(Right::Class),
+        };
+        let right = right.map_err(named)?;
+        Ok(Ask { index, sha256: hex(&item.source), work: Work::Classify { text, right } })
+    };
+    read_judged(path)?.iter().enumerate().take(limit).map(ask).collect()
 }
 
 /// All items that have the form.
@@ -109,6 +162,7 @@ fn work(protocol: Protocol, tokenizer: &Tokenizer, item_of: &TestItem) -> Result
             let choice = protocol.form.choice(item_of).ok_or_else(no_question)?;
             Ok(Work::Continue { prompt: tokenizer.encode(&prompt, true)?, choice })
         }
+        Method::Classification => Err("an item with a label is no question".into()),
         Method::Loss => {
             let texts = protocol.training_form().text(&item_of.example);
             let (prompt, response) = texts.ok_or("an item does not have the form")?;
