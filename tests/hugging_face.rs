@@ -245,7 +245,7 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         ("bert", "is_decoder", json!(true), "only encoders"),
         ("bert", "hidden_act", json!("swish"), "`swish` is not supported"),
         ("bert", "id2label", json!({"0": "no", "2": "yes"}), "a name for each number"),
-        ("bert", "num_labels", json!(0), "out of range"),
+        ("bert", "num_labels", json!(0), "a number from 1 to"),
     ] {
         let message = refused(SINGLE, |f| {
             f.edit_json("config.json", |j| {

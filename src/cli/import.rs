@@ -51,8 +51,17 @@ pub(super) struct ImportArgs {
 }
 
 /// What an import writes, beside what `serve` and `eval` may add later.
-const FILES: [&str; 5] =
-    ["README.md", "adapter_config.json", "adapter_model.safetensors", "catalog.json", "supernet.json"];
+const FILES: [&str; 6] = [
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "catalog.json",
+    LABELS,
+    "supernet.json",
+];
+
+/// Names the labels of a classifier's adapter, where it lies beside it.
+const LABELS: &str = "config.json";
 
 pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     let name = args.name.clone().unwrap_or_else(|| open::name_of(&args.out));
@@ -139,6 +148,10 @@ fn write(args: &ImportArgs, target: &Target<'_>, published: &PublishedAdapter) -
     let orders = BTreeMap::new();
     ModelFolder::write_supernet(folder.path(), name, &base, config.scale(), shape, space, &orders)?;
     ModelFolder::open(folder.path())?.write_catalog(&Catalog::new(shape, space))?;
+    let labels = args.adapter.join(LABELS);
+    if config.classifies && labels.exists() {
+        write_whole(&folder.path().join(LABELS), &std::fs::read(&labels)?)?;
+    }
     write_whole(&folder.path().join("README.md"), card(args, target, config).as_bytes())?;
     Ok(folder.finish()?)
 }
