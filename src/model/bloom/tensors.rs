@@ -3,7 +3,7 @@
 use crate::artifact::{BaseConfig, BaseTensor};
 use crate::model::Layout;
 
-/// Every tensor, as [`super::model`] will ask for them, in the order in which the model uses them.
+/// Every tensor, as the loader will ask for them, in the order in which the model uses them.
 pub fn base_tensors(config: &BaseConfig) -> Vec<BaseTensor> {
     let layout = Layout::of(config.family);
     let tensor = |name: String, shape: &[usize]| BaseTensor { name, shape: shape.to_vec() };
