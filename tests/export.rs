@@ -119,10 +119,38 @@ fn a_folder_computes_what_its_sub_network_computes() {
     }
 }
 
+/// What is a LLaMA but for positions, a window, biases or norms.
+const KIN: [(&str, &str); 4] = [
+    ("tiny-llama3/base", "tiny-llama3"),
+    ("tiny-mistral/base", "tiny-mistral"),
+    ("tiny-qwen2/base", "tiny-qwen2"),
+    ("tiny-qwen3/base", "tiny-qwen3"),
+];
+
+#[test]
+fn what_a_format_cannot_hold_is_refused_and_never_left_out() {
+    let refused = |(base, name), kind, choices: fn(&Supernet) -> SubNetwork| {
+        let (net, folder) = (Supernet::open(base, name), Folder::empty());
+        let said = export(&net, &choices(&net), kind, NumberFormat::F32, &folder.file("out")).unwrap_err();
+        assert!(!folder.file("out").exists(), "{name}");
+        said.to_string()
+    };
+    let named = ["scaled positions", "a sliding window", "biases of queries", "norms of heads"];
+    for (net, what) in KIN.into_iter().zip(named) {
+        let said = refused(net, Kinds::Gguf, |net| net.space.maximal());
+        // Qwen3's tiny model has both.
+        assert!(said.contains(what) || net.1 == "tiny-qwen3" && said.contains("scaled positions"), "{said}");
+    }
+    for kind in [Kinds::Gguf, Kinds::HuggingFace] {
+        let said = refused(("tiny-heads/base", "tiny-heads"), kind, |net| net.space.minimal());
+        assert!(said.contains("group 6 keeps 16 of 48 rows of heads"), "{said}");
+    }
+}
+
 #[test]
 fn a_folder_computes_what_pytorch_computes() {
     // An adapter that counts only where the base is not zero is added so for every rank.
-    for (base, name) in LLAMAS.into_iter().chain([SPARSE]) {
+    for (base, name) in LLAMAS.into_iter().chain([SPARSE]).chain(KIN) {
         let net = Supernet::open(base, name);
         let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
         let golden = crate::logits::golden_logits(name, &cases, tokens.len());

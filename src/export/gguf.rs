@@ -44,6 +44,7 @@ fn file(
     path: &Path,
     on_tensor: OnTensor<'_>,
 ) -> Result<Notes, ExportError> {
+    check_base(&source.base.config)?;
     let plain = source.plain()?;
     let mut notes = Notes::new();
     let metadata = gguf_metadata::metadata(source, &plain.widths(), dtype, &mut notes)?;
@@ -61,6 +62,18 @@ fn file(
     }
     writer.finish()?;
     Ok(notes)
+}
+
+/// What llama.cpp has under other architectures than `llama`, or in tensors of its own.
+fn check_base(config: &BaseConfig) -> Result<(), ExportError> {
+    let found = [
+        (!config.rope_factors.is_empty(), "scaled positions"),
+        (config.window.is_some(), "a sliding window"),
+        (config.head_norms, "norms of heads"),
+        (config.attention_bias != config.output_bias, "biases of queries, keys and values only"),
+    ];
+    let found = found.into_iter().find(|(is_there, _)| *is_there);
+    found.map_or(Ok(()), |(_, what)| Err(ExportError::NotInGguf { what }))
 }
 
 fn planned(tensor: &PlainTensor, dtype: NumberFormat) -> OutTensor {

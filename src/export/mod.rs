@@ -16,7 +16,7 @@ pub use peft::peft;
 use crate::artifact::{ArtifactError, Base, ModelFolder, NumberFormat, OutTensor, WholeFolder};
 use crate::model::llama::{Plain, PlainTensor};
 use crate::model::{LoadError, SuperAdapter};
-use crate::supernet::{ActiveShape, CatalogEntry, ModelShape, SearchSpace};
+use crate::supernet::{ActiveShape, CatalogEntry, Kind, ModelShape, SearchSpace};
 use crate::text::TextError;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -66,6 +66,12 @@ pub enum ExportError {
          base as it is and can only have fewer ranks; gguf and hf can hold it"
     )]
     CutWidth { name: String, group: usize, member: String, width: usize, full: usize },
+    #[error(
+        "sub-network `{name}`: group {group} keeps {rows} of {full} rows of heads, and what is exported has as many heads in every layer"
+    )]
+    CutHeads { name: String, group: usize, rows: usize, full: usize },
+    #[error("the base has {what}, which is not written to GGUF; hf can hold it")]
+    NotInGguf { what: &'static str },
     #[error("number format {dtype} is not for {format}; it has {possible}")]
     Dtype { dtype: &'static str, format: &'static str, possible: &'static str },
 }
@@ -96,6 +102,13 @@ impl<'a> Source<'a> {
     }
 
     fn plain(&self) -> Result<Plain<'a>, ExportError> {
+        let choices = self.entry.sub_network.choices().iter();
+        for (group, (of, &rows)) in self.space.groups().iter().zip(choices).enumerate() {
+            if of.kind == Kind::Heads && rows != of.maximal() {
+                let (name, full) = (self.entry.name.clone(), of.maximal());
+                return Err(ExportError::CutHeads { name, group, rows, full });
+            }
+        }
         Ok(Plain::new(self.base, self.adapter()?, self.active(), self.orders)?)
     }
 }
