@@ -19,8 +19,6 @@ pub struct Layout {
     pub heads: Option<([usize; 3], usize)>,
     /// Linears after the layers.
     after: &'static [&'static str],
-    /// A norm's tensors end so: a scale alone, or a scale and a shift.
-    pub norm_parts: &'static [&'static str],
 }
 
 static LLAMA: Layout = Layout {
@@ -39,7 +37,6 @@ static LLAMA: Layout = Layout {
     together: &[&[0, 1, 2], &[4, 5]],
     heads: Some(([0, 1, 2], 3)),
     after: &["lm_head"],
-    norm_parts: &["weight"],
 };
 
 /// Queries, keys and values are rows of one Linear, head by head, so heads have no prefix of their own.
@@ -56,7 +53,6 @@ static BLOOM: Layout = Layout {
     together: &[],
     heads: None,
     after: &["lm_head"],
-    norm_parts: &["weight", "bias"],
 };
 
 static BERT: Layout = Layout {
@@ -74,7 +70,6 @@ static BERT: Layout = Layout {
     together: &[&[0, 1, 2]],
     heads: Some(([0, 1, 2], 3)),
     after: &["bert.pooler.dense", "classifier"],
-    norm_parts: &["weight", "bias"],
 };
 
 impl Layout {

@@ -7,6 +7,7 @@ pub mod bloom;
 mod causal;
 mod classifier;
 mod demand;
+mod layer_norm;
 mod layout;
 pub mod llama;
 mod load;

@@ -3,7 +3,7 @@
 use super::Layout;
 use crate::artifact::{AdapterConfig, BaseConfig, BaseTensor, Family};
 use crate::supernet::{
-    COST_TOKENS, Channels, Group, Kind, LinearShape, ModelShape, Part, SearchSpace, SpaceError, TensorRef,
+    Channels, Group, Kind, LinearShape, ModelShape, Part, SearchSpace, SpaceError, TensorRef,
 };
 
 /// Tokens of the sequence at which LoNAS tells the MACs of a classifier.
@@ -30,8 +30,7 @@ pub fn model_shape(config: &BaseConfig, adapter: Option<&AdapterConfig>) -> Mode
         Family::Llama | Family::Bloom => ModelShape::language_model(linears, channels),
         Family::Bert => {
             let once_from = config.layers * places;
-            let cost_tokens = CLASSIFIER_TOKENS.min(COST_TOKENS);
-            ModelShape { linears, channels, cost_tokens, once_from }
+            ModelShape { linears, channels, cost_tokens: CLASSIFIER_TOKENS, once_from }
         }
     }
 }

@@ -1,9 +1,10 @@
 //! From files to a BERT on some backend.
 
-use super::{Bert, Head, Layer, LayerNorm};
+use super::{Bert, Head, Layer};
 use crate::artifact::{self, HeadTensors};
 use crate::backend::{Activation, AttentionShape, Backend, Linear, Sight};
 use crate::model::classifier::Bounds;
+use crate::model::layer_norm::LayerNorm;
 use crate::model::load::{LoadError, Loader};
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<B
     let words = table("word", vocabulary)?;
     let positions = table("position", max_positions)?;
     let types = table("token_type", token_types)?;
-    let embedding_norm = norm(&loader, "bert.embeddings.")?;
+    let embedding_norm = LayerNorm::load(&loader, "bert.embeddings.LayerNorm")?;
     let layers = (0..config.layers).map(|index| layer(&mut loader, index)).collect::<Result<_, _>>()?;
     let (heads, base_head) = heads(&mut loader)?;
     let attention = AttentionShape {
@@ -46,7 +47,6 @@ pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<B
         base_head,
         attention,
         activation,
-        eps: config.norm_eps,
         bounds: Bounds { vocabulary, token_types, max_positions },
     })
 }
@@ -58,16 +58,11 @@ fn layer<B: Backend>(loader: &mut Loader<'_, B>, layer: usize) -> Result<Layer<B
         key: loader.linear(layer, 1)?,
         value: loader.linear(layer, 2)?,
         attended: loader.linear(layer, 3)?,
-        attention_norm: norm(loader, &format!("{of_layer}attention.output."))?,
+        attention_norm: LayerNorm::load(loader, &format!("{of_layer}attention.output.LayerNorm"))?,
         up: loader.linear(layer, 4)?,
         down: loader.linear(layer, 5)?,
-        mlp_norm: norm(loader, &format!("{of_layer}output."))?,
+        mlp_norm: LayerNorm::load(loader, &format!("{of_layer}output.LayerNorm"))?,
     })
-}
-
-fn norm<B: Backend>(loader: &Loader<'_, B>, of: &str) -> Result<LayerNorm<B>, LoadError> {
-    let part = |part| loader.vector(&format!("{of}LayerNorm.{part}"), loader.base.config.hidden);
-    Ok(LayerNorm { weight: part("weight")?, bias: part("bias")? })
 }
 
 /// The head of each super-adapter, in which the base's own Linears stand in for what was not trained; and the base's, if it is whole.

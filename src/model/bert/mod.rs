@@ -10,6 +10,7 @@ pub(super) use load::model;
 pub use tensors::base_tensors;
 
 use super::classifier::{self, Bounds};
+use super::layer_norm::LayerNorm;
 use super::{Classifier, TextBatch};
 use crate::backend::{Activation, AttentionShape, Backend, BackendError, Linear, Segment, SequenceSpan};
 use std::collections::BTreeMap;
@@ -32,14 +33,7 @@ pub struct Bert<B: Backend> {
     base_head: Option<Head<B>>,
     attention: AttentionShape,
     activation: Activation,
-    eps: f32,
     bounds: Bounds,
-}
-
-/// `(H)` each.
-struct LayerNorm<B: Backend> {
-    weight: B::Vector,
-    bias: B::Vector,
 }
 
 struct Layer<B: Backend> {
@@ -63,17 +57,13 @@ struct Head<B: Backend> {
 }
 
 impl<B: Backend> Bert<B> {
-    fn normed(&self, backend: &B, x: &B::Rows, norm: &LayerNorm<B>) -> Result<B::Rows, BackendError> {
-        backend.layer_norm(x, &norm.weight, &norm.bias, self.eps)
-    }
-
     /// `(T, H)`
     fn embed(&self, backend: &B, batch: &TextBatch) -> Result<B::Rows, BackendError> {
         let positions = batch.texts.iter().flat_map(|text| 0..text.len() as u32).collect::<Vec<_>>();
         let x = backend.embed(&self.words, &batch.tokens)?;
         let x = backend.add(x, &backend.embed(&self.positions, &positions)?)?;
         let x = backend.add(x, &backend.embed(&self.types, &batch.token_types)?)?;
-        self.normed(backend, &x, &self.embedding_norm)
+        self.embedding_norm.of(backend, &x)
     }
 
     /// What rows see of their texts: `x (T, H)` to `(T, N*D)`.
@@ -100,10 +90,10 @@ impl<B: Backend> Bert<B> {
         segments: &[Segment],
     ) -> Result<B::Rows, BackendError> {
         let x = backend.linear_onto(x, attended, &layer.attended, segments)?;
-        let x = self.normed(backend, &x, &layer.attention_norm)?;
+        let x = layer.attention_norm.of(backend, &x)?;
         let wide = backend.activate(backend.linear(&x, &layer.up, segments)?, self.activation)?;
         let x = backend.linear_onto(x, &wide, &layer.down, segments)?;
-        self.normed(backend, &x, &layer.mlp_norm)
+        layer.mlp_norm.of(backend, &x)
     }
 
     /// `(texts, H)`: the last layer's first row of each text. Behind its attention nobody reads the others.

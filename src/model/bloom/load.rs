@@ -1,7 +1,8 @@
 //! From files to a BLOOM on some backend.
 
-use super::{Bloom, Layer, LayerNorm};
+use super::{Bloom, Layer};
 use crate::backend::{AttentionShape, Backend};
+use crate::model::layer_norm::LayerNorm;
 use crate::model::load::{LoadError, Loader};
 use std::sync::Arc;
 
@@ -22,12 +23,11 @@ pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<B
     };
     Ok(Bloom {
         embedding,
-        embedding_norm: norm(&loader, "transformer.word_embeddings_layernorm")?,
+        embedding_norm: LayerNorm::load(&loader, "transformer.word_embeddings_layernorm")?,
         layers,
-        norm: norm(&loader, "transformer.ln_f")?,
+        norm: LayerNorm::load(&loader, "transformer.ln_f")?,
         head,
         attention,
-        eps: config.norm_eps,
         residual_after_norm: config.residual_after_norm,
         vocabulary,
     })
@@ -40,18 +40,13 @@ fn layer<B: Backend>(
 ) -> Result<Layer<B>, LoadError> {
     let of_layer = loader.layout.layer(layer);
     Ok(Layer {
-        attention_norm: norm(loader, &format!("{of_layer}input_layernorm"))?,
+        attention_norm: LayerNorm::load(loader, &format!("{of_layer}input_layernorm"))?,
         query_key_value: loader.reordered(layer, 0, Some(order))?,
         dense: loader.linear(layer, 1)?,
-        mlp_norm: norm(loader, &format!("{of_layer}post_attention_layernorm"))?,
+        mlp_norm: LayerNorm::load(loader, &format!("{of_layer}post_attention_layernorm"))?,
         up: loader.linear(layer, 2)?,
         down: loader.linear(layer, 3)?,
     })
-}
-
-fn norm<B: Backend>(loader: &Loader<'_, B>, name: &str) -> Result<LayerNorm<B>, LoadError> {
-    let part = |part| loader.vector(&format!("{name}.{part}"), loader.base.config.hidden);
-    Ok(LayerNorm { weight: part("weight")?, bias: part("bias")? })
 }
 
 /// A file has queries, keys and values of the first head, then of the second, and so on; attention takes all queries, then all

@@ -7,6 +7,7 @@ mod tensors;
 pub(super) use load::model;
 pub use tensors::base_tensors;
 
+use super::layer_norm::LayerNorm;
 use super::{Batch, CausalModel};
 use crate::backend::{Activation, AttentionShape, Backend, BackendError, Linear};
 use std::sync::Arc;
@@ -21,16 +22,9 @@ pub struct Bloom<B: Backend> {
     /// `(V, H)`; the embedding itself where the two are tied.
     head: Arc<B::Matrix>,
     attention: AttentionShape,
-    eps: f32,
     /// Whether a layer's two results are added to the norm's output instead of its input.
     residual_after_norm: bool,
     vocabulary: usize,
-}
-
-/// `(H)` each.
-struct LayerNorm<B: Backend> {
-    weight: B::Vector,
-    bias: B::Vector,
 }
 
 struct Layer<B: Backend> {
@@ -44,10 +38,6 @@ struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Bloom<B> {
-    fn normed(&self, backend: &B, x: &B::Rows, norm: &LayerNorm<B>) -> Result<B::Rows, BackendError> {
-        backend.layer_norm(x, &norm.weight, &norm.bias, self.eps)
-    }
-
     /// `x (T, H)` to the same after layer `index`.
     fn layer(
         &self,
@@ -59,14 +49,14 @@ impl<B: Backend> Bloom<B> {
     ) -> Result<B::Rows, BackendError> {
         let Batch { segments, spans, .. } = batch;
         let layer = &self.layers[index];
-        let normed = self.normed(backend, &x, &layer.attention_norm)?;
+        let normed = layer.attention_norm.of(backend, &x)?;
         let [q, k, v] = backend.split(&backend.linear(&normed, &layer.query_key_value, segments)?)?;
         let cache = cache.map(|cache| (cache, index));
         let attended = backend.attention(&q, &k, &v, &self.attention, spans, cache)?;
         let onto = if self.residual_after_norm { normed } else { x };
         let x = backend.linear_onto(onto, &attended, &layer.dense, segments)?;
 
-        let normed = self.normed(backend, &x, &layer.mlp_norm)?;
+        let normed = layer.mlp_norm.of(backend, &x)?;
         let wide = backend.linear(&normed, &layer.up, segments)?;
         let wide = backend.activate(wide, Activation::GeluTanh)?;
         let onto = if self.residual_after_norm { normed } else { x };
@@ -82,11 +72,11 @@ impl<B: Backend> CausalModel<B> for Bloom<B> {
         mut cache: Option<&mut B::Cache>,
     ) -> Result<B::Rows, BackendError> {
         let x = backend.embed(&self.embedding, &batch.tokens)?;
-        let mut x = self.normed(backend, &x, &self.embedding_norm)?;
+        let mut x = self.embedding_norm.of(backend, &x)?;
         for index in 0..self.layers.len() {
             x = self.layer(backend, batch, index, x, cache.as_deref_mut())?;
         }
-        let x = self.normed(backend, &backend.select(&x, &batch.outputs)?, &self.norm)?;
+        let x = self.norm.of(backend, &backend.select(&x, &batch.outputs)?)?;
         backend.logits(&x, &self.head)
     }
 
