@@ -176,3 +176,41 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     }
     find(weigher, vocabulary, draw.uniform, desk, to);
 }
+
+// A row, and a token of it; `Wanted` in src/backend/cuda/sample.rs.
+struct Wanted {
+    unsigned row, token;
+};
+
+constexpr int SUM_THREADS = 512;
+
+// to[i]: the logarithm of the probability of wanted[i]'s token; minus infinity of one that is beyond the vocabulary or no number. What
+// is no number in the row does not count. One block for each.
+extern "C" __global__ void __launch_bounds__(SUM_THREADS)
+    log_probabilities(const float* logits, int stride, int vocabulary, const Wanted* all, float* to) {
+    __shared__ float scratch[SUM_THREADS / WARP];
+    begin_after_previous_kernel();
+    const Wanted wanted = all[blockIdx.x];
+    const float* row = logits + static_cast<size_t>(wanted.row) * stride;
+    float most = -INFINITY, sum = 0.0f;
+    for (int token = threadIdx.x; token < vocabulary; token += SUM_THREADS) {
+        const float logit = row[token];
+        if (!is_number(logit)) continue;
+        if (logit > most) {
+            sum *= expf(most - logit);
+            most = logit;
+        }
+        sum += expf(logit - most);
+    }
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    float of_all = most;
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) of_all = fmaxf(of_all, __shfl_xor_sync(ALL_LANES, of_all, lanes));
+    if (lane == 0) scratch[warp] = of_all;
+    __syncthreads();
+    for (int other = 0; other < SUM_THREADS / WARP; other++) of_all = fmaxf(of_all, scratch[other]);
+    // Who saw no number has a sum of zero.
+    sum = block_sum(sum > 0.0f ? sum * expf(most - of_all) : 0.0f, scratch);
+    if (threadIdx.x != 0) return;
+    const bool known = wanted.token < static_cast<unsigned>(vocabulary) && is_number(row[wanted.token]);
+    to[blockIdx.x] = known ? row[wanted.token] - of_all - logf(sum) : -INFINITY;
+}

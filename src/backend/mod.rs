@@ -13,12 +13,14 @@ pub mod cpu;
 pub mod cuda;
 mod draw;
 mod error;
+mod log_probability;
 mod quantise;
 pub mod reference;
 
 pub use batch::{AttentionShape, CacheLayout, Segment, Selection, SequenceSpan, Sight, alibi_slopes};
 pub use draw::{Draw, Edit, SamplingError};
 pub use error::BackendError;
+pub use log_probability::{log_normaliser, log_probabilities};
 
 use crate::weights::{HostMatrix, HostVector};
 use std::sync::Arc;
@@ -201,6 +203,17 @@ pub trait Backend: Send + Sync + 'static {
         let vocabulary = values.len() / draws.len().max(1);
         let rows = values.chunks_exact(vocabulary.max(1));
         Ok(draws.iter().zip(rows).map(|((_, draw), row)| draw.choose(row)).collect())
+    }
+
+    /// For each (row, token) the natural logarithm of the token's probability in that row of `logits (rows, V)`; minus infinity
+    /// of a token that has no logit, or one that is not a number.
+    fn log_probabilities(
+        &self,
+        logits: Self::Rows,
+        rows: usize,
+        tokens: &[(u32, u32)],
+    ) -> Result<Vec<f32>, BackendError> {
+        Ok(log_probabilities(&self.host(logits)?, rows, tokens))
     }
 
     /// The rows as row-major f32 in host memory.

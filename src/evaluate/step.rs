@@ -7,9 +7,7 @@
 use super::likelihood::{STEP_TOKENS, Scored, Text};
 use super::preamble::{Preambles, common};
 use crate::backend::{BackendError, Segment, Selection, SequenceSpan};
-use crate::generation::log_normaliser;
-use crate::model::{Batch, Executor, Logits};
-use rayon::prelude::*;
+use crate::model::{Batch, Executor};
 use std::cmp::Reverse;
 
 /// A step that is being filled.
@@ -102,26 +100,28 @@ impl<'a> Step<'a> {
             *output = Some(batch.outputs.len());
             batch.outputs.push(row as u32);
         }
-        // Texts without a token to predict make an empty step.
-        let logits = match batch.tokens.is_empty() {
-            true => Logits::default(),
-            false => executor.forward(&batch)?,
-        };
-        self.groups.iter().for_each(|g| preambles.computed(g.selection));
-        let rows = (0..batch.outputs.len()).into_par_iter();
-        let normalisers = rows.map(|i| log_normaliser(logits.row(i))).collect::<Vec<_>>();
-        let score = |&(group, place): &(usize, usize)| {
+        let wanted = self.places.iter().map(|&(group, place)| {
             let (text, laid) = (self.groups[group].texts[place].text, &laid[group][place]);
             let predicted = laid.rows[text.context - 1..].iter().zip(&text.tokens[text.context..]);
-            let logprob = |(row, &token): (&Option<u32>, &u32)| {
-                let output = row.and_then(|row| output_of[row as usize])?;
-                let logit = logits.row(output).get(token as usize)?;
-                Some((f64::from(*logit) - normalisers[output]) as f32).filter(|p| !p.is_nan())
-            };
-            // A token outside the vocabulary has no logit, and no probability; neither has one whose logit is no number.
-            Scored { logprobs: predicted.map(|p| logprob(p).unwrap_or(f32::NEG_INFINITY)).collect() }
+            let output = |row: &Option<u32>| row.and_then(|row| output_of[row as usize]);
+            predicted.map(|(row, &token)| (output(row), token)).collect::<Vec<_>>()
+        });
+        let wanted = wanted.collect::<Vec<_>>();
+        let named = wanted.iter().flatten().filter_map(|&(output, token)| Some((output? as u32, token)));
+        // Texts without a token to predict make an empty step.
+        let logprobs = match batch.tokens.is_empty() {
+            true => Vec::new(),
+            false => executor.log_probabilities(&batch, &named.collect::<Vec<_>>())?,
         };
-        Ok(self.places.iter().map(score).collect())
+        self.groups.iter().for_each(|g| preambles.computed(g.selection));
+        let mut rest = logprobs.into_iter();
+        let mut next = |(output, _): &(Option<usize>, u32)| {
+            output.and_then(|_| rest.next()).unwrap_or(f32::NEG_INFINITY)
+        };
+        Ok(wanted
+            .iter()
+            .map(|of_text| Scored { logprobs: of_text.iter().map(&mut next).collect() })
+            .collect())
     }
 
     /// Fills the batch but for its outputs; by group, by text in it, where that stands.

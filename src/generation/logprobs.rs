@@ -1,4 +1,6 @@
-//! Log probabilities of the model's own distribution.
+//! Log probabilities of the model's own distribution, and the likeliest tokens.
+
+use crate::backend::log_normaliser;
 
 /// The natural-log probability of `token`, and the `top` likeliest tokens with theirs, falling; of equal ones the
 /// smaller id first. The likeliest token's value is the same float in both places.
@@ -13,13 +15,6 @@ pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, 
     let own = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&x| logprob(x));
     let likeliest = likeliest(logits, top).into_iter().map(|id| (id, logprob(logits[id as usize])));
     (own, likeliest.collect())
-}
-
-/// What a logit's log probability is less than the logit: the logarithm of the sum of all exponentials.
-pub fn log_normaliser(logits: &[f32]) -> f64 {
-    let largest = logits.iter().copied().map(finite).fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(finite(x) - largest).exp()).sum();
-    f64::from(largest) + sum.ln()
 }
 
 /// A logit that is not a number is an impossible one.

@@ -7,7 +7,7 @@
 mod logprobs;
 mod sampler;
 
-pub use logprobs::{log_normaliser, token_logprob};
+pub use logprobs::token_logprob;
 pub use sampler::Sampler;
 
 /// How to choose the next token. The server has checked every range.

@@ -132,6 +132,14 @@ impl<M: CausalModel<B>, B: Backend> Executor for CausalExecutor<M, B> {
         Ok(Outputs::arranged(count, choices, Logits { values, vocabulary }))
     }
 
+    fn log_probabilities(&mut self, batch: &Batch, tokens: &[(u32, u32)]) -> Result<Vec<f32>, BackendError> {
+        if batch.outputs.is_empty() {
+            return self.forward(batch).map(|_| Vec::new());
+        }
+        let logits = self.step(batch)?;
+        self.backend.log_probabilities(logits, batch.outputs.len(), tokens)
+    }
+
     /// One step of so many rows of one sequence, all of whose logits are wanted.
     fn prepare(&mut self, rows: usize, selection: &Selection) -> Result<(), BackendError> {
         if !self.backend.keeps_step_memory() {

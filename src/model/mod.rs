@@ -21,7 +21,9 @@ pub use load::{LoadError, SuperAdapter};
 pub use open::{Adapters, classifier, executor};
 pub use shape::{GroupTemplate, TemplateError, base_tensors, model_shape, search_space};
 
-use crate::backend::{Arithmetic, BackendError, Choice, Draw, Segment, Selection, SequenceSpan};
+use crate::backend::{
+    Arithmetic, BackendError, Choice, Draw, Segment, Selection, SequenceSpan, log_probabilities,
+};
 
 /// One step: packed rows of several sequences, each in its own sub-network.
 #[derive(Debug, Clone, Default)]
@@ -126,6 +128,15 @@ pub trait Executor: Send {
         let left = (0..count).filter(|&i| !drawn(i)).flat_map(|i| all.row(i)).copied().collect();
         let tokens = draws.iter().map(|(row, draw)| (*row as usize, draw.choose(all.row(*row as usize))));
         Ok(Outputs::arranged(count, tokens, Logits { values: left, vocabulary: all.vocabulary }))
+    }
+
+    /// [`Self::forward`], and of each (wanted row, token) the natural logarithm of the token's probability there: rows by their place
+    /// in `batch.outputs`. Minus infinity of a token outside the vocabulary.
+    ///
+    /// # Errors
+    /// Those of `forward`.
+    fn log_probabilities(&mut self, batch: &Batch, tokens: &[(u32, u32)]) -> Result<Vec<f32>, BackendError> {
+        Ok(log_probabilities(&self.forward(batch)?.values, batch.outputs.len(), tokens))
     }
 
     /// Gets memory for steps of up to `rows` tokens, where it has to be asked for: what serves then never lacks it. Writes into

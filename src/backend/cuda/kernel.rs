@@ -84,6 +84,7 @@ kernels! {
     AttendMany128 = "attend_many_128",
     AttendMany256 = "attend_many_256",
     Sample = "sample",
+    LogProbabilities = "log_probabilities",
     ReadAll = "read_all",
     MultiplyAdd = "multiply_add",
     MultiplyAddTensors = "multiply_add_tensors",

@@ -395,6 +395,15 @@ impl Backend for Cuda {
         sample::choose(self, logits, draws)
     }
 
+    fn log_probabilities(
+        &self,
+        logits: Rows,
+        rows: usize,
+        tokens: &[(u32, u32)],
+    ) -> Result<Vec<f32>, BackendError> {
+        sample::log_probabilities(self, &logits, rows, tokens)
+    }
+
     fn host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
         x.fetch(&self.device)
     }

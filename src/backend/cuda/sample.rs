@@ -1,4 +1,4 @@
-//! Tokens chosen where the logits are: kernels/sample.cu.
+//! What is wanted of logits, where they are: chosen tokens, log probabilities; kernels/sample.cu.
 #![allow(unsafe_code)]
 
 use super::Cuda;
@@ -72,4 +72,41 @@ pub(super) fn choose(cuda: &Cuda, logits: &Rows, draws: &[(u32, Draw)]) -> Resul
         .into_iter()
         .map(|token| if token == NOTHING { Err(SamplingError) } else { Ok(token) })
         .collect())
+}
+
+/// Threads of a block that adds up a row.
+const SUM_THREADS: usize = 512;
+
+/// `Wanted` of kernels/sample.cu.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Wanted {
+    row: u32,
+    token: u32,
+}
+
+/// Runs the step.
+pub(super) fn log_probabilities(
+    cuda: &Cuda,
+    logits: &Rows,
+    rows: usize,
+    tokens: &[(u32, u32)],
+) -> Result<Vec<f32>, BackendError> {
+    let fits = |row: u32| (row as usize) < rows.min(logits.length);
+    if let Some((row, _)) = tokens.iter().find(|(row, _)| !fits(*row)) {
+        let expected = format!("a row of {}", rows.min(logits.length));
+        return Err(super::unfit("log_probabilities", &expected, row.to_string()));
+    }
+    let device = &cuda.device;
+    let wanted = tokens.iter().map(|&(row, token)| Wanted { row, token }).collect::<Vec<_>>();
+    let logits = logits.read_as(device, Form::F32)?;
+    let wanted = Argument::Address(device.stage(&wanted)?);
+    let found = device.activations(tokens.len() * size_of::<f32>())?;
+    let to = Argument::Address(found.address());
+    let arguments = [logits.argument(), int(logits.stride), int(logits.width), wanted, to];
+    // SAFETY: the arguments of `log_probabilities`; rows are there, as checked, and it leaves tokens beyond the vocabulary alone.
+    unsafe {
+        device.push(Kernel::LogProbabilities, Grid::new([tokens.len(), 1, 1], SUM_THREADS), &arguments)
+    };
+    device.download::<f32>(found.address(), tokens.len())
 }

@@ -65,3 +65,28 @@ fn nothing_is_chosen_from_what_is_no_number_and_ties_go_to_the_first() {
     );
     assert!(gpu.choose(&logits, &draws(3, 3)).is_err());
 }
+
+#[test]
+fn log_probabilities_are_those_of_the_host() {
+    for (rows, vocabulary) in [(1, 1), (7, 8), (60, 133), (16, 3000)] {
+        let gpu = gpu();
+        let table = gpu.table(host(rows.into(), rows as usize, vocabulary)).unwrap();
+        let logits = || {
+            let x = gpu.embed(&table, &(0..rows).collect::<Vec<_>>()).unwrap();
+            gpu.add(gpu.embed(&table, &(0..rows).rev().collect::<Vec<_>>()).unwrap(), &x).unwrap()
+        };
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        // Some rows several times, others not at all; some tokens are beyond the vocabulary.
+        let mut wanted = || (random.random_range(0..rows), random.random_range(0..vocabulary as u32 + 2));
+        let tokens = (0..90).map(|_| wanted()).collect::<Vec<_>>();
+        let expected =
+            crate::backend::log_probabilities(&gpu.host(logits()).unwrap(), rows as usize, &tokens);
+        let got = gpu.log_probabilities(logits(), rows as usize, &tokens).unwrap();
+        for ((got, expected), wanted) in got.iter().zip(&expected).zip(&tokens) {
+            let close = got == expected || (got - expected).abs() < 1e-5;
+            assert!(close, "{wanted:?} of {rows} x {vocabulary}: {got}, not {expected}");
+        }
+        let beyond = gpu.log_probabilities(logits(), rows as usize, &[(rows, 0)]);
+        assert!(beyond.unwrap_err().to_string().contains("log_probabilities"));
+    }
+}
