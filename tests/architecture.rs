@@ -31,7 +31,7 @@ const CRATES: [(&str, &[&str]); 11] = [
     ("hyper_util", &["server"]),
     ("tokio", &["server", "engine", "cli"]),
     ("candle_core", &["backend/reference", "artifact"]),
-    ("cudarc", &["backend/cuda"]),
+    ("cudarc", &["backend/cuda", "backend/reference"]),
     ("clap", &["cli"]),
     ("prometheus", &["server"]),
     ("indicatif", &["cli"]),

@@ -1,9 +1,9 @@
 //! Attention, over one sequence or over several at once, and a paged key-value pool simple enough to be an oracle.
 
-use super::composed::{Composed, run};
+use super::composed::{Composed, Softmax, run};
 use super::named;
 use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan, Sight, alibi_slopes};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// Attention of one sequence's rows. `q (t, N*D)` at positions `start..start+t`; `k`, `v (start + t, K*D)`.
 pub(super) fn attend(
@@ -56,10 +56,10 @@ fn attend_each(
         let x = x.reshape((count, positions, query_heads, head_size))?.transpose(1, 2)?;
         x.reshape((heads, positions, head_size))
     };
-    let scores = (q.matmul(&spread(k)?.t()?)? * (1.0 / (head_size as f64).sqrt()))?;
-    let scores = scores.reshape((count, query_heads, rows, positions))?.broadcast_add(bias)?;
-    let probabilities = softmax(&scores.reshape((heads, rows, positions))?)?;
-    let y = probabilities.matmul(&spread(v)?)?.reshape((count, query_heads, rows, head_size))?;
+    let scores = q.matmul(&spread(k)?.t()?)?;
+    let factor = 1.0 / (head_size as f32).sqrt();
+    let shares = run(Softmax { bias: bias.clone(), factor }, &[&scores])?;
+    let y = shares.matmul(&spread(v)?)?.reshape((count, query_heads, rows, head_size))?;
     y.transpose(1, 2)?.reshape((count * rows, query_heads * head_size))
 }
 
@@ -121,12 +121,6 @@ impl Composed for Unpadded {
     fn backward(&self, _: &[Tensor], dy: &Tensor) -> Result<Vec<Tensor>> {
         Ok(vec![self.0.pad(dy)?])
     }
-}
-
-/// Over the last axis. The maximum is a constant for the gradient: it cancels.
-fn softmax(x: &Tensor) -> Result<Tensor> {
-    let exponentials = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
 }
 
 /// What is added to scores, `(1 or N, rows, positions)`: minus infinity where row `start + r` may not see position `p`, else 0 or

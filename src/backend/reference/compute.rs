@@ -59,6 +59,7 @@ impl Compute {
         let device =
             Device::new_cuda_with_stream(ordinal).map_err(|error| classified(ordinal, error.to_string()))?;
         one_stream_only(&device);
+        keep_freed_memory(&device).map_err(|message| ComputeError::Library { ordinal, message })?;
         Ok(Self { device, weights: DType::BF16, composed: true })
     }
 
@@ -85,7 +86,7 @@ impl Compute {
     pub fn memory(&self) -> Option<(usize, usize)> {
         #[cfg(feature = "cuda-train")]
         if let Device::Cuda(cuda) = &self.device {
-            // What has been freed comes back to the driver when all that was asked for is done.
+            // What is being freed is free when all that was asked for is done; what was freed and kept counts as used.
             self.device.synchronize().ok()?;
             return cuda.cuda_stream().context().mem_get_info().ok();
         }
@@ -129,6 +130,30 @@ fn one_stream_only(device: &Device) {
     }
     #[cfg(not(feature = "cuda-train"))]
     let _ = device;
+}
+
+/// What is freed stays at hand for the next operation. Left to itself, the driver takes memory back each time that a result is waited
+/// for, and mapping it anew costs more than most operations.
+fn keep_freed_memory(device: &Device) -> std::result::Result<(), String> {
+    #[cfg(feature = "cuda-train")]
+    if let Device::Cuda(cuda) = device {
+        use candle_core::cuda_backend::cudarc::driver::{result, sys};
+        let stream = cuda.cuda_stream();
+        if !stream.context().has_async_alloc() {
+            return Ok(());
+        }
+        let release = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let mut most = u64::MAX;
+        #[expect(unsafe_code, reason = "an attribute that neither candle nor cudarc sets")]
+        // SAFETY: the device is the context's, the pool is its own, and this attribute is 64 bits.
+        let set = unsafe {
+            result::device::get_default_mem_pool(stream.context().cu_device())
+                .and_then(|pool| result::mem_pool::set_attribute(pool, release, (&raw mut most).cast()))
+        };
+        return set.map_err(|error| format!("cuMemPoolSetAttribute: {error}"));
+    }
+    let _ = device;
+    Ok(())
 }
 
 /// The driver's error codes by their names, which is all that candle passes on.

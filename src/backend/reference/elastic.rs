@@ -3,31 +3,10 @@
 //! Composed of candle's operations it would be a dozen nodes, each with gradient buffers of its own, and a gradient of
 //! the frozen `W` that nobody wants. The slow twin is in the tests, which compare values and gradients.
 
+use super::dropout::Mask;
 use super::product::{Onto, View, contiguous, multiply, with_values};
 use crate::supernet::ActiveLinear;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
-
-/// What dropout left of a matrix.
-pub(super) struct Mask {
-    /// Whether each element stays.
-    pub(super) keep: Vec<bool>,
-    /// The same as bytes on another device, to which it has moved.
-    pub(super) on_device: Option<Tensor>,
-    /// What stays is scaled up by this much.
-    pub(super) scale: f32,
-}
-
-impl Mask {
-    pub(super) fn new(keep: Vec<bool>, scale: f32) -> Self {
-        Self { keep, on_device: None, scale }
-    }
-
-    fn apply(&self, values: &mut [f32]) {
-        for (value, &keep) in values.iter_mut().zip(&self.keep) {
-            *value = if keep { *value * self.scale } else { 0.0 };
-        }
-    }
-}
 
 /// `x (T, i)` to `x W[:o,:i]^T (T, o)`: a frozen weight with the part of it that is in use.
 pub(super) struct Frozen {
@@ -110,7 +89,7 @@ impl Elastic {
 
     fn dropped(&self, x: &[f32]) -> Vec<f32> {
         let mut dropped = x.to_vec();
-        if let Some(mask) = &self.dropout {
+        if let Some(mask) = self.dropout {
             mask.apply(&mut dropped);
         }
         dropped
@@ -158,7 +137,7 @@ impl Elastic {
 
         let mut dx = self.frozen.backward(dy)?;
         let a = View::prefix(a, rank, inp, a_stride);
-        match &self.dropout {
+        match self.dropout {
             None => multiply((&mut dx, inp), Onto::Sum, 1.0, dshrunk, a, threads),
             Some(mask) => {
                 let mut through = dropped;

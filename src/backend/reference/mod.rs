@@ -8,8 +8,10 @@
 mod attention;
 mod composed;
 mod compute;
+mod dropout;
 mod elastic;
 mod fused;
+mod gpu;
 mod gradients;
 mod product;
 #[cfg(test)]
@@ -28,11 +30,9 @@ use crate::supernet::ActiveLinear;
 use crate::weights::{HostMatrix, HostVector};
 use attention::{PagedCache, attend, attend_padded};
 use candle_core::{D, DType, Device, Tensor, Var};
-use elastic::{Elastic, Frozen, Mask};
+use dropout::{Mask, Position};
+use elastic::{Elastic, Frozen};
 use fused::{Gated, RmsNorm, Rotary, Turns};
-use rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -51,19 +51,17 @@ pub type ChannelSquares = BTreeMap<usize, (Vec<f64>, usize)>;
 
 /// What only a backend that trains has.
 struct Training {
-    /// Probability of dropping an element of an adapter's input.
-    dropout: f64,
+    /// Of dropping an element of an adapter's input.
+    probability: f64,
+    seed: u64,
     state: Mutex<TrainingState>,
 }
 
 struct TrainingState {
-    random: ChaCha8Rng,
+    position: Position,
     /// Every adapter tensor that was loaded, in loading order.
     variables: Vec<(String, Var)>,
 }
-
-/// Elements of a mask that one thread draws at a time; two share a word of the random stream.
-const MASK_PIECE: usize = 1 << 16;
 
 impl Reference {
     /// For inference: no variable, no dropout.
@@ -99,15 +97,15 @@ impl Reference {
     /// For training: adapters become variables; their input is dropped out with probability `dropout` in `[0, 1)`.
     /// Its products use one thread: a training runs several of these side by side, see [`Self::beside`].
     pub fn for_training(dropout: f64, seed: u64) -> Self {
-        let state = TrainingState { random: ChaCha8Rng::seed_from_u64(seed), variables: Vec::new() };
-        let training = Training { dropout, state: Mutex::new(state) };
+        let state = TrainingState { position: Position::of(seed, 0), variables: Vec::new() };
+        let training = Training { probability: dropout, seed, state: Mutex::new(state) };
         Self { compute: Compute::cpu(), threads: 1, training: Some(training), channels: None }
     }
 
     /// Another one for the same model on another thread, with the dropout of its own that `seed` decides. The variables
     /// stay with the first.
     pub fn beside(&self, seed: u64) -> Self {
-        let dropout = self.training.as_ref().map_or(0.0, |t| t.dropout);
+        let dropout = self.training.as_ref().map_or(0.0, |t| t.probability);
         Self::for_training(dropout, seed).on(self.compute.clone())
     }
 
@@ -119,51 +117,26 @@ impl Reference {
 
     /// Which of so many elements stay, by the training's probability; `None` for all of them.
     fn dropout(&self, elements: usize) -> Option<Mask> {
-        // A GPU waits for one graph's masks, so all threads draw them; on the processor, each draws those of its own.
-        self.dropout_in_pieces(elements, if self.compute.is_gpu() { MASK_PIECE } else { elements })
+        let training = self.training.as_ref().filter(|training| training.probability > 0.0)?;
+        Some(lock(&training.state).position.draw(elements, training.probability))
     }
 
-    /// `piece` elements, an even number of them if not all, on one thread.
-    fn dropout_in_pieces(&self, elements: usize, piece: usize) -> Option<Mask> {
-        let training = self.training.as_ref()?;
-        if training.dropout <= 0.0 {
-            return None;
-        }
-        // 16 random bits decide an element: p is exact to 1/65536, which no training can see.
-        let threshold = (training.dropout * 65536.0).round() as u32;
-        let start = {
-            let mut state = lock(&training.state);
-            let start = state.random.clone();
-            state.random.set_word_pos(start.get_word_pos() + elements.div_ceil(2) as u128);
-            start
-        };
-        let mut keep = vec![false; elements];
-        keep.par_chunks_mut(piece.max(1)).enumerate().for_each(|(index, keep)| {
-            let mut random = start.clone();
-            random.set_word_pos(start.get_word_pos() + (index * piece / 2) as u128);
-            let mut bits = vec![0u8; keep.len() * 2];
-            random.fill_bytes(&mut bits);
-            let stays = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]])) >= threshold;
-            keep.iter_mut().zip(bits.chunks_exact(2)).for_each(|(keep, bits)| *keep = stays(bits));
-        });
-        Some(Mask::new(keep, (1.0 / (1.0 - training.dropout)) as f32))
-    }
-
-    /// Starts the dropout's random stream of one micro-batch: the same masks whatever ran before, so that training
-    /// can continue after a restart without remembering a generator.
+    /// Starts the dropout of one micro-batch, the same whatever ran before.
     pub fn start_dropout(&self, micro_batch: u64) {
-        self.continue_dropout(u128::from(micro_batch) << 40);
+        if let Some(training) = &self.training {
+            self.continue_dropout(Some(Position::of(training.seed, micro_batch)));
+        }
     }
 
-    /// How far the dropout's random stream is.
-    fn dropout_position(&self) -> u128 {
-        self.training.as_ref().map_or(0, |training| lock(&training.state).random.get_word_pos())
+    /// Where the dropout is, where there is any.
+    fn dropout_position(&self) -> Option<Position> {
+        self.training.as_ref().map(|training| lock(&training.state).position)
     }
 
     /// Draws the same masks once more that were drawn after this position.
-    fn continue_dropout(&self, position: u128) {
-        if let Some(training) = &self.training {
-            lock(&training.state).random.set_word_pos(position);
+    fn continue_dropout(&self, position: Option<Position>) {
+        if let Some((training, position)) = self.training.as_ref().zip(position) {
+            lock(&training.state).position = position;
         }
     }
 

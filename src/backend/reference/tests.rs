@@ -1,10 +1,11 @@
 //! Operations with a backward pass of their own, ours and those composed for other devices, against their formulas left
 //! to candle: values and gradients.
 
-use super::Reference;
 use super::attention::{attend, attend_padded};
+use super::composed::{Softmax, run};
 use super::compute::Compute;
-use super::elastic::{Elastic, Frozen, Mask};
+use super::dropout::Position;
+use super::elastic::{Elastic, Frozen};
 use super::fused::{CrossEntropy, Divergence, Gated, RmsNorm, Rotary, Turns};
 use super::product::{Onto, View, multiply};
 use crate::backend::{AttentionShape, SequenceSpan};
@@ -21,10 +22,30 @@ fn random(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
 }
 
 fn variable(rows: usize, columns: usize, seed: u64) -> Var {
-    Var::from_vec(random(rows, columns, seed), (rows, columns), &Device::Cpu).unwrap()
+    variable_on(&Device::Cpu, rows, columns, seed)
 }
 
-/// Runs an operation, in both of its forms, and its formula on fresh variables of these shapes and compares the results
+fn variable_on(device: &Device, rows: usize, columns: usize, seed: u64) -> Var {
+    Var::from_vec(random(rows, columns, seed), (rows, columns), device).unwrap()
+}
+
+/// All that an operation can run on, by name: ours, composed, and composed on a GPU where there is one.
+fn forms(weights: DType) -> Vec<(&'static str, Compute)> {
+    let mut forms = vec![("composed", Compute::composed(weights == DType::BF16))];
+    if weights == DType::F32 {
+        forms.push(("ours", Compute::cpu()));
+    }
+    if let Ok(gpu) = Compute::cuda(0) {
+        forms.push(("on a GPU", Compute { weights, ..gpu }));
+    }
+    forms
+}
+
+fn on(compute: &Compute, tensor: &Tensor) -> Tensor {
+    tensor.to_device(&compute.device).unwrap()
+}
+
+/// Runs an operation, in all of its forms, and its formula on fresh variables of these shapes and compares the results
 /// and every variable's gradient; the result is weighted with fixed random numbers, so that no gradient is trivial.
 fn check(
     name: &str,
@@ -32,34 +53,37 @@ fn check(
     operation: impl Fn(&Compute, &[Tensor]) -> Result<Tensor>,
     formula: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
-    for (form, compute) in [("ours", Compute::cpu()), ("composed", Compute::composed(false))] {
-        check_form(&format!("{name}, {form}"), shapes, |v| operation(&compute, v), &formula);
+    let expected = both_ways(&Device::Cpu, shapes, &formula);
+    for (form, compute) in forms(DType::F32) {
+        let got = both_ways(&compute.device, shapes, |v| operation(&compute, v));
+        same(&format!("{name} {shapes:?}, {form}"), &got, &expected, 2e-5);
     }
 }
 
-fn check_form(
-    name: &str,
+/// The result, and each variable's gradient.
+fn both_ways(
+    device: &Device,
     shapes: &[(usize, usize)],
     operation: impl Fn(&[Tensor]) -> Result<Tensor>,
-    formula: impl Fn(&[Tensor]) -> Result<Tensor>,
-) {
-    let run = |operation: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
-        let variables =
-            shapes.iter().zip(1..).map(|(&(r, c), seed)| variable(r, c, seed)).collect::<Vec<_>>();
-        let inputs = variables.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
-        let y = operation(&inputs).unwrap();
-        let weights = Tensor::from_vec(random(1, y.elem_count(), 99), y.shape(), &Device::Cpu).unwrap();
-        let gradients = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
-        let gradient = |t: &Tensor| gradients.get(t).unwrap().clone();
-        let all = std::iter::once(y).chain(inputs.iter().map(gradient));
-        all.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
-    };
-    let (got, expected) = (run(&operation), run(&formula));
-    for (what, (got, expected)) in got.iter().zip(&expected).enumerate() {
-        assert_eq!(got.len(), expected.len(), "{name} {shapes:?}: output {what}");
+) -> Vec<Vec<f32>> {
+    let variables = shapes.iter().zip(1..).map(|(&(r, c), seed)| variable_on(device, r, c, seed));
+    let variables = variables.collect::<Vec<_>>();
+    let inputs = variables.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
+    let y = operation(&inputs).unwrap();
+    let weights = Tensor::from_vec(random(1, y.elem_count(), 99), y.shape(), device).unwrap();
+    let gradients = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradient = |t: &Tensor| gradients.get(t).unwrap().clone();
+    let all = std::iter::once(y).chain(inputs.iter().map(gradient));
+    all.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+}
+
+fn same(what: &str, got: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (output, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!(got.len(), expected.len(), "{what}: output {output}");
         let largest = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
         let off = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off <= 2e-5 * largest, "{name} {shapes:?}: output {what} is off by {off} of {largest}");
+        assert!(off <= tolerance * largest, "{what}: output {output} is off by {off} of {largest}");
     }
 }
 
@@ -75,18 +99,18 @@ fn the_elastic_product_is_its_formula_and_so_are_its_gradients() {
     for rows in ROWS {
         for (out, inp, rank) in [(37, 29, 9), (37, 13, 9), (20, 29, 5), (1, 1, 1)] {
             for dropout in [false, true] {
-                let keep = random(rows, inp, 7).iter().map(|&v| v > -0.5).collect::<Vec<_>>();
-                let mask = || dropout.then(|| Mask::new(keep.clone(), 4.0 / 3.0));
-                let factors = keep.iter().map(|&k| if k || !dropout { 1.0 } else { 0.0f32 });
-                let factor = if dropout { 4.0 / 3.0 } else { 1.0 };
-                let factors = factors.map(|k| k * factor).collect::<Vec<_>>();
+                let mask = dropout.then(|| Position::of(7, 1).draw(rows * inp, 0.25));
+                let mut factors = vec![1.0; rows * inp];
+                if let Some(mask) = mask {
+                    mask.apply(&mut factors);
+                }
                 let active = ActiveLinear { out, inp, rank };
                 check(
                     &format!("elastic {active:?}, dropout {dropout}"),
                     &[(rows, inp), (full_rank, full_inp), (full_out, full_rank)],
                     |compute, v| {
-                        let elastic = Elastic::new(weight.clone(), active, 2.0, 1);
-                        compute.run3(Elastic { dropout: mask(), ..elastic }, &v[0], &v[1], &v[2])
+                        let elastic = Elastic::new(on(compute, &weight), active, 2.0, 1);
+                        compute.run3(Elastic { dropout: mask, ..elastic }, &v[0], &v[1], &v[2])
                     },
                     |v| {
                         let (x, a, b) = (&v[0], prefix(&v[1], rank, inp)?, prefix(&v[2], out, rank)?);
@@ -132,7 +156,9 @@ fn the_frozen_product_has_the_gradient_of_its_input() {
             check(
                 "frozen",
                 &[(rows, inp)],
-                |compute, v| compute.run1(Frozen { weight: weight.clone(), out, inp, threads: 2 }, &v[0]),
+                |compute, v| {
+                    compute.run1(Frozen { weight: on(compute, &weight), out, inp, threads: 2 }, &v[0])
+                },
                 |v| v[0].matmul(&prefix(&weight, out, inp)?.t()?),
             );
         }
@@ -147,7 +173,7 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
         check(
             "rms norm",
             &[(rows, 24)],
-            |compute, v| compute.run1(RmsNorm { weight: weight.clone(), eps: 1e-5 }, &v[0]),
+            |compute, v| compute.run1(RmsNorm { weight: on(compute, &weight), eps: 1e-5 }, &v[0]),
             |v| {
                 let mean_square = (v[0].sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
                 v[0].broadcast_div(&mean_square.sqrt()?)?.broadcast_mul(&weight)
@@ -194,7 +220,7 @@ fn row_wise_operations_are_their_formulas_and_so_are_their_gradients() {
         check(
             "divergence",
             &[(rows, 300)],
-            |compute, v| compute.run1(Divergence { teacher: teacher.clone(), count: rows + 1 }, &v[0]),
+            |compute, v| compute.run1(Divergence { teacher: on(compute, &teacher), count: rows + 1 }, &v[0]),
             |v| {
                 let shares = |x: &Tensor| x.exp()?.broadcast_div(&x.exp()?.sum_keepdim(D::Minus1)?);
                 let (teacher, student) = (shares(&teacher)?, shares(&v[0])?);
@@ -270,24 +296,6 @@ fn a_product_with_bf16_weights_rounds_its_input_and_its_result_and_nothing_else(
 }
 
 #[test]
-fn masks_are_the_same_whoever_draws_them() {
-    let mask = |piece| {
-        let backend = Reference::for_training(0.25, 3);
-        backend.start_dropout(5);
-        // An odd number, so that the second mask begins in the middle of a word or after it.
-        let draw = || backend.dropout_in_pieces(1001, piece).unwrap().keep;
-        (draw(), draw())
-    };
-    let whole = mask(1001);
-    assert_ne!(whole.0, whole.1);
-    let dropped = whole.0.iter().filter(|&&keep| !keep).count();
-    assert!((200..300).contains(&dropped), "{dropped} of 1001");
-    for piece in [2, 64, 1000] {
-        assert_eq!(mask(piece), whole, "in pieces of {piece}");
-    }
-}
-
-#[test]
 fn a_product_may_use_any_part_of_its_operands() {
     // (1 2; 3 4) in rows of three, times its own transpose, added to ones in rows of four.
     let a = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0];
@@ -311,17 +319,69 @@ fn sequences_attended_to_together_are_as_each_alone() {
             spans.push(SequenceSpan { rows: first..first + length, start: 0, blocks: Vec::new() });
         }
         let rows = lengths.iter().sum();
-        check_form(
-            &format!("attention of {lengths:?}"),
-            &[(rows, 24), (rows, 12), (rows, 12)],
-            |v| attend_padded(&v[0], &v[1], &v[2], &shape, &spans),
+        let shapes = [(rows, 24), (rows, 12), (rows, 12)];
+        let expected = both_ways(&Device::Cpu, &shapes, |v| {
+            let each = spans.iter().map(|span| {
+                let of = |x: &Tensor| x.narrow(0, span.rows.start, span.rows.len());
+                attend(&of(&v[0])?, &of(&v[1])?, &of(&v[2])?, &shape, 0)
+            });
+            Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
+        });
+        for (form, compute) in forms(DType::F32) {
+            let got =
+                both_ways(&compute.device, &shapes, |v| attend_padded(&v[0], &v[1], &v[2], &shape, &spans));
+            same(&format!("attention of {lengths:?}, {form}"), &got, &expected, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn what_a_head_attends_to_is_the_softmax_of_what_it_scores() {
+    for (heads, biases, rows, positions) in [(1, 1, 1, 1), (3, 1, 7, 7), (6, 3, 5, 37), (4, 4, 16, 70)] {
+        let seen = |index: usize| {
+            let (row, position) = (index / positions % rows, index % positions);
+            if position <= row + 2 { index as f32 % 5.0 / 10.0 } else { f32::NEG_INFINITY }
+        };
+        let bias = (0..biases * rows * positions).map(seen).collect::<Vec<_>>();
+        let bias = Tensor::from_vec(bias, (biases, rows, positions), &Device::Cpu).unwrap();
+        check(
+            &format!("softmax with {biases} biases"),
+            &[(heads * rows, positions)],
+            |compute, v| {
+                let scores = v[0].reshape((heads, rows, positions))?;
+                run(Softmax { bias: on(compute, &bias), factor: 0.3 }, &[&scores])
+            },
             |v| {
-                let each = spans.iter().map(|span| {
-                    let of = |x: &Tensor| x.narrow(0, span.rows.start, span.rows.len());
-                    attend(&of(&v[0])?, &of(&v[1])?, &of(&v[2])?, &shape, 0)
-                });
-                Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
+                let scores = (v[0].reshape((heads / biases, biases, rows, positions))? * 0.3)?;
+                let exponentials = scores.broadcast_add(&bias)?.exp()?;
+                let shares = exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?;
+                shares.reshape((heads, rows, positions))
             },
         );
+    }
+}
+
+/// Rounded to bf16 on the way, sums in another order differ by as much.
+#[test]
+fn the_elastic_product_of_a_bf16_weight_is_the_same_wherever_it_is_composed() {
+    let weight = Tensor::from_vec(random(37, 29, 50), (37, 29), &Device::Cpu).unwrap();
+    let weight = weight.to_dtype(DType::BF16).unwrap();
+    for rows in ROWS {
+        for dropout in [false, true] {
+            let mask = dropout.then(|| Position::of(7, 1).draw(rows * 13, 0.25));
+            let active = ActiveLinear { out: 20, inp: 13, rank: 5 };
+            let shapes = [(rows, 13), (9, 29), (37, 9)];
+            let each = forms(DType::BF16).into_iter().map(|(form, compute)| {
+                let run = |v: &[Tensor]| {
+                    let elastic = Elastic::new(on(&compute, &weight), active, 2.0, 1);
+                    compute.run3(Elastic { dropout: mask, ..elastic }, &v[0], &v[1], &v[2])
+                };
+                (form, both_ways(&compute.device, &shapes, run))
+            });
+            let each = each.collect::<Vec<_>>();
+            for (form, got) in &each {
+                same(&format!("{rows} rows, dropout {dropout}, {form}"), got, &each[0].1, 1e-2);
+            }
+        }
     }
 }

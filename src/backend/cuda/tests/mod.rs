@@ -11,6 +11,7 @@ mod many;
 mod plain;
 mod sampling;
 mod sight;
+mod training;
 
 use super::Cuda;
 use crate::backend::reference::Reference;
