@@ -34,6 +34,7 @@ fn compile_all(out: &Path) -> Result<(), String> {
     let parts = [
         "rows",
         "few_rows",
+        "few_narrow",
         "shrink_many",
         "many_rows",
         "many_rows_wgmma",
@@ -44,7 +45,8 @@ fn compile_all(out: &Path) -> Result<(), String> {
         "limits",
     ]
     .map(part);
-    let shared = ["formats.cuh", "mma.cuh", "attention.cuh", "many_rows.cuh", "wgmma.cuh"].map(include);
+    let shared = ["formats.cuh", "mma.cuh", "attention.cuh", "many_rows.cuh", "wgmma.cuh", "few_tiles.cuh"]
+        .map(include);
     let text = format!("{}{}", shared.concat(), parts.concat());
     std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
     let architectures = [

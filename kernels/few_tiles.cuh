@@ -277,6 +277,21 @@ struct Desk {
     }
 };
 
+// Numbers `k..k + 8` of a row times a norm's weights, zero from `inp` on; adds their squares, as far as the row is wide.
+__device__ __forceinline__ uint4 normed_piece(const float4 (&values)[2], const float4 (&by)[2], int k, int inp, int width, float& squares) {
+    unsigned two[4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const float4 v = values[half], w = by[half];
+        const int at = k + 4 * half, left = width - at;
+        squares += (left > 0 ? v.x * v.x : 0.0f) + (left > 1 ? v.y * v.y : 0.0f) + (left > 2 ? v.z * v.z : 0.0f) +
+                   (left > 3 ? v.w * v.w : 0.0f);
+        two[2 * half] = pack(at < inp ? v.x * w.x : 0.0f, at + 1 < inp ? v.y * w.y : 0.0f);
+        two[2 * half + 1] = pack(at + 2 < inp ? v.z * w.z : 0.0f, at + 3 < inp ? v.w * w.w : 0.0f);
+    }
+    return {two[0], two[1], two[2], two[3]};
+}
+
 // A block's ring and its inputs.
 template <int ROWS, bool NORM>
 struct Ring {
@@ -380,19 +395,10 @@ struct Ring {
 #pragma unroll
                 for (int i = 0; i < AT_ONCE; i++) {
                     const int piece = start + i * THREADS, k = 8 * piece;
-                    unsigned two[4];
-#pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const float4 v = values[i][half], w = by[i][half];
-                        const int at = k + 4 * half, left = inputs.width - at;
-                        squares += (left > 0 ? v.x * v.x : 0.0f) + (left > 1 ? v.y * v.y : 0.0f) + (left > 2 ? v.z * v.z : 0.0f) +
-                                   (left > 3 ? v.w * v.w : 0.0f);
-                        two[2 * half] = pack(at < inp ? v.x * w.x : 0.0f, at + 1 < inp ? v.y * w.y : 0.0f);
-                        two[2 * half + 1] = pack(at + 2 < inp ? v.z * w.z : 0.0f, at + 3 < inp ? v.w * w.w : 0.0f);
-                    }
+                    const uint4 bits = normed_piece(values[i], by[i], k, inp, inputs.width, squares);
                     if (piece >= pieces) continue;
                     unsigned char* tile = normed() + piece / PIECES * rows * ROW_BYTES + row * ROW_BYTES;
-                    *reinterpret_cast<uint4*>(tile + 16 * swizzled_piece(row, piece % PIECES)) = {two[0], two[1], two[2], two[3]};
+                    *reinterpret_cast<uint4*>(tile + 16 * swizzled_piece(row, piece % PIECES)) = bits;
                 }
             }
             squares = warp_sum(squares);

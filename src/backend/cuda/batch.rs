@@ -14,6 +14,13 @@ pub(super) struct SegmentRow {
     adapter: i32,
 }
 
+impl SegmentRow {
+    /// The super-adapter that takes part.
+    pub(super) fn super_adapter(&self) -> Option<i32> {
+        (self.rank > 0).then_some(self.adapter)
+    }
+}
+
 /// Where a Linear's bias lies; 0 for none.
 ///
 /// # Errors

@@ -42,6 +42,7 @@ pub(super) struct Device {
     /// Whether kernels begin while the last blocks of the one before run, see kernels/common.cuh.
     overlaps: bool,
     wgmma: bool,
+    narrow: bool,
     _module: Arc<CudaModule>,
     step: Mutex<Step>,
     /// Tables that stay from step to step, and what is in them.
@@ -61,6 +62,12 @@ pub(super) struct How {
     pub(super) apart: bool,
     /// Where it has `wgmma`, with it.
     pub(super) wgmma: bool,
+    /// Small weights have kernels of their own.
+    pub(super) narrow: bool,
+}
+
+impl How {
+    pub(super) const RULE: Self = Self { apart: false, wgmma: true, narrow: true };
 }
 
 /// Bytes, and where they are on the device.
@@ -164,6 +171,7 @@ impl Device {
             multiprocessors,
             overlaps: capability >= OVERLAPS,
             wgmma: capability == HOPPER && how.wgmma,
+            narrow: capability >= OVERLAPS && how.narrow,
             _module: module,
             step,
             kept,
@@ -184,6 +192,11 @@ impl Device {
     /// Whether kernels/many_rows_wgmma.cu runs on it.
     pub(super) fn has_wgmma(&self) -> bool {
         self.wgmma
+    }
+
+    /// Whether kernels/few_narrow.cu pays on it, which asks for weights before the kernel before has ended, if it has the room.
+    pub(super) fn has_narrow(&self) -> bool {
+        self.narrow && self.has_room_for(Kernel::NarrowLinearFew)
     }
 
     /// Whether a block may have as much shared memory as this kernel takes.

@@ -1,4 +1,4 @@
-//! Products of few rows: kernels/few_rows.cu, one launch for up to three Linears.
+//! Products of few rows: kernels/few_rows.cu, and of small weights kernels/few_narrow.cu; one launch for up to three Linears.
 #![allow(unsafe_code)]
 
 use super::batch::{self, SegmentRow};
@@ -28,6 +28,20 @@ const ROW_BYTES: usize = 2 * CHUNK;
 const NORMED_ROWS: usize = 8;
 const NORMED_BYTES: usize = 8 << 10;
 
+/// Of kernels/few_narrow.cu: rows of a launch, outputs of a block (of gate and up each), what inputs are padded to.
+const NARROW_ROWS: usize = 8;
+const NARROW_TILE: usize = 16;
+const NARROW_STEP: usize = 64;
+/// Inputs up to which all that a block takes fits its shared memory: its rows of a weight and A; of gate and up both.
+const NARROW_INPUTS: usize = 1536;
+const NARROW_INPUTS_OF_TWO: usize = 768;
+/// Numbers of a weight up to which the way to memory takes longer than they do: from there on it counts that every block reads A.
+const NARROW_WEIGHT: usize = 1 << 20;
+/// Super-adapters of a batch up to which a block that shrinks for one after the other is faster than blocks that do it side by side.
+const NARROW_ADAPTERS: usize = 2;
+/// Bytes of normed inputs that such a block keeps at most.
+const NARROW_NORMED_BYTES: usize = 12 << 10;
+
 /// One Linear of a launch: `Part` of kernels/few_rows.cu.
 pub(super) struct Part {
     words: [u64; PART_WORDS],
@@ -49,6 +63,8 @@ pub(super) struct Few {
     /// Whether two Linears make one result.
     paired: bool,
     normed: bool,
+    /// Whether it is one of kernels/few_narrow.cu.
+    narrow: bool,
 }
 
 /// The kernels of one format.
@@ -72,7 +88,7 @@ impl Few {
             9..=16 => (kernels!(format, LinearFew16Bf16, LinearFew16Int8, LinearFew16Int4), 16),
             _ => (kernels!(format, LinearFew32Bf16, LinearFew32Int8, LinearFew32Int4), 32),
         };
-        Self { kernel, rows: of_block, paired: false, normed }
+        Self { kernel, rows: of_block, paired: false, normed, narrow: false }
     }
 
     /// Of gate and up together.
@@ -85,17 +101,53 @@ impl Few {
             9..=16 => (kernels!(format, GateUpFew16Bf16, GateUpFew16Int8, GateUpFew16Int4), 16),
             _ => (kernels!(format, GateUpFew32Bf16, GateUpFew32Int8, GateUpFew32Int4), 32),
         };
-        Self { kernel, rows: of_block, paired: true, normed }
+        Self { kernel, rows: of_block, paired: true, normed, narrow: false }
     }
 
-    /// Whether blocks can norm so many rows themselves.
-    pub(super) fn norms(rows: usize, width: usize) -> bool {
-        rows <= NORMED_ROWS && rows * normed_bytes(width) <= NORMED_BYTES
+    /// Of Linears for which [`Self::has_narrow`].
+    pub(super) fn narrow(paired: bool, normed: bool) -> Self {
+        let kernel = match (paired, normed) {
+            (false, false) => Kernel::NarrowLinearFew,
+            (false, true) => Kernel::NarrowNormedLinearFew,
+            (true, false) => Kernel::NarrowGateUpFew,
+            (true, true) => Kernel::NarrowNormedGateUpFew,
+        };
+        Self { kernel, rows: NARROW_ROWS, paired, normed, narrow: true }
     }
 
-    /// Bytes of shared memory that a block takes: the ring, then normed inputs.
-    fn shared(&self, rows: usize, width: usize) -> usize {
+    /// Whether so many rows of `width` inputs may take [`Self::narrow`], whatever their sub-networks.
+    pub(super) fn has_narrow(
+        device: &Device,
+        (rows, width): (usize, usize),
+        linears: &[&Linear<Cuda>],
+        paired: bool,
+    ) -> bool {
+        let most = if paired { NARROW_INPUTS_OF_TWO } else { NARROW_INPUTS };
+        let is_small = |linear: &&Linear<Cuda>| {
+            let weight = &linear.weight;
+            weight.format == Format::Bf16
+                && weight.rows * weight.columns <= NARROW_WEIGHT
+                && batch::most_rank(linear) <= RANKS
+        };
+        device.has_narrow()
+            && (1..=NARROW_ROWS).contains(&rows)
+            && (1..=most).contains(&width)
+            && linears.iter().all(is_small)
+    }
+
+    /// Whether blocks can norm so many rows themselves; those of a launch that may be [`Self::narrow`] more.
+    pub(super) fn norms(rows: usize, width: usize, narrow: bool) -> bool {
+        let most = if narrow { NARROW_NORMED_BYTES } else { NORMED_BYTES };
+        rows <= NORMED_ROWS && rows * normed_bytes(width) <= most
+    }
+
+    /// Bytes of shared memory that a block takes: the ring, then normed inputs; or all inputs of its outputs, ranks and rows.
+    fn shared(&self, rows: usize, width: usize, inp: usize) -> usize {
         let rows = rows.min(self.rows);
+        if self.narrow {
+            let of_weights = if self.paired { 2 } else { 1 } * (NARROW_TILE + RANKS);
+            return (of_weights + rows) * 2 * inp.next_multiple_of(NARROW_STEP);
+        }
         let normed = if self.normed { rows * normed_bytes(width) } else { 0 };
         STAGES * (TILE + rows) * ROW_BYTES + normed
     }
@@ -128,26 +180,47 @@ pub(super) fn whole(weight: &Matrix, y: &Rows) -> Part {
     Part { words, out: weight.rows, inp: weight.columns, adapters: 0, rank: 0, _shrunk: None }
 }
 
-pub(super) fn part(
-    device: &Arc<Device>,
-    linear: &Linear<Cuda>,
-    sizes: &[SegmentRow],
-    y: &Rows,
-) -> Result<Part, BackendError> {
-    let mut part = whole(&linear.weight, y);
-    part.words[2] = batch::bias(linear)?;
-    part.words[3] = device.stage(sizes)?;
-    part.rank = batch::most_rank(linear).next_multiple_of(RANKS);
-    if part.rank > 0 {
-        part.adapters = linear.adapters.len();
-        part.words[4] = batch::adapters(device, linear)?;
-        let shrunk = Rows::new(device, sizes.len(), part.rank, Form::Bf16)?;
-        let partial = Rows::new(device, sizes.len() * slices(part.inp, SHRINK_CHUNKS), part.rank, Form::F32)?;
-        (part.words[5], part.words[6]) = (shrunk.address(), partial.address());
-        part.words[10] = pair(part.adapters, part.rank);
-        part._shrunk = Some([shrunk, partial]);
+/// Whether rows of so few super-adapters are faster by [`Few::narrow`]. Bits are the same.
+pub(super) fn narrow_pays<'a>(sizes: impl IntoIterator<Item = &'a SegmentRow>) -> bool {
+    let mut adapters = Vec::with_capacity(NARROW_ADAPTERS);
+    sizes.into_iter().filter_map(SegmentRow::super_adapter).all(|adapter| {
+        if !adapters.contains(&adapter) {
+            adapters.push(adapter);
+        }
+        adapters.len() <= NARROW_ADAPTERS
+    })
+}
+
+impl Few {
+    /// One Linear of a launch of this kernel.
+    pub(super) fn part(
+        &self,
+        device: &Arc<Device>,
+        linear: &Linear<Cuda>,
+        sizes: &[SegmentRow],
+        y: &Rows,
+    ) -> Result<Part, BackendError> {
+        let mut part = whole(&linear.weight, y);
+        part.words[2] = batch::bias(linear)?;
+        part.words[3] = device.stage(sizes)?;
+        part.rank = batch::most_rank(linear).next_multiple_of(RANKS);
+        // Also of a Linear that all super-adapters leave alone: a gate beside it may have them.
+        if !linear.adapters.is_empty() {
+            part.words[4] = batch::adapters(device, linear)?;
+        }
+        if part.rank > 0 {
+            part.adapters = linear.adapters.len();
+            part.words[10] = pair(part.adapters, part.rank);
+        }
+        if part.rank > 0 && !self.narrow {
+            let shrunk = Rows::new(device, sizes.len(), part.rank, Form::Bf16)?;
+            let partial =
+                Rows::new(device, sizes.len() * slices(part.inp, SHRINK_CHUNKS), part.rank, Form::F32)?;
+            (part.words[5], part.words[6]) = (shrunk.address(), partial.address());
+            part._shrunk = Some([shrunk, partial]);
+        }
+        Ok(part)
     }
-    Ok(part)
 }
 
 /// Blocks that share a shrink of so many inputs, of which each takes so many chunks.
@@ -156,7 +229,7 @@ fn slices(inp: usize, chunks: usize) -> usize {
 }
 
 pub(super) fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[Part], onto: bool) {
-    let (x, outputs) = (&inputs.rows, if few.paired { TILE / 2 } else { TILE });
+    let x = &inputs.rows;
     let (norm, eps) = inputs.norm.map_or((0, 0.0), |norm| (norm.weight.address(), norm.eps));
     let of_inputs = [
         x.address(),
@@ -168,23 +241,26 @@ pub(super) fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[P
     for (to, part) in of_parts.chunks_exact_mut(PART_WORDS).zip(parts) {
         to.copy_from_slice(&part.words);
     }
+    let inp = parts.iter().map(|part| part.inp).max().unwrap_or(0);
+    let shared = few.shared(x.length, x.width, inp);
+    let expanded = &parts[..if few.paired { 1 } else { parts.len() }];
+    let expands = |outputs| expanded.iter().map(|part| part.out.div_ceil(outputs)).sum::<usize>();
+    let (of_inputs, of_parts) = (Argument::Struct(&of_inputs), Argument::Struct(&of_parts));
+    let onto = Argument::Int(i32::from(onto));
+    if few.narrow {
+        let grid = Grid { shared, ..Grid::new([expands(NARROW_TILE), 1, 1], FEW_THREADS) };
+        // SAFETY: as below; there are no more rows than a launch takes.
+        return unsafe { device.push(few.kernel, grid, &[of_inputs, of_parts, onto]) };
+    }
     let row_blocks = x.length.div_ceil(few.rows);
     let shrinks = |part: &Part| part.adapters * (part.rank / TILE);
-    let shared = parts.iter().map(shrinks).sum::<usize>() * row_blocks <= MOST_SHRINKS;
-    let chunks = if shared { SHRINK_CHUNKS } else { i32::MAX as usize };
+    let are_shared = parts.iter().map(shrinks).sum::<usize>() * row_blocks <= MOST_SHRINKS;
+    let chunks = if are_shared { SHRINK_CHUNKS } else { i32::MAX as usize };
     let shrink_blocks = parts.iter().map(|part| shrinks(part) * slices(part.inp, chunks)).sum::<usize>();
-    let expanded = &parts[..if few.paired { 1 } else { parts.len() }];
-    let expands = expanded.iter().map(|part| part.out.div_ceil(outputs)).sum::<usize>();
-    let blocks = row_blocks * (shrink_blocks + expands);
-    let grid = Grid { shared: few.shared(x.length, x.width), ..Grid::new([blocks, 1, 1], FEW_THREADS) };
-    let arguments = [
-        Argument::Struct(&of_inputs),
-        Argument::Struct(&of_parts),
-        int(parts.len()),
-        device.counters(),
-        int(chunks),
-        Argument::Int(i32::from(onto)),
-    ];
+    let outputs = if few.paired { TILE / 2 } else { TILE };
+    let blocks = row_blocks * (shrink_blocks + expands(outputs));
+    let grid = Grid { shared, ..Grid::new([blocks, 1, 1], FEW_THREADS) };
+    let arguments = [of_inputs, of_parts, int(parts.len()), device.counters(), int(chunks), onto];
     // SAFETY: the arguments of the kernels for few rows. Sizes lie within the weights and adapters, as `batch::sizes` has checked;
     // results and what is shrunk have room for every row.
     unsafe { device.push(few.kernel, grid, &arguments) };

@@ -54,6 +54,10 @@ kernels! {
     GateUpFew32Int4 = "gate_up_few_32_int4",
     NormedLinearFewInt4 = "normed_linear_few_int4",
     NormedGateUpFewInt4 = "normed_gate_up_few_int4",
+    NarrowLinearFew = "narrow_linear_few",
+    NarrowGateUpFew = "narrow_gate_up_few",
+    NarrowNormedLinearFew = "narrow_normed_linear_few",
+    NarrowNormedGateUpFew = "narrow_normed_gate_up_few",
     ShrinkMany16 = "shrink_many_16",
     ShrinkMany32 = "shrink_many_32",
     ExpandMany32 = "expand_many_32",
@@ -103,8 +107,9 @@ impl Kernel {
             Self::AttendMany128 => 80 << 10,
             Self::AttendMany256 => 160 << 10,
             Self::ShrinkMany32 | Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
+            kernel if kernel.multiplies_narrow() => 168 << 10,
             kernel if kernel.multiplies_few() => match kernel.rows_of_few() {
-                8 => 68 << 10,
+                8 => 72 << 10,
                 16 => 72 << 10,
                 _ => 96 << 10,
             },
@@ -123,6 +128,7 @@ impl Kernel {
                 16 => 20 << 10,
                 _ => 31 << 10,
             },
+            kernel if kernel.multiplies_narrow() => 12 << 10,
             _ => 8 << 10,
         }
     }
@@ -132,7 +138,12 @@ impl Kernel {
         (Self::LinearFew8Bf16 as u8..=Self::NormedGateUpFewInt4 as u8).contains(&(self as u8))
     }
 
-    /// Rows of a block of one of those.
+    /// Whether it is one of kernels/few_narrow.cu.
+    fn multiplies_narrow(self) -> bool {
+        (Self::NarrowLinearFew as u8..=Self::NarrowNormedGateUpFew as u8).contains(&(self as u8))
+    }
+
+    /// Rows of a block of one of kernels/few_rows.cu.
     fn rows_of_few(self) -> usize {
         match Self::NAMES[self as usize] {
             name if name.contains("_32") => 32,

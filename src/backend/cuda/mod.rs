@@ -80,19 +80,19 @@ impl Cuda {
     /// # Errors
     /// No driver, no such GPU, or one that is too old.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
-        Self::open_as(ordinal, How { apart: false, wgmma: true })
+        Self::open_as(ordinal, How::RULE)
     }
 
     /// With memory of their own for all activations: slow, and the emulator sees whatever goes beyond it.
     #[cfg(test)]
     fn apart(ordinal: usize) -> Result<Self, DeviceError> {
-        Self::open_as(ordinal, How { apart: true, wgmma: true })
+        Self::open_as(ordinal, How { apart: true, ..How::RULE })
     }
 
     /// The same with the kernels that other GPUs than Hopper's take.
     #[cfg(test)]
     fn apart_without_wgmma(ordinal: usize) -> Result<Self, DeviceError> {
-        Self::open_as(ordinal, How { apart: true, wgmma: false })
+        Self::open_as(ordinal, How { apart: true, wgmma: false, ..How::RULE })
     }
 
     fn open_as(ordinal: usize, how: How) -> Result<Self, DeviceError> {

@@ -16,8 +16,10 @@ use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
 const FEW: usize = 32;
 const FEW_OF_LARGE: usize = 16;
 const LARGE: usize = 4 << 20;
-/// Rows up to which each block norms its inputs itself: it reads them in f32, and every block reads all.
+/// Rows up to which each block norms its inputs itself: it reads them in f32, and every block reads all. Where weights are small, all
+/// that their kernel takes: a kernel that only norms takes longer.
 const OWN_NORM: usize = 4;
+const OWN_NORM_OF_NARROW: usize = 8;
 
 /// Rows that are to be multiplied, and what they are to be normed with on the way.
 pub(super) struct Inputs<'a> {
@@ -33,11 +35,12 @@ pub(super) fn linears<const N: usize>(
     linears: [&Linear<Cuda>; N],
     segments: &[Segment],
 ) -> Result<[Rows; N], BackendError> {
-    let inputs = inputs(cuda, x, norm)?;
+    let is_narrow = Few::has_narrow(&cuda.device, (x.length, x.width), &linears, false);
+    let inputs = inputs(cuda, x, norm, is_narrow)?;
+    let sizes = linears.map(|linear| batch::sizes(linear, x.length, x.width, segments));
+    let sizes = sizes.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut results = Vec::with_capacity(N);
     if are_many(&cuda.device, x.length, &linears) {
-        let sizes = linears.map(|linear| batch::sizes(linear, x.length, x.width, segments));
-        let sizes = sizes.into_iter().collect::<Result<Vec<_>, _>>()?;
         let of = std::array::from_fn::<_, N, _>(|i| (linears[i], &sizes[i][..]));
         let products = many::shrink(&cuda.device, &inputs.rows, of)?;
         for linear in linears {
@@ -46,15 +49,19 @@ pub(super) fn linears<const N: usize>(
         many::linears(&cuda.device, &inputs.rows, &products, &results.iter().collect::<Vec<_>>(), false);
         return results.try_into().map_err(|_| unfit("linear", "as many rows as Linears", String::new()));
     }
+    let is_narrow = is_narrow && few::narrow_pays(sizes.iter().flatten());
+    let all = linears.iter().zip(&sizes).collect::<Vec<_>>();
     // Linears whose weights have one format share a launch.
-    for same in linears.chunk_by(|a, b| a.weight.format == b.weight.format) {
-        let few = Few::linear(&cuda.device, x.length, inputs.norm.is_some(), same[0].weight.format);
+    for same in all.chunk_by(|(a, _), (b, _)| a.weight.format == b.weight.format) {
+        let few = match is_narrow {
+            true => Few::narrow(false, inputs.norm.is_some()),
+            false => Few::linear(&cuda.device, x.length, inputs.norm.is_some(), same[0].0.weight.format),
+        };
         for some in same.chunks(MOST_PARTS) {
             let mut parts = Vec::with_capacity(some.len());
-            for &linear in some {
-                let sizes = batch::sizes(linear, x.length, x.width, segments)?;
+            for &(&linear, sizes) in some {
                 let y = Rows::new(&cuda.device, x.length, linear.weight.rows, Form::F32)?;
-                parts.push(few::part(&cuda.device, linear, &sizes, &y)?);
+                parts.push(few.part(&cuda.device, linear, sizes, &y)?);
                 results.push(y);
             }
             few::launch(&cuda.device, &few, &inputs, &parts, false);
@@ -75,14 +82,18 @@ pub(super) fn linear_onto(
         let got = format!("({}, {})", onto.length, onto.width);
         return Err(unfit("linear", &format!("({}, {})", x.length, linear.weight.rows), got));
     }
-    let (inputs, onto) = (inputs(cuda, x, None)?, onto.into_form(&cuda.device, Form::F32)?);
+    let (inputs, onto) = (inputs(cuda, x, None, false)?, onto.into_form(&cuda.device, Form::F32)?);
     let sizes = batch::sizes(linear, x.length, x.width, segments)?;
     if are_many(&cuda.device, x.length, &[linear]) {
         let products = many::shrink(&cuda.device, &inputs.rows, [(linear, &sizes[..])])?;
         many::linears(&cuda.device, &inputs.rows, &products, &[&onto], true);
     } else {
-        let part = few::part(&cuda.device, linear, &sizes, &onto)?;
-        let few = Few::linear(&cuda.device, x.length, false, linear.weight.format);
+        let is_narrow = Few::has_narrow(&cuda.device, (x.length, x.width), &[linear], false);
+        let few = match is_narrow && few::narrow_pays(&sizes) {
+            true => Few::narrow(false, false),
+            false => Few::linear(&cuda.device, x.length, false, linear.weight.format),
+        };
+        let part = few.part(&cuda.device, linear, &sizes, &onto)?;
         few::launch(&cuda.device, &few, &inputs, &[part], true);
     }
     Ok(onto)
@@ -107,13 +118,17 @@ pub(super) fn gate_up(
     let same = |(gate, up): (&SegmentRow, &SegmentRow)| (gate.out, gate.inp) == (up.out, up.inp);
     let y = Rows::new(device, x.length, width, Form::Bf16)?;
     if gate.weight.format == up.weight.format && of_gate.iter().zip(&of_up).all(same) {
-        let inputs = inputs(cuda, x, norm)?;
+        let is_narrow = Few::has_narrow(device, (x.length, x.width), &[gate, up], true);
+        let inputs = inputs(cuda, x, norm, is_narrow)?;
         if are_many(&cuda.device, x.length, &[gate, up]) {
             let of = [(gate, &of_gate[..]), (up, &of_up[..])];
             many::gate_up(device, &inputs.rows, &many::shrink(device, &inputs.rows, of)?, &y);
         } else {
-            let parts = [few::part(device, gate, &of_gate, &y)?, few::part(device, up, &of_up, &y)?];
-            let few = Few::gate_up(device, x.length, inputs.norm.is_some(), gate.weight.format);
+            let few = match is_narrow && few::narrow_pays(of_gate.iter().chain(&of_up)) {
+                true => Few::narrow(true, inputs.norm.is_some()),
+                false => Few::gate_up(device, x.length, inputs.norm.is_some(), gate.weight.format),
+            };
+            let parts = [few.part(device, gate, &of_gate, &y)?, few.part(device, up, &of_up, &y)?];
             few::launch(device, &few, &inputs, &parts, false);
         }
     } else {
@@ -131,7 +146,7 @@ pub(super) fn logits(cuda: &Cuda, x: &Rows, head: &Matrix) -> Result<Rows, Backe
     if head.columns != x.width {
         return Err(unfit("logits", &format!("a head of {} columns", x.width), head.columns.to_string()));
     }
-    let inputs = inputs(cuda, x, None)?;
+    let inputs = inputs(cuda, x, None, false)?;
     let y = Rows::new(&cuda.device, x.length, head.rows, Form::F32)?;
     if is_many(&cuda.device, x.length, &[head]) {
         let product = Many::whole(&cuda.device, head)?;
@@ -143,13 +158,20 @@ pub(super) fn logits(cuda: &Cuda, x: &Rows, head: &Matrix) -> Result<Rows, Backe
     Ok(y)
 }
 
-/// As products take them: normed by the kernel itself where that pays, else before.
-fn inputs<'a>(cuda: &Cuda, x: &'a Rows, norm: Option<Norm<'a, Cuda>>) -> Result<Inputs<'a>, BackendError> {
+/// As products take them: normed by the kernel itself where that pays, else before. It does not depend on what is in the batch but the
+/// number of rows.
+fn inputs<'a>(
+    cuda: &Cuda,
+    x: &'a Rows,
+    norm: Option<Norm<'a, Cuda>>,
+    is_narrow: bool,
+) -> Result<Inputs<'a>, BackendError> {
     let Some(norm) = norm else {
         return Ok(Inputs { rows: x.read_as(&cuda.device, Form::Bf16)?, norm: None });
     };
     super::check_norm("rms_norm", x, norm.weight)?;
-    if x.length <= OWN_NORM && Few::norms(x.length, x.width) && x.form == Form::F32 && !x.is_part() {
+    let most = if is_narrow { OWN_NORM_OF_NARROW } else { OWN_NORM };
+    if x.length <= most && Few::norms(x.length, x.width, is_narrow) && x.form == Form::F32 && !x.is_part() {
         return Ok(Inputs { rows: Read::Same(x), norm: Some(norm) });
     }
     Ok(Inputs { rows: Read::Converted(super::rms_norm(cuda, x, norm)?), norm: None })

@@ -6,8 +6,10 @@
 
 mod attention;
 mod blocks;
+mod chain;
 mod decoding;
 mod many;
+mod narrow;
 mod plain;
 mod sampling;
 mod sight;
