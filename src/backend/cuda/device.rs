@@ -468,8 +468,8 @@ fn allow_shared_memory(functions: &[CudaFunction], most: usize) -> Result<(), De
         if bytes > 0 && bytes + kernel.static_bytes() <= most {
             set(attribute, bytes as i32)?;
         }
-        if kernel.attends_few() {
-            // All that a multiprocessor has: it decides how many blocks read at the same time.
+        if kernel.attends_few() || kernel.multiplies_narrow() {
+            // All that a multiprocessor has: it decides how many blocks read at the same time, also of kernels that follow each other.
             set(carveout, 100)?;
         }
     }

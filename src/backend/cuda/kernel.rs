@@ -139,7 +139,7 @@ impl Kernel {
     }
 
     /// Whether it is one of kernels/few_narrow.cu.
-    fn multiplies_narrow(self) -> bool {
+    pub(super) fn multiplies_narrow(self) -> bool {
         (Self::NarrowLinearFew as u8..=Self::NarrowNormedGateUpFew as u8).contains(&(self as u8))
     }
 
