@@ -6,7 +6,6 @@
 
 mod attention;
 mod blocks;
-mod chain;
 mod decoding;
 mod many;
 mod narrow;
