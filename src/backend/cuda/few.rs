@@ -185,7 +185,7 @@ pub(super) fn whole(weight: &Matrix, y: &Rows) -> Part {
     Part { words, out: weight.rows, inp: weight.columns, adapters: 0, rank: 0, _shrunk: None }
 }
 
-/// Whether rows of so few super-adapters are faster by [`Few::narrow`]. Bits are the same.
+/// Whether rows of so few super-adapters are faster by [`Few::narrow`]. Bits are the same, but for a norm's last one.
 pub(super) fn narrow_pays<'a>(sizes: impl IntoIterator<Item = &'a SegmentRow>) -> bool {
     let mut adapters = Vec::with_capacity(NARROW_ADAPTERS);
     sizes.into_iter().filter_map(SegmentRow::super_adapter).all(|adapter| {
