@@ -20,7 +20,7 @@ use lonas::text::{GgufTokenizer, gguf_tokenizer};
 use lonas::weights::{HostData, HostMatrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -208,9 +208,9 @@ fn a_gguf_file_of_a_folder_computes_what_its_sub_network_computes_and_has_its_to
     assert_eq!((vocabulary.tokens.len(), vocabulary.merges.len()), (tiny::VOCABULARY, 20));
 }
 
-/// A super-network on `gguf/plain.gguf`, whose layers have all the formats that a file may have.
-fn on_gguf(folder: &Folder) -> Supernet {
-    let path = golden::path("gguf/plain.gguf");
+/// A super-network on one of the golden GGUF files; the layers of `plain` have all the formats that a file may have.
+fn on_gguf(folder: &Folder, name: &str) -> Supernet {
+    let path = golden::path(&format!("gguf/{name}.gguf"));
     let base = Base::open(&path).unwrap();
     let targets = ["q_proj", "k_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec();
     let config = AdapterConfig { rank: 4, alpha: 6.0, target_modules: targets, ..AdapterConfig::default() };
@@ -222,7 +222,7 @@ fn on_gguf(folder: &Folder) -> Supernet {
     };
     let templates = [
         template(Kind::Rank, ["q_proj", "k_proj"], &[4, 3, 1]),
-        template(Kind::Width, ["gate_proj", "up_proj"], &[32, 20, 7]),
+        template(Kind::Width, ["gate_proj", "up_proj"], &[base.config.intermediate, 20, 7]),
     ];
     let space = model::search_space(&base.config, &shape, &templates).unwrap();
     let mut random = ChaCha8Rng::seed_from_u64(5);
@@ -234,7 +234,8 @@ fn on_gguf(folder: &Folder) -> Supernet {
     let tensors = adapted.map(|(l, rank)| (l.name.clone(), (matrix(rank, l.inp), matrix(l.out, rank))));
     let tensors = tensors.collect::<AdapterTensors>();
     write_adapter(folder.path(), &config, &tensors, TensorType::F32).unwrap();
-    let order = |layer: usize| (0..32).map(|i| (i * 5 + layer) % 32).collect::<Vec<_>>();
+    let width = base.config.intermediate;
+    let order = |layer: usize| (0..width).map(|i| (i * 5 + layer) % width).collect::<Vec<_>>();
     let orders = space.groups().iter().enumerate().filter(|(_, g)| g.kind == Kind::Width);
     let orders = orders.zip(0..).map(|((id, _), layer)| (id, order(layer))).collect();
     let reference = BaseReference { source: BaseSource::Path(path.clone()), sha256: None };
@@ -245,7 +246,7 @@ fn on_gguf(folder: &Folder) -> Supernet {
 #[test]
 fn what_is_exported_from_a_gguf_base_computes_the_same_and_keeps_its_metadata() {
     let (model, folder) = (Folder::empty(), Folder::empty());
-    let net = on_gguf(&model);
+    let net = on_gguf(&model, "plain");
     let tokens = tokens(net.base.config.vocabulary);
     let mut random = ChaCha8Rng::seed_from_u64(6);
     for i in 0..3 {
@@ -269,9 +270,32 @@ fn what_is_exported_from_a_gguf_base_computes_the_same_and_keeps_its_metadata() 
 }
 
 #[test]
+fn scaled_positions_of_a_gguf_base_become_a_rule_or_are_refused() {
+    let (model, folder) = (Folder::empty(), Folder::empty());
+    let net = on_gguf(&model, "linear");
+    let (tokens, out) = (tokens(net.base.config.vocabulary), folder.file("out"));
+    export(&net, &net.space.maximal(), Kinds::HuggingFace, NumberFormat::F32, &out).unwrap();
+    let plain = Base::open(&out).unwrap();
+    assert_eq!(plain.config.rope_factors, [3.0; 8]);
+    let served = served_logits(&net, &net.space.maximal(), &tokens);
+    assert!(relative(&plain_logits(&plain, &tokens), &served) <= 1e-5);
+
+    let model = Folder::empty();
+    let net = on_gguf(&model, "llama3");
+    for (kind, named) in
+        [(Kinds::HuggingFace, "a factor for each frequency"), (Kinds::Gguf, "scaled positions")]
+    {
+        let said = export(&net, &net.space.maximal(), kind, NumberFormat::F32, &folder.file("refused"));
+        let said = said.unwrap_err().to_string();
+        assert!(said.contains(named), "{said}");
+        assert!(!folder.file("refused").exists());
+    }
+}
+
+#[test]
 fn a_tokenizer_out_of_a_gguf_base_reads_texts_as_before() {
     let (model, folder) = (Folder::empty(), Folder::empty());
-    let net = on_gguf(&model);
+    let net = on_gguf(&model, "plain");
     let out = folder.file("out");
     export(&net, &net.space.maximal(), Kinds::HuggingFace, NumberFormat::F16, &out).unwrap();
     let TokenizerSource::Gguf(vocabulary) = &net.base.tokenizer else { panic!("no vocabulary") };
@@ -373,99 +397,6 @@ fn an_adapter_that_does_not_fit_its_base_is_refused_by_module() {
             export(&net, &net.space.maximal(), kind, NumberFormat::F32, &folder.file("out")).unwrap_err();
         crate::files::assert_names(&error.to_string(), &["model.layers.2.mlp.up_proj"]);
     }
-}
-
-/// A tokenizer.json of which `edit` changes something.
-fn tokenizer(name: &str, edit: impl FnOnce(&mut Value)) -> Result<GgufTokenizer, String> {
-    let folder = Folder::empty();
-    let mut json: Value = golden::json(&format!("tokenizer/{name}.json"));
-    edit(&mut json);
-    folder.write("tokenizer.json", json.to_string());
-    gguf_tokenizer(&folder.file("tokenizer.json"), Some("<s>"), Some("</s>"), 400).map_err(|e| e.to_string())
-}
-
-#[test]
-fn a_byte_level_tokenizer_becomes_tokens_and_merges() {
-    let GgufTokenizer { parts, scores, add_eos, .. } = tokenizer("byte-level", |_| {}).unwrap();
-    assert_eq!((parts.model.as_str(), parts.pre.as_str()), ("gpt2", "gpt-2"));
-    assert!(scores.is_empty() && !add_eos && !parts.add_bos);
-    // Its ids have gaps, and the model has more rows than it has tokens.
-    assert_eq!(
-        (parts.tokens.len(), parts.tokens[399].as_str(), parts.token_types[399]),
-        (400, "[PAD399]", 5)
-    );
-    assert!(parts.merges.iter().all(|m| m.split(' ').count() == 2) && parts.merges.len() > 20);
-    let digits = json!({"type": "Digits", "individual_digits": true});
-    let smollm = tokenizer("byte-level", |json| {
-        let own = json["pre_tokenizer"].take();
-        json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [digits, own]});
-    });
-    assert_eq!(smollm.unwrap().parts.pre, "smollm");
-}
-
-/// Sentencepiece's own kind: every pair that makes a token is a merge.
-fn whole(json: &mut Value) {
-    let tokens =
-        ["<unk>", "<s>", "</s>", "<0x0A>", "\u{2581}", "a", "b", "c", "ab", "bc", "abc", "\u{2581}a"];
-    let vocab = tokens.iter().zip(0..).map(|(t, id)| ((*t).to_string(), json!(id)));
-    json["model"]["vocab"] = Value::Object(vocab.collect());
-    json["model"]["merges"] = json!(["a b", "b c", "a bc", "ab c", "\u{2581} a"]);
-}
-
-#[test]
-fn a_sentencepiece_tokenizer_becomes_tokens_and_scores() {
-    let GgufTokenizer { parts, scores, unknown, add_space_prefix, .. } =
-        tokenizer("byte-fallback", whole).unwrap();
-    assert_eq!((parts.model.as_str(), unknown, add_space_prefix), ("llama", Some(0), true));
-    assert_eq!((parts.add_bos, parts.bos, parts.eos), (true, Some(1), Some(2)));
-    assert_eq!(parts.token_types[..6], [2, 3, 3, 6, 1, 1]);
-    // Earlier merges have higher scores; the two that make `abc` count as one.
-    assert_eq!(scores[8..12], [-1.0, -2.0, -3.0, -5.0]);
-}
-
-#[test]
-fn a_tokenizer_that_llama_cpp_would_not_compute_is_refused_with_the_reason() {
-    let refused = |name, edit: &dyn Fn(&mut Value), named: &str| {
-        let error = tokenizer(name, |json| edit(json)).map(|_| ()).unwrap_err();
-        crate::files::assert_names(&error, &["tokenizer.json", named]);
-    };
-    let level = |edit: &dyn Fn(&mut Value), named: &str| refused("byte-level", edit, named);
-    level(&|j| j["normalizer"] = json!({"type": "NFC"}), "normalizer");
-    level(&|j| j["pre_tokenizer"]["add_prefix_space"] = true.into(), "cuts text");
-    level(&|j| j["model"]["ignore_merges"] = true.into(), "cuts text");
-    level(&|j| j["model"]["merges"][0] = "x".into(), "");
-    level(&|j| j["decoder"] = json!({"type": "Fuse"}), "byte-level");
-    let spm = |edit: &dyn Fn(&mut Value), named: &str| {
-        refused(
-            "byte-fallback",
-            &|j| {
-                whole(j);
-                edit(j);
-            },
-            named,
-        );
-    };
-    spm(&|j| j["normalizer"] = json!({"type": "NFKC"}), "sentencepiece");
-    spm(&|j| j["model"]["ignore_merges"] = true.into(), "whole words");
-    spm(
-        &|j| j["model"]["merges"] = json!(["a b", "b c", "a bc", "\u{2581} a"]),
-        "never joins \"ab\" and \"c\"",
-    );
-    spm(
-        &|j| j["model"]["merges"] = json!(["a bc", "a b", "b c", "ab c", "\u{2581} a"]),
-        "\"abc\" do not stand together",
-    );
-    spm(
-        &|j| {
-            j["post_processor"]["single"]
-                .as_array_mut()
-                .unwrap()
-                .push(json!({"SpecialToken": {"id": "<s>", "type_id": 0}}));
-        },
-        "post-processor",
-    );
-    // Trained by Hugging Face's library, which joins what it has learnt and nothing else.
-    refused("byte-fallback", &|_| {}, "sentencepiece");
 }
 
 #[test]

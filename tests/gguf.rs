@@ -13,6 +13,8 @@ use lonas::weights::HostData;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+const FILES: [&str; 4] = ["plain", "k", "llama3", "linear"];
+
 /// What the generator wrote, in its own words.
 #[derive(serde::Deserialize)]
 struct Facts {
@@ -53,7 +55,7 @@ fn tensors_of(base: &Base) -> Vec<(String, usize, usize)> {
 
 #[test]
 fn every_format_has_the_values_and_row_order_of_gguf_and_transformers() {
-    for name in ["plain", "k"] {
+    for name in FILES {
         let (base, _) = open(name);
         let mut golden = golden::tensors(&format!("gguf/{name}.safetensors"));
         golden.remove("logits");
@@ -87,7 +89,7 @@ fn what_the_file_has_in_few_bits_stays_in_few_bits() {
 
 #[test]
 fn the_header_says_what_was_written() {
-    for name in ["plain", "k"] {
+    for name in FILES {
         let (base, facts) = open(name);
         let config = &base.config;
         assert_eq!(
@@ -140,14 +142,45 @@ fn logits_are_those_of_transformers_reading_the_same_file() {
         let mut executor = LlamaExecutor::new(model, backend, 4, 16).unwrap();
         let shape = Arc::new(model::model_shape(&base.config, None).full());
         let mut batch = Batch::default();
-        push(&mut batch, Selection { adapter: 0, subnetwork: 0, shape }, &facts.sequence, 0, &[2]);
+        push(&mut batch, Selection { adapter: 0, subnetwork: 0, shape }, &facts.sequence, 0, &[2, 0, 3]);
         let off = distance(&executor.forward(&batch).unwrap().values, golden);
         assert!(off <= most, "{name}: off by {off}");
     }
-    for name in ["plain", "k"] {
+    for name in FILES {
         check(name, Reference::new(), 1e-4);
         check(name, Cpu::new(Dtype::F32, 1), 1e-4);
         // The file's own blocks, multiplied with inputs in 8 bits.
         check(name, Cpu::new(Dtype::Auto, 2), 0.1);
     }
+}
+
+#[test]
+fn factors_of_positions_must_be_positive_and_their_kind_be_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = std::fs::read(golden::path("gguf").join(format!("{name}.gguf"))).unwrap();
+        change(&mut bytes);
+        let path = folder.path().join("base.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        Base::open(&path).unwrap_err().to_string()
+    };
+    for bad in [0.0f32, -1.0, f32::NAN, f32::INFINITY] {
+        // The factors of eight pairs are the last tensor.
+        let message = refused("llama3", &|bytes| {
+            let at = bytes.len() - 32;
+            bytes[at..at + 4].copy_from_slice(&bad.to_le_bytes());
+        });
+        assert!(message.contains("rope_freqs.weight") && message.contains("positive"), "{message}");
+        let message = refused("linear", &|bytes| {
+            let key = b"llama.rope.scaling.factor";
+            let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
+            bytes[at..at + 4].copy_from_slice(&bad.to_le_bytes());
+        });
+        assert!(message.contains("llama.rope.scaling.factor") && message.contains("positive"), "{message}");
+    }
+    let message = refused("linear", &|bytes| {
+        let at = bytes.windows(6).position(|window| window == b"linear").unwrap();
+        bytes[at..at + 6].copy_from_slice(b"yarn!!");
+    });
+    assert!(message.contains("`yarn!!` rope scaling is not supported"), "{message}");
 }

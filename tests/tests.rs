@@ -22,6 +22,8 @@ mod dtypes;
 mod evaluation;
 /// Sub-networks as plain models, read back by our own readers.
 mod export;
+/// Tokenizers in llama.cpp's words.
+mod export_tokenizers;
 /// GGUF files against gguf-py and transformers.
 mod gguf;
 /// GGUF files that are damaged or lie.

@@ -7,7 +7,7 @@
 use super::base::{BaseConfig, Family, GgufVocabulary, even_share};
 use super::error::ArtifactError;
 use super::gguf_header::{Header, TensorInfo, Value};
-use super::gguf_layout::{gguf_name, halves_apart};
+use super::gguf_layout::{ROPE_FACTORS, gguf_name, halves_apart};
 use crate::weights::{BLOCK, Blocks, HostData, HostMatrix, HostVector};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::TensorInfo as CandleTensor;
@@ -36,9 +36,12 @@ impl GgufFile {
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let header = Header::parse(path, &map)?;
         let metadata = Metadata { path, header: &header };
-        let (config, vocabulary) = (metadata.config()?, metadata.vocabulary()?);
+        let (mut config, vocabulary) = (metadata.config()?, metadata.vocabulary()?);
+        let scaling = metadata.rope_scaling()?;
         let (query_heads, kv_heads) = (config.query_heads, config.kv_heads);
-        Ok((Self { path: path.into(), map, header, query_heads, kv_heads }, config, vocabulary))
+        let file = Self { path: path.into(), map, header, query_heads, kv_heads };
+        config.rope_factors = file.rope_factors(scaling, config.head_size)?;
+        Ok((file, config, vocabulary))
     }
 
     pub(super) fn matrix(
@@ -63,6 +66,20 @@ impl GgufFile {
         let data = self.decode(name, format, bytes, &[length])?;
         let matrix = HostMatrix { name: name.into(), rows: 1, columns: length, data };
         Ok(HostVector { data: matrix.to_f32(), name: matrix.name })
+    }
+
+    /// What each pair's frequency is divided by: nothing, one number, or that and a tensor's. The tensor has what LLaMA 3's rule gives,
+    /// computed when the file was written.
+    fn rope_factors(&self, scaling: f32, head_size: usize) -> Result<Vec<f32>, ArtifactError> {
+        if !self.header.tensors.contains_key(ROPE_FACTORS) {
+            return Ok(if scaling == 1.0 { Vec::new() } else { vec![scaling; head_size / 2] });
+        }
+        let factors = self.vector(ROPE_FACTORS, head_size / 2)?.data;
+        if let Some(wrong) = factors.iter().find(|factor| !positive(**factor)) {
+            let reason = format!("tensor `{ROPE_FACTORS}`: expected positive numbers, got {wrong}");
+            return Err(ArtifactError::wrong(&self.path, reason));
+        }
+        Ok(factors.into_iter().map(|factor| factor * scaling).collect())
     }
 
     /// The metadata in the file's order: each value's bytes, its type included.
@@ -164,6 +181,10 @@ impl GgufFile {
     }
 }
 
+fn positive(number: f32) -> bool {
+    number.is_finite() && number > 0.0
+}
+
 /// The number formats that we read, by ggml's numbers.
 fn number_format(info: &TensorInfo) -> Option<GgmlDType> {
     Some(match info.format {
@@ -197,15 +218,6 @@ impl Metadata<'_> {
         if family != "llama" {
             let reason = format!("`{family}` is not supported; supported: llama");
             return Err(ArtifactError::field(self.path, "general.architecture", reason));
-        }
-        let scaling = "llama.rope.scaling.type";
-        if self.header.metadata.contains_key(scaling) && self.text(scaling)? != "none" {
-            let reason = format!("`{}` rope scaling is not supported", self.text(scaling)?);
-            return Err(ArtifactError::field(self.path, scaling, reason));
-        }
-        if self.header.tensors.contains_key("rope_freqs.weight") {
-            let reason = "rope scaling by tensor `rope_freqs.weight` is not supported";
-            return Err(ArtifactError::wrong(self.path, reason));
         }
         let (hidden, heads) =
             (self.size("llama.embedding_length")?, self.size("llama.attention.head_count")?);
@@ -250,6 +262,32 @@ impl Metadata<'_> {
             ));
         }
         Ok(config)
+    }
+
+    /// What all frequencies are divided by. A factor without a type is linear, and an older name of it is known to llama.cpp, too.
+    fn rope_scaling(&self) -> Result<f32, ArtifactError> {
+        let kind = "llama.rope.scaling.type";
+        if self.header.metadata.contains_key(kind) {
+            match self.text(kind)?.as_str() {
+                "none" => return Ok(1.0),
+                "linear" => {}
+                other => {
+                    let reason = format!("`{other}` rope scaling is not supported; supported: none, linear");
+                    return Err(ArtifactError::field(self.path, kind, reason));
+                }
+            }
+        }
+        for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+            match self.float(key)? {
+                None => {}
+                Some(factor) if positive(factor) => return Ok(factor),
+                Some(factor) => {
+                    let reason = format!("expected a positive number, got {factor}");
+                    return Err(ArtifactError::field(self.path, key, reason));
+                }
+            }
+        }
+        Ok(1.0)
     }
 
     fn vocabulary(&self) -> Result<GgufVocabulary, ArtifactError> {

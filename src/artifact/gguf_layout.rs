@@ -21,12 +21,16 @@ pub fn interleaved(rows: usize, heads: usize) -> Vec<usize> {
     order
 }
 
+/// What llama.cpp divides frequencies by, `(D / 2)`; Hugging Face has a rule in the configuration.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
 /// llama.cpp's name of a Hugging Face tensor.
 pub fn gguf_name(name: &str) -> Option<String> {
     let whole = match name {
         "model.embed_tokens.weight" => Some("token_embd.weight"),
         "model.norm.weight" => Some("output_norm.weight"),
         "lm_head.weight" => Some("output.weight"),
+        ROPE_FACTORS => Some(ROPE_FACTORS),
         _ => None,
     };
     if let Some(whole) = whole {

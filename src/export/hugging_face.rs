@@ -41,6 +41,7 @@ pub fn hugging_face(
         let (dtype, format, possible) = (dtype.name(), "a Hugging Face folder", "f32, f16 and bf16");
         return Err(ExportError::Dtype { dtype, format, possible });
     }
+    check_positions(source)?;
     let plain = source.plain()?;
     let widths = plain.widths();
     if widths.iter().any(|&width| width != widths[0]) {
@@ -67,6 +68,16 @@ pub fn hugging_face(
     write(&folder, CARD, &card::card(source, "transformers", dtype.name(), how, &notes))?;
     folder.finish()?;
     Ok(notes)
+}
+
+/// Whether config.json can say how positions are scaled: a folder's own does, one that is made can name one factor for all.
+fn check_positions(source: Source<'_>) -> Result<(), ExportError> {
+    let is_made = matches!(source.base.tokenizer, TokenizerSource::Gguf(_));
+    let factors = &source.base.config.rope_factors;
+    match is_made && factors.iter().any(|factor| *factor != factors[0]) {
+        true => Err(ExportError::FactorsWithoutRule),
+        false => Ok(()),
+    }
 }
 
 /// The base's config.json with another MLP width; or one made from what a GGUF file says.
@@ -106,6 +117,7 @@ fn config_of(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Value {
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": short(config.norm_eps),
         "rope_theta": short(config.rope_theta),
+        "rope_scaling": config.rope_factors.first().map(|&factor| json!({"type": "linear", "factor": short(factor)})),
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,

@@ -72,6 +72,11 @@ pub enum ExportError {
     CutHeads { name: String, group: usize, rows: usize, full: usize },
     #[error("the base has {what}, which is not written to GGUF; hf can hold it")]
     NotInGguf { what: &'static str },
+    #[error(
+        "the base's file has a factor for each frequency of its positions, and not the rule that gave them, which a \
+         config.json wants"
+    )]
+    FactorsWithoutRule,
     #[error("number format {dtype} is not for {format}; it has {possible}")]
     Dtype { dtype: &'static str, format: &'static str, possible: &'static str },
 }

@@ -3,7 +3,7 @@
 Usage: python make_gguf.py (writes gguf/ beside itself).
 
 `plain.gguf` has one layer in each of F32, F16, BF16, Q8_0, Q4_0, Q4_1; `k.gguf` one in each of Q4_K and Q6_K, whose
-rows need 256 values. The golden values are gguf's own `dequantize`, with the rows of q and k put back by transformers.
+rows need 256 values; `llama3.gguf` has LLaMA 3's factors of positions as a tensor, `linear.gguf` a factor. The golden values are gguf's own `dequantize`, with the rows of q and k put back by transformers.
 """
 
 import json
@@ -28,6 +28,10 @@ NAMES = {
 FILES = {
     "plain": dict(hidden=32, heads=4, kv_heads=2, head=8, inner=32, types=[Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_1], embedding=Type.Q8_0, tied=False),
     # Heads of 4 although 256 / 2 is 128: a file may say so with key_length.
+    "llama3": dict(hidden=32, heads=2, kv_heads=1, head=16, inner=24, types=[Type.F32, Type.F32], embedding=Type.F32, tied=False,
+        rope={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+    "linear": dict(hidden=32, heads=2, kv_heads=1, head=16, inner=24, types=[Type.F32, Type.F32], embedding=Type.F32, tied=False,
+        rope={"rope_type": "linear", "factor": 3.0}),
     "k": dict(hidden=256, heads=2, kv_heads=1, head=4, inner=8, types=[Type.Q4_K, Type.Q6_K], embedding=Type.Q6_K, tied=True),
 }
 
@@ -48,6 +52,22 @@ def vocabulary(name):
 def interleaved(rows, heads):
     """llama.cpp's order of the rows of q and k (convert_hf_to_gguf's `permute`)."""
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def llama3_factors(rope, base, head):
+    """What llama.cpp divides frequencies by (convert_hf_to_gguf's LlamaModel.generate_extra_tensors)."""
+    factors = []
+    for frequency in 1.0 / (base ** (np.arange(0, head, 2, dtype=np.float64) / head)):
+        wave, positions = 2 * np.pi / frequency, rope["original_max_position_embeddings"]
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        if wave < positions / high:
+            factors.append(1.0)
+        elif wave > positions / low:
+            factors.append(rope["factor"])
+        else:
+            smooth = (positions / wave - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, dtype=np.float32)
 
 
 def k_blocks(random, rows, columns, kind):
@@ -91,6 +111,10 @@ def make(name, spec):
     writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(5000.0)
     writer.add_layer_norm_rms_eps(3e-5)
+    rope = spec.get("rope")
+    if name == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm" if name == "plain" else "gpt-2")
@@ -131,6 +155,8 @@ def make(name, spec):
     add_norm("model.norm.weight", "output_norm.weight")
     if not spec["tied"]:
         add("lm_head.weight", "output.weight", len(tokens), hidden, Type.F16)
+    if name == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(rope, 5000.0, head))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -140,7 +166,14 @@ def make(name, spec):
     for ours, values in golden.items():
         theirs = model.state_dict()[ours].numpy()
         assert np.array_equal(theirs, values), (ours, np.abs(theirs - values).max())
-    sequence = [(7 * i + 3) % len(tokens) for i in range(12)]
+    sequence = [(7 * i + 3) % len(tokens) for i in range(48 if rope else 12)]
+    if rope:
+        # transformers does not read these from a GGUF: the same weights under a configuration that says so.
+        config = model.config
+        config.rope_parameters = {**rope, "rope_theta": 5000.0}
+        scaled = AutoModelForCausalLM.from_config(config).eval()
+        scaled.load_state_dict(model.state_dict())
+        model = scaled
     with torch.no_grad():
         golden["logits"] = model(torch.tensor([sequence])).logits[0].numpy()
     save_file(golden, OUT / f"{name}.safetensors")
