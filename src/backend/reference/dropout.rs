@@ -42,21 +42,28 @@ pub(super) struct Mask {
 }
 
 impl Mask {
-    /// What an element is multiplied with; `Draw` in kernels/train.cu computes the same.
-    fn factor(self, element: usize) -> f32 {
-        let at = self.first + element as u64;
-        let low = mixed(at as u32 ^ self.key as u32);
-        let bits = mixed(low ^ (at >> 32) as u32 ^ (self.key >> 32) as u32);
-        if bits >= self.threshold { self.scale } else { 0.0 }
-    }
-
+    /// Multiplies each element with its factor; `Draw` in kernels/train.cu computes the same.
     pub(super) fn apply(self, values: &mut [f32]) {
-        values.iter_mut().enumerate().for_each(|(element, value)| *value *= self.factor(element));
+        let (mut rest, mut at) = (values, self.first);
+        while !rest.is_empty() {
+            // Numbers whose upper halves are the same, so that the loop goes over 32 bits, several at a time.
+            let until = (1u64 << 32) - u64::from(at as u32);
+            let length = rest.len().min(usize::try_from(until).unwrap_or(usize::MAX));
+            let (part, after) = rest.split_at_mut(length);
+            let (low, key) = (at as u32, self.key as u32);
+            let high = (at >> 32) as u32 ^ (self.key >> 32) as u32;
+            for (value, i) in part.iter_mut().zip(0u32..) {
+                let bits = mixed(mixed(low.wrapping_add(i) ^ key) ^ high);
+                *value *= if bits >= self.threshold { self.scale } else { 0.0 };
+            }
+            (rest, at) = (after, at + length as u64);
+        }
     }
 
     /// The factors of so many elements as a tensor.
     pub(super) fn factors(self, shape: (usize, usize), device: &Device) -> Result<Tensor> {
-        let factors = (0..shape.0 * shape.1).map(|element| self.factor(element)).collect::<Vec<_>>();
+        let mut factors = vec![1.0; shape.0 * shape.1];
+        self.apply(&mut factors);
         Tensor::from_vec(factors, shape, device)
     }
 }
@@ -121,6 +128,10 @@ mod tests {
         for other in [masks(2, 1), masks(1, 2), masks(1, 1 << 40)] {
             assert!(other[0] != first && other[1] != second && other[0] != second);
         }
+        // A mask may begin before a power of two that its numbers pass.
+        let across = Mask { key: 3, first: (1 << 32) - 500, threshold: 1 << 30, scale: 1.5 };
+        let after = Mask { first: 1 << 32, ..across };
+        assert_eq!(kept(across, 999)[500..], kept(after, 499));
         // Two masks in one go are the one after the other.
         let whole = kept(Position::of(1, 1).draw(1999, 0.3), 1998);
         assert_eq!(whole, [first, second].concat());
