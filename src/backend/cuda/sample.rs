@@ -106,7 +106,7 @@ pub(super) fn log_probabilities(
     let arguments = [logits.argument(), int(logits.stride), int(logits.width), wanted, to];
     // SAFETY: the arguments of `log_probabilities`; rows are there, as checked, and it leaves tokens beyond the vocabulary alone.
     unsafe {
-        device.push(Kernel::LogProbabilities, Grid::new([tokens.len(), 1, 1], SUM_THREADS), &arguments)
+        device.push(Kernel::LogProbabilities, Grid::new([tokens.len(), 1, 1], SUM_THREADS), &arguments);
     };
     device.download::<f32>(found.address(), tokens.len())
 }
