@@ -1,6 +1,6 @@
 //! Compiles `kernels/*.cu` where the feature `cuda` is on: into one fatbin with machine code for sm_80 and sm_90a, and PTX
-//! that a driver can compile for every later architecture. `kernels/train.cu`, which
-//! `cuda-train` uses, becomes PTX.
+//! that a driver can compile for every later architecture. `kernels/train.cu`, which `cuda-train`
+//! uses, becomes PTX.
 
 use std::env;
 use std::path::{Path, PathBuf};
