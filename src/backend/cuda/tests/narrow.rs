@@ -97,7 +97,7 @@ fn small_weights_give_the_bits_of_the_kernels_for_all_weights() {
             assert!(got.iter().flatten().all(|number| number.is_finite()), "{what}");
             assert_eq!(bits(&got[0]), bits(&expected[0]), "{what}");
             // Another last bit of a norm can make another bf16 number of an input.
-            same(&format!("{what}, normed"), &got[1], &expected[1], ROUNDED);
+            same(&format!("{what}, normed"), &got[1], &expected[1], BF16);
         }
     }
 }
@@ -143,7 +143,7 @@ fn a_row_of_small_weights_is_the_same_alone_and_beside_other_super_adapters() {
             let of_row = &mixed[row * size.0..(row + 1) * size.0];
             let alone = product(&alone, &[segment]);
             if normed {
-                same(&format!("row {row}, normed"), &alone, of_row, ROUNDED);
+                same(&format!("row {row}, normed"), &alone, of_row, BF16);
             } else {
                 assert_eq!(bits(&alone), bits(of_row), "row {row}");
             }
