@@ -43,11 +43,11 @@ pub struct Reference {
     threads: usize,
     training: Option<Training>,
     /// Present while MLP channels are being measured.
-    channels: Option<Mutex<ChannelSquares>>,
+    channels: Option<Mutex<ChannelProducts>>,
 }
 
-/// By the MLP's down Linear: the sum of squares of each channel over all rows, and the number of rows.
-pub type ChannelSquares = BTreeMap<usize, (Vec<f64>, usize)>;
+/// By the MLP's down Linear, `(C, C)`: of each two channels the sum, over all rows, of the product of what they were.
+pub type ChannelProducts = BTreeMap<usize, Tensor>;
 
 /// What only a backend that trains has.
 struct Training {
@@ -84,14 +84,29 @@ impl Reference {
         &self.compute
     }
 
-    /// For inference that also measures how strongly each MLP channel is used; see [`Self::channel_squares`].
+    /// For inference that also measures how strongly MLP channels are used, each and each two together; see
+    /// [`Self::take_channel_products`].
     pub fn measuring_channels() -> Self {
         Self { channels: Some(Mutex::default()), ..Self::new() }
     }
 
-    /// What the channels were measured to be since the backend was made.
-    pub fn channel_squares(&self) -> ChannelSquares {
-        self.channels.as_ref().map(|c| lock(c).clone()).unwrap_or_default()
+    /// What was measured since it was last taken, which then begins anew: a matrix for each layer that has run.
+    pub fn take_channel_products(&self) -> ChannelProducts {
+        self.channels.as_ref().map(|c| std::mem::take(&mut *lock(c))).unwrap_or_default()
+    }
+
+    /// `products * (down^T down)`, elementwise, row-major `(C, C)`: of each two channels what they add to the residual
+    /// stream together, of `down (H, C)`.
+    pub fn weigh_channel_products(
+        &self,
+        products: &Tensor,
+        down: &HostMatrix,
+    ) -> Result<Vec<f32>, BackendError> {
+        let weighed = || {
+            let down = self.tensor(down, DType::F32)?;
+            (products * down.t()?.matmul(&down)?)?.flatten_all()?.to_vec1()
+        };
+        named("channel products", weighed())
     }
 
     /// For training: adapters become variables; their input is dropped out with probability `dropout` in `[0, 1)`.
@@ -204,14 +219,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn add_squares(channels: &Mutex<ChannelSquares>, down: usize, gated: &Tensor) -> candle_core::Result<()> {
-    let squares = gated.sqr()?.sum(0)?.to_vec1::<f32>()?;
+fn add_products(channels: &Mutex<ChannelProducts>, down: usize, gated: &Tensor) -> candle_core::Result<()> {
+    let products = gated.t()?.matmul(gated)?;
     let mut channels = lock(channels);
-    let (sums, rows) = channels.entry(down).or_insert_with(|| (vec![0.0; squares.len()], 0));
-    for (sum, square) in sums.iter_mut().zip(squares) {
-        *sum += f64::from(square);
-    }
-    *rows += gated.dim(0)?;
+    let sum = match channels.remove(&down) {
+        Some(so_far) => (so_far + products)?,
+        None => products,
+    };
+    channels.insert(down, sum);
     Ok(())
 }
 
@@ -331,7 +346,7 @@ impl Backend for Reference {
                 let (gate, up) = (run(x, &mlp.gate)?, run(x, &mlp.up)?);
                 let gated = self.compute.run2(Gated, &gate, &up)?;
                 if let Some(channels) = &self.channels {
-                    add_squares(channels, mlp.down.index, &gated)?;
+                    add_products(channels, mlp.down.index, &gated)?;
                 }
                 run(&gated, &mlp.down)
             })
