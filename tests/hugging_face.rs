@@ -82,7 +82,7 @@ fn tensors_at_odd_addresses_are_read_as_well() {
 
 #[test]
 fn a_bases_tensors_are_known_from_its_sizes() {
-    for name in [SINGLE, SHARDED, "tiny-bias-headdim/base"] {
+    for name in [SINGLE, SHARDED, "tiny-bias-headdim/base", "tiny-mpt-split/base"] {
         let (folder, mut expected) = (Folder::copy_of(name), BTreeMap::new());
         for entry in std::fs::read_dir(folder.path()).unwrap() {
             let file = entry.unwrap().file_name().into_string().unwrap();
@@ -241,6 +241,9 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         ("qwen2", "use_sliding_window", json!(true), "not supported"),
         ("bloom", "n_head", json!(7), "7 attention heads do not divide"),
         ("bloom", "layer_norm_epsilon", json!(-1.0), "out of range"),
+        ("mpt", "no_bias", json!(false), "no biases are supported"),
+        ("mpt", "logit_scale", json!(0.5), "are supported"),
+        ("mpt", "norm_type", json!("rmsnorm"), "`rmsnorm` is not supported"),
         ("bert", "position_embedding_type", json!("relative_key"), "`relative_key` is not supported"),
         ("bert", "is_decoder", json!(true), "only encoders"),
         ("bert", "hidden_act", json!("swish"), "`swish` is not supported"),
@@ -276,4 +279,49 @@ fn a_config_that_contradicts_the_tensors_is_refused_by_tensor() {
     let message =
         refused(SINGLE, |f| f.edit_json("config.json", |j| j["tie_word_embeddings"] = json!(false)));
     assert_names(&message, &["there is no tensor", "lm_head.weight"]);
+}
+
+/// Why a tiny MPT with another config.json is refused.
+#[track_caller]
+fn refused_mpt(edit: impl FnOnce(&mut Value)) -> String {
+    let folder = Folder::copy_of("tiny-mpt/base");
+    folder.edit_json("config.json", edit);
+    Base::open(folder.path()).unwrap_err().to_string()
+}
+
+#[test]
+fn an_mpt_that_would_be_computed_otherwise_is_refused_by_field() {
+    for (field, value) in [
+        ("alibi", json!(false)),
+        ("alibi_bias_max", json!(4)),
+        ("clip_qkv", json!(6.0)),
+        ("qk_ln", json!(true)),
+        ("prefix_lm", json!(true)),
+        ("softmax_scale", json!(0.125)),
+        ("attn_type", json!("multiquery_attention")),
+    ] {
+        let message = refused_mpt(|config| config["attn_config"][field] = value);
+        assert_names(&message, &["config.json", &format!("`{field}`"), "supported"]);
+    }
+}
+
+#[test]
+fn the_heads_of_an_mpt_divide_its_width() {
+    let message = refused_mpt(|config| config["n_heads"] = json!(7));
+    assert_names(&message, &["config.json", "`num_attention_heads`", "7 attention heads do not divide"]);
+}
+
+#[test]
+fn queries_keys_and_values_of_an_mpt_may_lie_in_one_tensor_of_the_right_size() {
+    let folder = Folder::copy_of("tiny-mpt/base");
+    let base = Base::open(folder.path()).unwrap();
+    let whole = base.matrix("transformer.blocks.1.attn.Wqkv.weight", 108, 36).unwrap().to_f32();
+    for (i, part) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
+        let rows = base.matrix(&format!("transformer.blocks.1.attn.{part}.weight"), 36, 36).unwrap();
+        assert_eq!(rows.to_f32(), whole[i * 36 * 36..(i + 1) * 36 * 36]);
+    }
+    let error = base.matrix("transformer.blocks.1.attn.k_proj.weight", 40, 36).unwrap_err().to_string();
+    assert_names(&error, &["model.safetensors", "transformer.blocks.1.attn.Wqkv.weight", "[120, 36]"]);
+    let error = base.matrix("transformer.blocks.9.attn.k_proj.weight", 36, 36).unwrap_err().to_string();
+    assert_names(&error, &["transformer.blocks.9.attn.k_proj.weight"]);
 }

@@ -19,7 +19,7 @@ pub(crate) struct Case {
 }
 
 /// Base, super-network.
-pub(crate) const NETS: [(&str, &str); 11] = [
+pub(crate) const NETS: [(&str, &str); 13] = [
     LLAMAS[0],
     LLAMAS[1],
     LLAMAS[2],
@@ -31,6 +31,8 @@ pub(crate) const NETS: [(&str, &str); 11] = [
     ("tiny-qwen3/base", "tiny-qwen3"),
     ("tiny-bloom/base", "tiny-bloom"),
     ("tiny-bloom-post/base", "tiny-bloom-post"),
+    ("tiny-mpt/base", "tiny-mpt"),
+    ("tiny-mpt-split/base", "tiny-mpt-split"),
 ];
 
 /// LLaMAs whose positions are not scaled.

@@ -12,6 +12,7 @@ pub enum Family {
     #[default]
     Llama,
     Bloom,
+    Mpt,
     Bert,
 }
 
@@ -149,7 +150,7 @@ impl BaseConfig {
         if !positive(self.norm_eps) {
             let field = match self.family {
                 Family::Llama => "rms_norm_eps",
-                Family::Bloom => "layer_norm_epsilon",
+                Family::Bloom | Family::Mpt => "layer_norm_epsilon",
                 Family::Bert => "layer_norm_eps",
             };
             return Err(ArtifactError::field(path, field, format!("{} is out of range", self.norm_eps)));

@@ -29,10 +29,11 @@ pub(super) fn read_config(path: &Path) -> Result<BaseConfig, ArtifactError> {
     let config = match family.as_str() {
         "llama" | "mistral" | "qwen2" | "qwen3" => llama(&fields, &family)?,
         "bloom" => bloom(&fields)?,
+        "mpt" => mpt(&fields)?,
         "bert" => bert(&fields)?,
         _ => {
-            let reason =
-                format!("{family:?} is not supported; supported: llama, mistral, qwen2, qwen3, bloom, bert");
+            let known = "llama, mistral, qwen2, qwen3, bloom, mpt, bert";
+            let reason = format!("{family:?} is not supported; supported: {known}");
             return Err(ArtifactError::field(path, "model_type", reason));
         }
     };
@@ -102,6 +103,55 @@ fn bloom(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
         output_bias: true,
         mlp_bias: true,
         residual_after_norm: fields.flag("apply_residual_connection_post_layernorm", false)?,
+        bos_token: fields.tokens("bos_token_id")?.first().copied(),
+        eos_tokens: fields.tokens("eos_token_id")?,
+        ..BaseConfig::default()
+    })
+}
+
+/// As transformers' `MptConfig`, and llm-foundry's, which the published MPT-7B has.
+fn mpt(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
+    let path = fields.path;
+    let attention = fields.get("attn_config").unwrap_or(&Value::Null);
+    let attention = Fields { path, json: attention };
+    let refused = |field: &str| {
+        let reason =
+            "only ALiBi, multi-head attention of plain queries and keys, and no biases are supported";
+        Err(ArtifactError::field(path, field, reason))
+    };
+    for (of, field, only) in [
+        (&attention, "alibi", true),
+        (&attention, "qk_ln", false),
+        (&attention, "qk_gn", false),
+        (&attention, "prefix_lm", false),
+        (fields, "no_bias", true),
+    ] {
+        if of.flag(field, only)? != only {
+            return refused(field);
+        }
+    }
+    attention.only("attn_type", &["multihead_attention"])?;
+    fields.only("norm_type", &["low_precision_layernorm", "layernorm"])?;
+    let given = [(&attention, "clip_qkv"), (&attention, "softmax_scale"), (fields, "logit_scale")];
+    if let Some((_, field)) = given.into_iter().find(|(of, field)| of.get(field).is_some()) {
+        return refused(field);
+    }
+    if attention.float("alibi_bias_max")?.is_some_and(|most| most != 8.0) {
+        return refused("alibi_bias_max");
+    }
+    let (hidden, heads) = (fields.size("d_model")?, fields.size("n_heads")?);
+    Ok(BaseConfig {
+        family: Family::Mpt,
+        hidden,
+        intermediate: hidden.saturating_mul(fields.size_or("expansion_ratio", 4)?),
+        layers: fields.size("n_layers")?,
+        query_heads: heads,
+        kv_heads: heads,
+        head_size: even_share(path, hidden, heads)?,
+        vocabulary: fields.size("vocab_size")?,
+        max_positions: fields.size_or("max_seq_len", 2048)?,
+        norm_eps: fields.float("layer_norm_epsilon")?.unwrap_or(1e-5),
+        tied_embeddings: fields.flag("tie_word_embeddings", true)?,
         bos_token: fields.tokens("bos_token_id")?.first().copied(),
         eos_tokens: fields.tokens("eos_token_id")?,
         ..BaseConfig::default()

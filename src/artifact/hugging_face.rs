@@ -84,6 +84,22 @@ impl SafetensorsFile {
 
     pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<HostData, ArtifactError> {
         let (dtype, bytes) = self.tensor(name, shape)?;
+        self.numbers(name, dtype, bytes)
+    }
+
+    /// One of `count` blocks of `rows` rows each, of which the tensor consists.
+    fn block_of_rows(
+        &self,
+        name: &str,
+        (block, count): (usize, usize),
+        [rows, columns]: [usize; 2],
+    ) -> Result<HostData, ArtifactError> {
+        let (dtype, bytes) = self.tensor(name, &[rows.saturating_mul(count), columns])?;
+        let length = bytes.len() / count;
+        self.numbers(name, dtype, &bytes[block * length..(block + 1) * length])
+    }
+
+    fn numbers(&self, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<HostData, ArtifactError> {
         let two = |b: &[u8]| [b[0], b[1]];
         match dtype {
             Dtype::F32 => {
@@ -191,8 +207,16 @@ impl HuggingFaceFolder {
         if let Some((quantisation, linear)) = self.packed(name) {
             return quantisation.matrix(self, linear, rows, columns);
         }
-        let (file, stored) = self.file(name)?;
-        let data = file.matrix(&stored, &[rows, columns])?;
+        let data = match fused(name).filter(|(fused, _)| !self.has(name) && self.has(fused)) {
+            Some((fused, block)) => {
+                let (file, stored) = self.file(&fused)?;
+                file.block_of_rows(&stored, (block, QKV.len()), [rows, columns])?
+            }
+            None => {
+                let (file, stored) = self.file(name)?;
+                file.matrix(&stored, &[rows, columns])?
+            }
+        };
         Ok(HostMatrix { name: name.into(), rows, columns, data })
     }
 
@@ -276,6 +300,16 @@ fn stored_names(name: &str) -> impl Iterator<Item = String> {
     };
     let old = names.iter().filter_map(old).collect::<Vec<_>>();
     names.into_iter().chain(old)
+}
+
+/// Queries, keys and values, as they follow each other in MPT's `Wqkv`.
+const QKV: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+
+/// The tensor whose blocks of rows are queries, keys and values, where `name` may be one of them; and which.
+fn fused(name: &str) -> Option<(String, usize)> {
+    let (attention, linear) = name.strip_suffix(".weight")?.rsplit_once('.')?;
+    let block = QKV.iter().position(|part| *part == linear)?;
+    attention.ends_with(".attn").then(|| (format!("{attention}.Wqkv.weight"), block))
 }
 
 /// The files that an index names; each must lie in the folder itself.

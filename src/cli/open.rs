@@ -116,7 +116,7 @@ pub(super) fn check_task(adapter: &AdapterConfig, base: &Base) -> Result<(), Fai
         return Ok(());
     }
     let family = Layout::of(base.config.family).name;
-    Err(format!("the adapter is a classifier's (task_type SEQ_CLS), and a {family} writes text").into())
+    Err(format!("the adapter is a classifier's (task_type SEQ_CLS), and {family} models write text").into())
 }
 
 fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> Result<(), Failure> {

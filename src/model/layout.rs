@@ -55,6 +55,17 @@ static BLOOM: Layout = Layout {
     after: &["lm_head"],
 };
 
+/// Queries, keys and values as Shears splits them, so that each has an adapter of its own.
+static MPT: Layout = Layout {
+    name: "MPT",
+    prefix: "transformer.blocks.",
+    modules: &["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"],
+    mlp: (&[4], 5),
+    together: &[&[0, 1, 2]],
+    heads: None,
+    after: &["lm_head"],
+};
+
 static BERT: Layout = Layout {
     name: "BERT",
     prefix: "bert.encoder.layer.",
@@ -77,6 +88,7 @@ impl Layout {
         match family {
             Family::Llama => &LLAMA,
             Family::Bloom => &BLOOM,
+            Family::Mpt => &MPT,
             Family::Bert => &BERT,
         }
     }
@@ -114,8 +126,8 @@ impl Layout {
             return (hidden, intermediate);
         }
         match (config.family, place) {
-            (Family::Llama | Family::Bert, 0) => (queries, hidden),
-            (Family::Llama | Family::Bert, 1 | 2) => (keys, hidden),
+            (Family::Llama | Family::Mpt | Family::Bert, 0) => (queries, hidden),
+            (Family::Llama | Family::Mpt | Family::Bert, 1 | 2) => (keys, hidden),
             (Family::Bloom, 0) => (queries + 2 * keys, hidden),
             _ => (hidden, queries),
         }

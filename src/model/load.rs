@@ -79,15 +79,15 @@ pub enum LoadError {
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Backend(#[from] BackendError),
-    #[error("a {family} does not continue texts")]
+    #[error("{family} models do not continue texts")]
     NoText { family: &'static str },
-    #[error("a {family} does not classify texts")]
+    #[error("{family} models do not classify texts")]
     NoClassifier { family: &'static str },
     #[error("there is no tensor `{tensor}`, neither in the base nor beside the adapter")]
     NoHead { tensor: String },
     #[error("tensor `{tensor}` beside the adapter: expected shape {expected:?}, got {got:?}")]
     HeadSize { tensor: String, expected: Vec<usize>, got: Vec<usize> },
-    #[error("{what} needs a LLaMA, and this is a {family}")]
+    #[error("{what} needs a LLaMA, not a model of the {family} family")]
     OnlyLlama { what: &'static str, family: &'static str },
     #[error("the adapter has a tensor for `{module}`, which has no place in this model")]
     StrayAdapter { module: String },

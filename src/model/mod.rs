@@ -11,6 +11,7 @@ mod layer_norm;
 mod layout;
 pub mod llama;
 mod load;
+pub mod mpt;
 mod open;
 mod shape;
 

@@ -1,7 +1,7 @@
 //! From a base's family to the model that computes it.
 
 use super::load::{LoadError, Loader, SuperAdapter};
-use super::{CausalExecutor, Classifier, Executor, bert, bloom, llama};
+use super::{CausalExecutor, Classifier, Executor, bert, bloom, llama, mpt};
 use crate::artifact::{Base, Family};
 use crate::backend::Backend;
 use std::collections::BTreeMap;
@@ -40,6 +40,10 @@ pub fn executor<B: Backend>(
             let model = bloom::model(loader)?;
             Ok(Box::new(CausalExecutor::new(model, backend, blocks, block_size)?))
         }
+        Family::Mpt => {
+            let model = mpt::model(loader)?;
+            Ok(Box::new(CausalExecutor::new(model, backend, blocks, block_size)?))
+        }
         Family::Bert => Err(LoadError::NoText { family: loader.layout.name }),
     }
 }
@@ -60,6 +64,8 @@ pub fn classifier<B: Backend>(
             let model = bert::model(loader)?;
             Ok(Box::new(bert::BertClassifier::new(model, backend)))
         }
-        Family::Llama | Family::Bloom => Err(LoadError::NoClassifier { family: loader.layout.name }),
+        Family::Llama | Family::Bloom | Family::Mpt => {
+            Err(LoadError::NoClassifier { family: loader.layout.name })
+        }
     }
 }

@@ -27,7 +27,7 @@ pub fn model_shape(config: &BaseConfig, adapter: Option<&AdapterConfig>) -> Mode
     linears.extend(after.map(|(name, out, inp)| LinearShape { name: name.into(), out, inp, rank: None }));
     let channels = (0..config.layers).flat_map(|layer| channels(layout, config, layer)).collect();
     match config.family {
-        Family::Llama | Family::Bloom => ModelShape::language_model(linears, channels),
+        Family::Llama | Family::Bloom | Family::Mpt => ModelShape::language_model(linears, channels),
         Family::Bert => {
             let once_from = config.layers * places;
             ModelShape { linears, channels, cost_tokens: CLASSIFIER_TOKENS, once_from }
@@ -153,6 +153,7 @@ pub fn base_tensors(config: &BaseConfig) -> Vec<BaseTensor> {
     match config.family {
         Family::Llama => super::llama::base_tensors(config),
         Family::Bloom => super::bloom::base_tensors(config),
+        Family::Mpt => super::mpt::base_tensors(config),
         Family::Bert => super::bert::base_tensors(config),
     }
 }

@@ -1,6 +1,6 @@
 //! Configurations by templates (Shears), by lists of ranks (SQFT), and damaged ones.
 
-use super::write::{A, B, BASE, Groups, LONAS, Writing, llama, llama_node, nncf};
+use super::write::{A, B, BASE, Groups, LONAS, Writing, llama, llama_node, mpt, nncf};
 use crate::files::{Folder, assert_names};
 use lonas::artifact::ElasticFile;
 use lonas::supernet::{Kind, ModelShape};
@@ -84,6 +84,34 @@ fn shears_templates_stand_for_a_group_in_each_layer_template_by_template() {
     let active = space.resolve(&shape, &space.minimal());
     let rank = |name: &str| active.linears[shape.find(&format!("model.layers.1.mlp.{name}")).unwrap()].rank;
     assert_eq!([rank("gate_proj"), rank("up_proj"), rank("down_proj")], [32, 16, 16]);
+}
+
+#[test]
+fn shears_mpt_has_queries_keys_values_and_output_in_one_group_and_both_of_the_mlp_in_another() {
+    let template = |part: &str, modules: &[&str]| {
+        let block = "MPTForCausalLM[model]/MPTModel[transformer]/ModuleList[blocks]/MPTBlock[{*}]";
+        let node = |module: &&str| {
+            format!("{{re}}PeftModelForCausalLM/LoraModel[base_model]/{block}/{part}/Linear[{module}]{A}")
+        };
+        (modules.iter().map(node).collect::<Vec<_>>(), vec![32, 24, 16])
+    };
+    let templates = vec![
+        template("MultiheadAttention[attn]", &["q_proj", "k_proj", "v_proj", "out_proj"]),
+        template("MPTMLP[ffn]", &["up_proj", "down_proj"]),
+    ];
+    let shape = mpt();
+    let text = nncf(&templates, Writing { epochs: -1, init_lr: -1.0, ..LONAS });
+    let space = opened(&text).unwrap().search_space(&shape, 32).unwrap();
+    assert_eq!(space.groups().len(), 64);
+    let members = |group: usize| space.groups()[group].members.iter().map(|&t| shape.tensor_name(t));
+    let last = |modules: &[&str]| {
+        modules.iter().map(|m| format!("transformer.blocks.31.{m}.lora_A.weight")).collect::<Vec<_>>()
+    };
+    let attention = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj"];
+    assert_eq!(members(31).collect::<Vec<_>>(), last(&attention));
+    assert_eq!(members(63).collect::<Vec<_>>(), last(&["ffn.up_proj", "ffn.down_proj"]));
+    let ranks = space.resolve(&shape, &space.heuristic()).linears;
+    assert!(ranks[..shape.linears.len() - 1].iter().all(|linear| linear.rank == 24));
 }
 
 #[test]

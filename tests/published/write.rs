@@ -44,6 +44,22 @@ pub(crate) fn bloomz() -> ModelShape {
     adapted(&base, 32, &["query_key_value", "dense_h_to_4h", "dense_4h_to_h"])
 }
 
+/// MPT-7B with Shears' adapters.
+pub(crate) fn mpt() -> ModelShape {
+    let base = BaseConfig {
+        family: Family::Mpt,
+        hidden: 4096,
+        intermediate: 16384,
+        layers: 32,
+        query_heads: 32,
+        kv_heads: 32,
+        head_size: 128,
+        vocabulary: 50432,
+        ..BaseConfig::default()
+    };
+    adapted(&base, 32, &["q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj"])
+}
+
 /// BERT-base with two labels and LoNAS's adapters.
 pub(crate) fn bert() -> ModelShape {
     let classifier = ClassifierConfig {
