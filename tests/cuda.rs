@@ -1,10 +1,11 @@
 //! Super-networks on a GPU, or on the emulator that takes its place: against PyTorch + PEFT, and the whole server.
 
+use crate::cli::classify;
 use crate::cli::process::{Server, lonas};
-use crate::dtypes;
-use crate::golden::{Supernet, push};
+use crate::golden::{self, Supernet, push};
 use crate::logits::{LLAMAS, NETS};
 use crate::tiny::{NAME, OTHER, Tiny};
+use crate::{classifiers, dtypes};
 use lonas::backend::cuda::{Counts, Cuda, Dtype, KvDtype};
 use lonas::model::llama::LlamaExecutor;
 use lonas::model::{Adapters, Batch, Executor};
@@ -29,6 +30,14 @@ fn logits_are_those_of_pytorch_to_the_rounding_of_bf16() {
 fn weights_in_blocks_cost_what_they_do_on_the_processor() {
     let gpu = |dtype| move || Cuda::open(0).unwrap().with_dtype(dtype).with_kv(KvDtype::F32);
     dtypes::check_nets(&SOME, "int8 on a GPU", gpu(Dtype::Int8), dtypes::INT8_ERROR, 6);
+}
+
+#[test]
+fn classifiers_are_those_of_pytorch_to_the_rounding_of_their_weights() {
+    for (dtype, most) in [Dtype::Auto, Dtype::Int8].into_iter().zip(classifiers::ROUNDED) {
+        let gpu = Cuda::open(0).unwrap().with_dtype(dtype);
+        classifiers::check_rounded(&format!("{dtype:?} on a GPU"), gpu, most);
+    }
 }
 
 /// One step that decodes the next token of each of `sequences` at `position`, each with another sub-network.
@@ -154,6 +163,30 @@ fn the_server_answers_for_every_sub_network_as_on_the_processor() {
     }
     let (_, metrics) = gpu.get("/metrics");
     assert!(metrics.contains("device=\"cuda\",dtype=\"auto\""), "{metrics}");
+}
+
+#[test]
+fn the_server_classifies_as_on_the_processor() {
+    let folder = tempfile::tempdir().unwrap();
+    classify::base(folder.path());
+    let models = classify::NAMES.map(|(name, _)| golden::path(name).join("supernet"));
+    let [one, other] = [0, 1].map(|i| models[i].to_str().unwrap());
+    let base = folder.path().to_str().unwrap();
+    let start = |device: &str| Server::start(&[one, other, "--base", base, "--device", device]);
+    let (gpu, processor) = (start("cuda"), start("cpu"));
+    let pair = json!({"text": "the cat sat", "text_pair": "on the mat"});
+    for (name, labels) in classify::NAMES {
+        for sub_network in ["maximal", "heuristic", "minimal"] {
+            let request =
+                json!({"model": format!("{name}:{sub_network}"), "input": [pair, "the cat", "a dog sat"]});
+            let [ours, theirs] =
+                [&gpu, &processor].map(|server| classify::probs(&classify::ask(server, &request)));
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                let off = golden::distance(ours, theirs);
+                assert!(ours.len() == labels && off < 0.05, "{request}: {ours:?}, not {theirs:?}");
+            }
+        }
+    }
 }
 
 #[test]

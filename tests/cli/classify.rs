@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Two super-adapters of one base, each with its own number of labels.
-const NAMES: [(&str, usize); 2] = [("tiny-bert", 2), ("tiny-bert-three", 3)];
+pub(crate) const NAMES: [(&str, usize); 2] = [("tiny-bert", 2), ("tiny-bert-three", 3)];
 
 /// The base with a tokenizer that knows as many tokens as the model.
-fn base(folder: &Path) {
+pub(crate) fn base(folder: &Path) {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(golden::path("tiny-bert/base").join(name), folder.join(name)).unwrap();
     }
@@ -22,13 +22,13 @@ fn base(folder: &Path) {
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
-fn ask(server: &Server, body: &Value) -> Value {
+pub(crate) fn ask(server: &Server, body: &Value) -> Value {
     let (head, answer) = server.post("/v1/classify", body);
     assert!(head.starts_with("HTTP/1.1 200"), "{head} {answer}");
     serde_json::from_str(&answer).unwrap()
 }
 
-fn probs(answer: &Value) -> Vec<Vec<f32>> {
+pub(crate) fn probs(answer: &Value) -> Vec<Vec<f32>> {
     let inputs = answer["data"].as_array().unwrap().iter();
     inputs.map(|one| serde_json::from_value(one["probs"].clone()).unwrap()).collect()
 }

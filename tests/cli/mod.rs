@@ -2,7 +2,7 @@
 
 mod bench;
 mod classifier;
-mod classify;
+pub(crate) mod classify;
 mod clients;
 mod eval;
 mod export;
