@@ -98,7 +98,7 @@ impl Recipe {
             sampling: Sampling::Sandwich,
             distill: true,
             length_buckets: true,
-            learning_rate: 5e-4,
+            learning_rate: 1e-3,
             ..Self::default()
         }
     }

@@ -39,7 +39,7 @@ pub(in crate::cli) struct TrainArgs {
     pub(super) form: Form,
 
     /// Where the options below begin that are not given: `lonas` is the authors' recipe to the letter; `best` is
-    /// `--reorder --sampling sandwich --distill --length-buckets --learning-rate 5e-4`.
+    /// `--reorder --sampling sandwich --distill --length-buckets --learning-rate 1e-3`.
     #[arg(long, value_enum, default_value_t = RecipeName::Lonas)]
     recipe: RecipeName,
 
