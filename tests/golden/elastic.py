@@ -4,9 +4,12 @@ y = W[:o,:i] x + b[:o] + s * B[:o,:r] (A[:r,:i] x), s = alpha / r_config, on eve
 PEFT has wrapped. Nothing here is lonas's own code; the rules are those of LoNAS (NNCF's elastic width, PEFT's scale).
 """
 
+import json
+
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
+from safetensors.torch import save_file
 
 RANK, WIDTH, MLP_RANK = 0, 1, 2
 
@@ -102,3 +105,34 @@ def fill(model, seed, std):
                 p.copy_(1 + 0.2 * torch.randn(p.shape, generator=generator))
             else:
                 p.copy_(std * torch.randn(p.shape, generator=generator))
+
+
+def save_supernet(out, model, elastic, groups, tokens, chooser):
+    """Fills the adapters of `model`, which PEFT has wrapped, and writes them with their search space as OUT/supernet; runs `tokens`
+    through the maximal, heuristic, minimal and ten random sub-networks of `groups`, by `elastic(model)`, and writes their logits."""
+    for i, (_, p) in enumerate(sorted((n, p) for n, p in model.named_parameters() if "lora_" in n)):
+        generator = torch.Generator().manual_seed(100 + i)
+        with torch.no_grad():
+            p.copy_(0.15 * torch.randn(p.shape, generator=generator))
+    folder, base = out / "supernet", f"tests/golden/{out.name}/base"
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = base
+    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
+    supernet = {"version": 1, "name": out.name, "base": {"source": {"path": base}}, "scale": 2.0, "groups": groups}
+    (folder / "supernet.json").write_text(json.dumps(supernet) + "\n")
+
+    plain = [model(torch.tensor([t])).logits[0].detach() for t in tokens]
+    elastic = elastic(model)
+    cases, tensors = [], {}
+    for sub, choices in three_and_random([g["choices"] for g in groups], 10, chooser):
+        elastic.set(choices)
+        for i, t in enumerate(tokens):
+            logits = model(torch.tensor([t])).logits[0].detach()
+            if sub == "maximal":
+                assert torch.allclose(logits, plain[i], atol=2e-4), (logits - plain[i]).abs().max()
+            tensors[f"{sub}/{i}"] = logits.contiguous()
+        cases.append({"name": sub, "choices": choices})
+    save_file(tensors, out / "logits.safetensors")
+    (out / "cases.json").write_text(json.dumps({"tokens": tokens, "cases": cases}) + "\n")

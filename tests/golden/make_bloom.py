@@ -1,16 +1,14 @@
 """Tiny BLOOM super-networks and the logits of thirteen sub-networks each. Usage: python make_bloom.py (writes beside itself)."""
 
-import json
 import random
 import shutil
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from transformers import BloomConfig, BloomForCausalLM
 
-from elastic import Elastic, fill, three_and_random
+from elastic import Elastic, fill, save_supernet
 
 HERE = Path(__file__).parent
 TARGETS = ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"]
@@ -73,34 +71,9 @@ def make(name, spec):
     base.to(spec["dtype"]).save_pretrained(out / "base")
     base = BloomForCausalLM.from_pretrained(out / "base", dtype=torch.float32).eval()
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS)).eval()
-    for i, (_, p) in enumerate(sorted((n, p) for n, p in model.named_parameters() if "lora_" in n)):
-        generator = torch.Generator().manual_seed(100 + i)
-        with torch.no_grad():
-            p.copy_(0.15 * torch.randn(p.shape, generator=generator))
-    folder, layers = out / "supernet", config.n_layer
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    adapter = json.loads((folder / "adapter_config.json").read_text())
-    adapter["base_model_name_or_path"] = f"tests/golden/{name}/base"
-    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
-    groups = groups_of(layers, spec["ranks"], spec["widths"])
-    supernet = {"version": 1, "name": name, "base": {"source": {"path": f"tests/golden/{name}/base"}}, "scale": 2.0, "groups": groups}
-    (folder / "supernet.json").write_text(json.dumps(supernet) + "\n")
-
     tokens = [[chooser.randrange(3, config.vocab_size) for _ in range(n)] for n in (23, 1, 9)]
-    plain = [model(torch.tensor([t])).logits[0].detach() for t in tokens]
-    elastic = BloomElastic(model, layers)
-    cases, tensors = [], {}
-    for sub, choices in three_and_random([g["choices"] for g in groups], 10, chooser):
-        elastic.set(choices)
-        for i, t in enumerate(tokens):
-            logits = model(torch.tensor([t])).logits[0].detach()
-            if sub == "maximal":
-                assert torch.allclose(logits, plain[i], atol=2e-4), (logits - plain[i]).abs().max()
-            tensors[f"{sub}/{i}"] = logits.contiguous()
-        cases.append({"name": sub, "choices": choices})
-    save_file(tensors, out / "logits.safetensors")
-    (out / "cases.json").write_text(json.dumps({"tokens": tokens, "cases": cases}) + "\n")
+    groups = groups_of(config.n_layer, spec["ranks"], spec["widths"])
+    save_supernet(out, model, lambda model: BloomElastic(model, config.n_layer), groups, tokens, chooser)
 
 
 if __name__ == "__main__":

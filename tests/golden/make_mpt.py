@@ -4,7 +4,6 @@ transformers' MPT has queries, keys and values in one Linear, `Wqkv`; Shears spl
 in memory; one base is saved as transformers has it, the other as Shears' preprocessing leaves it.
 """
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MptConfig, MptForCausalLM
 
-from elastic import Elastic, fill, three_and_random
+from elastic import Elastic, fill, save_supernet
 
 HERE = Path(__file__).parent
 QKV = ["q_proj", "k_proj", "v_proj"]
@@ -120,33 +119,8 @@ def make(name, spec):
 
     targets = [*QKV, "out_proj", "up_proj", "down_proj"]
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")).eval()
-    for i, (_, p) in enumerate(sorted((n, p) for n, p in model.named_parameters() if "lora_" in n)):
-        generator = torch.Generator().manual_seed(100 + i)
-        with torch.no_grad():
-            p.copy_(0.15 * torch.randn(p.shape, generator=generator))
-    folder, layers = out / "supernet", config.n_layers
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    adapter = json.loads((folder / "adapter_config.json").read_text())
-    adapter["base_model_name_or_path"] = f"tests/golden/{name}/base"
-    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2))
-    groups = groups_of(layers, spec["ranks"], spec["widths"])
-    supernet = {"version": 1, "name": name, "base": {"source": {"path": f"tests/golden/{name}/base"}}, "scale": 2.0, "groups": groups}
-    (folder / "supernet.json").write_text(json.dumps(supernet) + "\n")
-
-    plain = [model(torch.tensor([t])).logits[0].detach() for t in tokens]
-    elastic = MptElastic(model, layers)
-    cases, tensors = [], {}
-    for sub, choices in three_and_random([g["choices"] for g in groups], 10, chooser):
-        elastic.set(choices)
-        for i, t in enumerate(tokens):
-            logits = model(torch.tensor([t])).logits[0].detach()
-            if sub == "maximal":
-                assert torch.allclose(logits, plain[i], atol=2e-4), (logits - plain[i]).abs().max()
-            tensors[f"{sub}/{i}"] = logits.contiguous()
-        cases.append({"name": sub, "choices": choices})
-    save_file(tensors, out / "logits.safetensors")
-    (out / "cases.json").write_text(json.dumps({"tokens": tokens, "cases": cases}) + "\n")
+    groups = groups_of(config.n_layers, spec["ranks"], spec["widths"])
+    save_supernet(out, model, lambda model: MptElastic(model, config.n_layers), groups, tokens, chooser)
 
 
 if __name__ == "__main__":
