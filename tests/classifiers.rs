@@ -240,11 +240,11 @@ fn a_family_is_opened_for_what_it_can_do() {
     let net = Supernet::open("tiny-tied/base", "tiny-tied");
     let beside = Adapters::Beside(vec![net.super_adapter()]);
     let refused = model::classifier(Reference::new(), &net.base, beside, &net.orders).err().unwrap();
-    assert_eq!(refused.to_string(), "a LLaMA does not classify texts");
+    assert_eq!(refused.to_string(), "LLaMA models do not classify texts");
     let net = open(TWO).0;
     let beside = Adapters::Beside(vec![net.super_adapter()]);
     let refused = model::executor(Reference::new(), &net.base, beside, &net.orders, (1, 4)).err().unwrap();
-    assert_eq!(refused.to_string(), "a BERT does not continue texts");
+    assert_eq!(refused.to_string(), "BERT models do not continue texts");
 }
 
 /// The labels that the super-adapter in a copy of `tiny-bert-three` has on a base, with a config.json of its own.
