@@ -10,6 +10,7 @@ use crate::server::{
 };
 use crate::text::Tokenizer;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,7 +83,7 @@ pub(super) struct ServeArgs {
 
     /// The machine whose measured latencies in the catalog hold here, as `lonas bench --save` has named it; by default
     /// this one's processor and cores.
-    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
+    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     machine: Option<String>,
 
     #[command(flatten)]

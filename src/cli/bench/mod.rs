@@ -16,6 +16,7 @@ use super::progress::Progress;
 use crate::backend::cpu::Limits;
 use case::{Case, Driver, Mix, Test};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use facts::{Facts, Load};
 use figures::figures;
 use std::path::PathBuf;
@@ -97,7 +98,7 @@ pub(super) struct BenchArgs {
     report_llama_7b: bool,
 
     /// How this machine is called in the catalog; by default its processor and cores.
-    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME")]
+    #[arg(long, env = "LONAS_MACHINE", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     machine: Option<String>,
 
     #[command(flatten)]
