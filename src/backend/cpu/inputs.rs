@@ -265,8 +265,7 @@ impl Loops for FillBlocks<'_> {
     }
 }
 
-/// A block with a NaN with a NaN or an infinity has such a scale or sum, so that it is
-/// not lost.
+/// A block with a NaN or an infinity in it has such a scale or sum, so that it is not lost.
 #[inline(always)]
 fn quantise(x: &[f32], largest_quant: i8) -> QuantBlock {
     let mut values = [0.0; BLOCK];
