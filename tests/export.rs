@@ -219,6 +219,7 @@ fn on_gguf(folder: &Folder, name: &str) -> Supernet {
         kind,
         modules: modules.map(String::from).to_vec(),
         choices: choices.to_vec(),
+        layers: None,
     };
     let templates = [
         template(Kind::Rank, ["q_proj", "k_proj"], &[4, 3, 1]),

@@ -19,12 +19,14 @@ pub(crate) struct Case {
 }
 
 /// Base, super-network.
-pub(crate) const NETS: [(&str, &str); 13] = [
+pub(crate) const NETS: [(&str, &str); 15] = [
     LLAMAS[0],
     LLAMAS[1],
     LLAMAS[2],
     LLAMAS[3],
     ("tiny-heads/base", "tiny-heads"),
+    ("tiny-depth/base", "tiny-depth"),
+    ("tiny-depth-bias/base", "tiny-depth-bias"),
     ("tiny-llama3/base", "tiny-llama3"),
     ("tiny-mistral/base", "tiny-mistral"),
     ("tiny-qwen2/base", "tiny-qwen2"),

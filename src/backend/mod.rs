@@ -174,13 +174,15 @@ pub trait Backend: Send + Sync + 'static {
         cache: Option<(&mut Self::Cache, usize)>,
     ) -> Result<Self::Rows, BackendError>;
 
-    /// [`Self::attention`] of queries and keys that are still to be rotated.
+    /// [`Self::attention`] of queries and keys that are still to be rotated. `kept` says of each span how many key-value
+    /// heads its sub-network has, or nothing, where all have all: those beyond are zeros, and so is what they give.
     fn rotary_attention(
         &self,
         [q, k, v]: [Self::Rows; 3],
         angles: &Self::Angles,
         shape: &AttentionShape,
         spans: &[SequenceSpan],
+        _kept: &[usize],
         cache: Option<(&mut Self::Cache, usize)>,
     ) -> Result<Self::Rows, BackendError> {
         let rotate = |rows| self.rotary(rows, shape.head_size, angles);

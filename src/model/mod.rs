@@ -23,7 +23,8 @@ pub use open::{Adapters, classifier, executor};
 pub use shape::{GroupTemplate, TemplateError, base_tensors, model_shape, search_space};
 
 use crate::backend::{
-    Arithmetic, BackendError, Choice, Draw, Segment, Selection, SequenceSpan, log_probabilities,
+    Arithmetic, AttentionShape, Backend, BackendError, Choice, Draw, Linear, Segment, Selection,
+    SequenceSpan, log_probabilities,
 };
 
 /// One step: packed rows of several sequences, each in its own sub-network.
@@ -39,6 +40,22 @@ pub struct Batch {
     pub spans: Vec<SequenceSpan>,
     /// Rows whose logits are wanted, ascending.
     pub outputs: Vec<u32>,
+}
+
+impl Batch {
+    /// By span, how many key-value heads its sub-network has of those that `keys` writes; empty where all have all.
+    fn kept_heads<B: Backend>(&self, keys: &Linear<B>, shape: &AttentionShape) -> Vec<usize> {
+        let heads = |segment: &Segment| segment.selection.shape.linears[keys.index].out / shape.head_size;
+        if self.segments.iter().all(|segment| heads(segment) == shape.kv_heads) {
+            return Vec::new();
+        }
+        let mut segments = self.segments.iter().peekable();
+        let of_span = |span: &SequenceSpan| {
+            while segments.next_if(|segment| segment.rows.end <= span.rows.start).is_some() {}
+            segments.peek().map_or(0, |segment| heads(segment))
+        };
+        self.spans.iter().map(of_span).collect()
+    }
 }
 
 /// Logits of the rows that a [`Batch`] asked for.

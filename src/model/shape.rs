@@ -50,7 +50,7 @@ fn channels(layout: &Layout, config: &BaseConfig, layer: usize) -> impl Iterator
     std::iter::once(mlp).chain(heads)
 }
 
-/// One group of a search space, repeated in every layer.
+/// One group of a search space, repeated in every layer or in some.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupTemplate {
@@ -59,6 +59,9 @@ pub struct GroupTemplate {
     pub modules: Vec<String>,
     /// Strictly descending; the first is the modules' own size.
     pub choices: Vec<usize>,
+    /// Numbers of layers, rising from 0; without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
 }
 
 /// A group template that no model of the family can have.
@@ -71,6 +74,8 @@ pub enum TemplateError {
     WrongModules { kind: &'static str, expected: Vec<&'static str>, modules: Vec<String> },
     #[error("search space: `{module}` has no adapter, so it has no rank to choose")]
     NoAdapter { module: String },
+    #[error("search space: layers {layers:?} of a group: expected rising numbers below {count}")]
+    Layers { layers: Vec<usize>, count: usize },
     #[error("search space: {family} has no elastic heads")]
     Heads { family: &'static str },
     #[error(transparent)]
@@ -90,11 +95,21 @@ pub fn search_space(
     let layout = Layout::of(config.family);
     let mut groups = Vec::with_capacity(templates.len() * config.layers);
     for template in templates {
-        for layer in 0..config.layers {
+        for layer in layers_of(config, template)? {
             groups.push(expand(layout, shape, template, layer)?);
         }
     }
     Ok(SearchSpace::new(shape, groups)?)
+}
+
+fn layers_of(config: &BaseConfig, template: &GroupTemplate) -> Result<Vec<usize>, TemplateError> {
+    let count = config.layers;
+    let Some(layers) = &template.layers else { return Ok((0..count).collect()) };
+    let rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
+    match rising && layers.last().is_some_and(|&last| last < count) {
+        true => Ok(layers.clone()),
+        false => Err(TemplateError::Layers { layers: layers.clone(), count }),
+    }
 }
 
 fn expand(
@@ -187,6 +202,7 @@ mod tests {
             kind,
             modules: modules.iter().map(|m| (*m).to_string()).collect(),
             choices: choices.to_vec(),
+            layers: None,
         };
         let templates = [
             template(Kind::Rank, &["q_proj", "k_proj", "v_proj"], &[32, 28]),
@@ -243,15 +259,32 @@ mod tests {
         let (config, shape, _) = llama_7b();
         let error = |kind, modules: &[&str], choices: &[usize]| {
             let modules = modules.iter().map(|m| (*m).to_string()).collect();
-            search_space(&config, &shape, &[GroupTemplate { kind, modules, choices: choices.to_vec() }])
-                .unwrap_err()
-                .to_string()
+            let template = GroupTemplate { kind, modules, choices: choices.to_vec(), layers: None };
+            search_space(&config, &shape, &[template]).unwrap_err().to_string()
         };
         assert!(error(Kind::Rank, &["qkv"], &[32, 28]).contains("`qkv`"));
         assert!(error(Kind::Rank, &["o_proj"], &[32, 28]).contains("`o_proj` has no adapter"));
         assert!(error(Kind::Width, &["gate_proj"], &[11008]).contains("exactly gate_proj and up_proj"));
         assert!(error(Kind::Rank, &["q_proj"], &[28, 32]).contains("strictly descending"));
         assert!(error(Kind::Rank, &["q_proj"], &[64, 28]).contains("first choice is 64"));
+    }
+
+    #[test]
+    fn a_group_may_be_of_some_layers_only() {
+        let (config, shape, _) = llama_7b();
+        let space = |layers: &[usize]| {
+            let modules = ["gate_proj", "up_proj"].map(String::from).to_vec();
+            let (kind, choices, layers) = (Kind::Width, vec![11008, 0], Some(layers.to_vec()));
+            search_space(&config, &shape, &[GroupTemplate { kind, modules, choices, layers }])
+        };
+        let some = space(&[3, 17]).unwrap();
+        let minimal = some.resolve(&shape, &some.minimal());
+        let without = |layer: usize| minimal.linears[layer * 7 + 4].is_nothing();
+        assert_eq!((0..32).filter(|&layer| without(layer)).collect::<Vec<_>>(), [3, 17]);
+        for wrong in [&[][..], &[32], &[4, 4], &[5, 4]] {
+            let said = space(wrong).unwrap_err().to_string();
+            assert!(said.contains(&format!("{wrong:?}")) && said.contains("below 32"), "{said}");
+        }
     }
 
     /// BERT-base with LoNAS's adapters and search space for GLUE, whose choices differ by layer (`nncf_lonas_bert_base_*.json`).
@@ -308,7 +341,7 @@ mod tests {
         let shape = model_shape(&config, Some(&adapter));
         let group = |kind, modules: &[&str], choices: &[usize], layer| {
             let modules = modules.iter().map(|m| (*m).to_string()).collect();
-            let template = GroupTemplate { kind, modules, choices: choices.to_vec() };
+            let template = GroupTemplate { kind, modules, choices: choices.to_vec(), layers: None };
             expand(Layout::of(Family::Bert), &shape, &template, layer).unwrap()
         };
         let heads = |layer| group(Kind::Heads, &["query", "key", "value"], HEADS[layer], layer);

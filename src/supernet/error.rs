@@ -10,7 +10,7 @@ use std::fmt;
 pub enum SpaceError {
     /// A group names a tensor that the model does not have.
     UnknownTensor { group: usize, tensor: String },
-    /// The choices of a group are empty, zero, or not strictly descending.
+    /// The choices of a group are empty, not strictly descending, or end in a rank of zero.
     BadChoices { group: usize, choices: Vec<usize> },
     /// The largest choice is not the tensor's own size.
     WrongSize { group: usize, tensor: String, expected: usize, got: usize },
@@ -47,7 +47,10 @@ impl fmt::Display for SpaceError {
                 write!(f, "group {group}: the model has no tensor `{tensor}`")
             }
             Self::BadChoices { group, choices } => {
-                write!(f, "group {group}: choices must be positive and strictly descending, got {choices:?}")
+                write!(
+                    f,
+                    "group {group}: choices must be strictly descending, and ranks positive, got {choices:?}"
+                )
             }
             Self::WrongSize { group, tensor, expected, got } => {
                 write!(f, "group {group}: the first choice is {got} but `{tensor}` has size {expected}")

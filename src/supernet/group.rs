@@ -8,9 +8,10 @@ use super::TensorRef;
 pub enum Kind {
     /// The active rank of one or several adapters.
     Rank,
-    /// The active output rows of one or several Linears.
+    /// The active output rows of one or several Linears: an MLP's channels. 0 leaves the MLP out.
     Width,
-    /// Like `Width`, in whole attention heads; the choice is still counted in rows.
+    /// Like `Width`, in whole attention heads; the choice is still counted in rows. 0 leaves the attention out, and
+    /// with the MLP's 0 the whole layer.
     Heads,
 }
 

@@ -117,7 +117,10 @@ impl ModelShape {
     /// Whether a sub-network has every adapter at full rank: what it computes is then a prefix of `W + s B A`, so that the
     /// adapter can be merged into the base for it.
     pub fn keeps_ranks(&self, active: &ActiveShape) -> bool {
-        self.linears.iter().zip(&active.linears).all(|(l, active)| active.rank == l.rank.unwrap_or(0))
+        let keeps = |(l, active): (&LinearShape, &ActiveLinear)| {
+            active.is_nothing() || active.rank == l.rank.unwrap_or(0)
+        };
+        self.linears.iter().zip(&active.linears).all(keeps)
     }
 
     /// The sizes with nothing cut.
@@ -136,8 +139,15 @@ impl ModelShape {
 pub struct ActiveLinear {
     pub out: usize,
     pub inp: usize,
-    /// 0 where the Linear has no adapter.
+    /// 0 where the Linear has no adapter, or nothing of it is kept.
     pub rank: usize,
+}
+
+impl ActiveLinear {
+    /// Whether no weight of it is kept: its layer goes without it.
+    pub fn is_nothing(&self) -> bool {
+        self.out == 0 || self.inp == 0
+    }
 }
 
 /// A sub-network resolved against its model: the sizes of every Linear, by its index in [`ModelShape`].

@@ -114,13 +114,19 @@ impl SearchSpace {
                 }
             }
         }
+        // An adapter beside nothing has nothing to do either.
+        for linear in active.linears.iter_mut().filter(|linear| linear.is_nothing()) {
+            linear.rank = 0;
+        }
         active
     }
 }
 
 fn check_choices(id: usize, group: &Group) -> Result<(), SpaceError> {
     let descending = group.choices.windows(2).all(|w| w[0] > w[1]);
-    if descending && group.choices.last().is_some_and(|&least| least > 0) {
+    // Without channels, or without heads, the layer goes without its MLP or its attention.
+    let least = usize::from(group.kind == Kind::Rank);
+    if descending && group.choices.first() > Some(&0) && group.choices.last() >= Some(&least) {
         return Ok(());
     }
     Err(SpaceError::BadChoices { group: id, choices: group.choices.clone() })

@@ -118,12 +118,25 @@ fn a_cost_is_every_linear_and_adapter_once() {
 }
 
 #[test]
+fn an_mlp_that_is_left_out_costs_nothing() {
+    let space = SearchSpace::new(&shape(), vec![width(&[10, 0])]).unwrap();
+    let active = space.resolve(&shape(), &space.minimal());
+    let sizes = active.linears.iter().map(|l| (l.out, l.inp, l.rank)).collect::<Vec<_>>();
+    assert_eq!(sizes, [(4, 6, 5), (0, 6, 0), (0, 6, 0), (6, 0, 0), (20, 6, 0)]);
+    assert!(shape().keeps_ranks(&active));
+    let left = 24 + 50 + 120;
+    assert_eq!(Cost::of(&shape(), &active), Cost { parameters: left, macs: left * 256 });
+}
+
+#[test]
 fn a_group_that_no_sub_network_could_be_cut_by_is_refused() {
     let refused = |groups: Vec<Group>| SearchSpace::new(&shape(), groups).unwrap_err();
-    for choices in [&[][..], &[0], &[10, 0], &[10, 10], &[8, 10]] {
+    for choices in [&[][..], &[0], &[10, 10], &[8, 10]] {
         let error = SpaceError::BadChoices { group: 0, choices: choices.to_vec() };
         assert_eq!(refused(vec![width(choices)]), error);
     }
+    let error = SpaceError::BadChoices { group: 0, choices: vec![5, 0] };
+    assert_eq!(refused(vec![rank(&[0], &[5, 0])]), error);
     let error = refused(vec![rank(&[0], &[5]), width(&[9, 8])]);
     let tensor_name = "mlp.gate.weight".to_string();
     assert_eq!(error, SpaceError::WrongSize { group: 1, tensor: tensor_name, expected: 10, got: 9 });

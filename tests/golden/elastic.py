@@ -14,10 +14,15 @@ from safetensors.torch import save_file
 RANK, WIDTH, MLP_RANK = 0, 1, 2
 
 
+def of_layers(choices, layers):
+    """The choices of each layer, which may be the same for all."""
+    return choices if isinstance(choices[0], list) else [choices] * layers
+
+
 def group_choices(layers, rank_choices, width_choices, mlp_rank_choices, head_choices=None):
     """Choices by group in LoNAS's order: ranks of q, k, v; MLP widths; ranks of gate, up; each layer by layer. Then heads, in rows of q."""
-    lonas = [rank_choices] * layers + [width_choices] * layers + [mlp_rank_choices] * layers
-    return lonas + ([head_choices] * layers if head_choices else [])
+    lonas = [rank_choices] * layers + of_layers(width_choices, layers) + [mlp_rank_choices] * layers
+    return lonas + (of_layers(head_choices, layers) if head_choices else [])
 
 
 def supernet_groups(layers, rank_choices, width_choices, mlp_rank_choices, head_choices=None):
@@ -31,11 +36,11 @@ def supernet_groups(layers, rank_choices, width_choices, mlp_rank_choices, head_
         for l in range(layers)
     ]
     widths = [
-        {"kind": "width", "choices": width_choices, "members": tensors(l, mlp, ["", "lora_B"]), "followers": tensors(l, ["mlp.down_proj"], ["", "lora_A"])}
+        {"kind": "width", "choices": of_layers(width_choices, layers)[l], "members": tensors(l, mlp, ["", "lora_B"]), "followers": tensors(l, ["mlp.down_proj"], ["", "lora_A"])}
         for l in range(layers)
     ]
     heads = [
-        {"kind": "heads", "choices": head_choices, "members": tensors(l, qkv, ["", "lora_B"]), "followers": tensors(l, ["self_attn.o_proj"], [""])}
+        {"kind": "heads", "choices": of_layers(head_choices, layers)[l], "members": tensors(l, qkv, ["", "lora_B"]), "followers": tensors(l, ["self_attn.o_proj"], [""])}
         for l in range(layers if head_choices else 0)
     ]
     return ranks(qkv, rank_choices) + widths + ranks(mlp, mlp_rank_choices) + heads
@@ -51,6 +56,8 @@ class Elastic:
             if name.endswith("o_proj") and not isinstance(module, LoraLinear):
                 # Without an adapter, but it reads the heads.
                 module.forward = lambda x, m=module: F.linear(x, m.weight[:, : x.shape[-1]], m.bias)
+            if name.endswith("self_attn"):
+                module.forward = self.attention_of(name, module, module.forward)
             if isinstance(module, LoraLinear):
                 module.forward = self.forward_of(name, module)
                 self.sizes[name] = (module.out_features, module.in_features, module.r["default"])
@@ -73,6 +80,16 @@ class Elastic:
             elif name.endswith("down_proj"):
                 inp = width
             self.sizes[name] = (out, inp, rank)
+
+    def attention_of(self, name, module, attend):
+        def forward(hidden_states, **more):
+            if self.sizes.get(name + ".q_proj", (1,))[0]:
+                return attend(hidden_states, **more)
+            # transformers cannot tell the size of no heads; what reads them has nothing but its bias to add.
+            bias = module.o_proj.bias
+            return torch.zeros_like(hidden_states) + (0 if bias is None else bias), None
+
+        return forward
 
     def forward_of(self, name, module):
         def forward(x):

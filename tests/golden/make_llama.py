@@ -37,6 +37,18 @@ MODELS = {
         config=dict(hidden_size=30, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, head_dim=8, vocab_size=63),
         ranks=[8, 4], widths=[40, 28, 9], heads=[48, 32, 16], dtype=torch.float32, shard="10GB", random=10,
     ),
+    # Layers that can go without their MLP, their attention or both.
+    "tiny-depth": dict(
+        config=dict(hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=57),
+        ranks=[8, 5], widths=[[40, 12], [40, 28, 0], [40, 0], [40, 20]], heads=[[32, 16], [32, 16, 0], [32, 0], [32, 0]],
+        dtype=torch.float32, shard="10GB", random=10,
+    ),
+    # The same with biases, which stay where everything else is left out.
+    "tiny-depth-bias": dict(
+        config=dict(hidden_size=24, intermediate_size=33, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8, vocab_size=51, attention_bias=True, mlp_bias=True),
+        ranks=[8, 3], widths=[[33, 17], [33, 0]], heads=[[16, 0], [16, 8, 0]],
+        dtype=torch.float32, shard="10GB", random=10,
+    ),
     # LLaMA 3.1's rule with the wave lengths of eight pairs on both sides of it and between.
     "tiny-llama3": dict(
         config=dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=61, rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)),

@@ -293,7 +293,20 @@ impl Backend for Cpu {
         spans: &[SequenceSpan],
         cache: Option<(&mut PagedCache, usize)>,
     ) -> Result<Rows, BackendError> {
-        attention::attention(self, q, k, v, shape, spans, cache)
+        attention::attention(self, q, k, v, shape, spans, &[], cache)
+    }
+
+    fn rotary_attention(
+        &self,
+        [q, k, v]: [Rows; 3],
+        angles: &Angles,
+        shape: &AttentionShape,
+        spans: &[SequenceSpan],
+        kept: &[usize],
+        cache: Option<(&mut PagedCache, usize)>,
+    ) -> Result<Rows, BackendError> {
+        let rotate = |rows| self.rotary(rows, shape.head_size, angles);
+        attention::attention(self, &rotate(q)?, &rotate(k)?, &v, shape, spans, kept, cache)
     }
 
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows, BackendError> {

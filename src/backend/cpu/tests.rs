@@ -185,11 +185,14 @@ fn the_low_rank_product_is_what_its_formula_says() {
                 let inp = if dtype == Dtype::Auto { inp.next_multiple_of(BLOCK) } else { inp };
                 let weight = weight(1, out, inp);
                 let net = net(&cpu, 2, weight, rank, out % 2 == 1);
-                let actives = [(1, 1), (3, 4), (2, 3), (1, 2)].map(|(n, d)| ActiveLinear {
+                let part = |n: usize, d: usize| ActiveLinear {
                     out: (out * n / d).max(1),
                     inp: (inp * n / d).max(1),
                     rank: (rank * n / d).max(1),
-                });
+                };
+                // The last two are of layers that go without this Linear.
+                let nothing = [(out, 0), (0, inp)].map(|(out, inp)| ActiveLinear { out, inp, rank: 0 });
+                let actives = [part(1, 1), part(3, 4), part(2, 3), part(1, 2), nothing[0], nothing[1]];
                 for rows in [1, 2, 3, 7, 16, 64, 133] {
                     for distribution in DISTRIBUTIONS {
                         let x = Rows::new(inp, random(7, rows * inp));
@@ -261,11 +264,12 @@ fn a_row_is_the_same_bit_for_bit_whatever_runs_beside_it() {
             let down = net(&cpu, 1, host(5, hidden, width), rank, false).linear;
             let mlp = GatedMlp { gate, up, down };
             let x = Rows::new(hidden, random(8, 133 * hidden));
-            let widths = [77, 50, 64, 33, 1];
+            let widths = [77, 50, 64, 33, 1, 0];
             let selection = |i: usize| {
                 let out = widths[i % widths.len()];
-                let first = ActiveLinear { out, inp: hidden, rank: 1 + i % rank };
-                let linears = vec![first, ActiveLinear { out: hidden, inp: out, rank }];
+                let ranks = if out == 0 { [0; 2] } else { [1 + i % rank, rank] };
+                let first = ActiveLinear { out, inp: hidden, rank: ranks[0] };
+                let linears = vec![first, ActiveLinear { out: hidden, inp: out, rank: ranks[1] }];
                 Selection { adapter: i % 2, subnetwork: i as u32, shape: Arc::new(ActiveShape { linears }) }
             };
             let all =

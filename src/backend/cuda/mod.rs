@@ -350,6 +350,7 @@ impl Backend for Cuda {
         angles: &Angles,
         shape: &AttentionShape,
         spans: &[SequenceSpan],
+        _kept: &[usize],
         cache: Option<(&mut Cache, usize)>,
     ) -> Result<Rows, BackendError> {
         let [q, k, v] = [q, k, v].map(|rows| rows.into_form(&self.device, Form::F32));

@@ -164,6 +164,14 @@ impl Reference {
         adapter: usize,
     ) -> candle_core::Result<Tensor> {
         let (weight, threads) = (Tensor::clone(&linear.weight), self.threads);
+        if active.is_nothing() {
+            // No product, and so nothing to learn.
+            let nothing = Tensor::zeros((x.dim(0)?, active.out), DType::F32, x.device())?;
+            return match &linear.bias {
+                Some(bias) if active.out > 0 => nothing.broadcast_add(&bias.narrow(0, 0, active.out)?),
+                _ => Ok(nothing),
+            };
+        }
         let y = match linear.adapters.get(adapter).and_then(Option::as_ref) {
             Some(Adapter { a, b, scale }) => {
                 let dropout = self.dropout(x.elem_count());
@@ -188,8 +196,11 @@ impl Reference {
     ) -> candle_core::Result<Tensor> {
         let padded = |segment: &Segment| {
             let y = compute(&x.narrow(0, segment.rows.start, segment.rows.len())?, segment)?;
-            let missing = width - y.dim(1)?;
-            if missing == 0 { Ok(y) } else { y.pad_with_zeros(1, 0, missing) }
+            match width - y.dim(1)? {
+                0 => Ok(y),
+                all if all == width => Tensor::zeros((y.dim(0)?, width), DType::F32, y.device()),
+                missing => y.pad_with_zeros(1, 0, missing),
+            }
         };
         match segments {
             [only] if only.rows.len() == x.dim(0)? => padded(only),
@@ -344,7 +355,10 @@ impl Backend for Reference {
                     self.elastic(x, linear, active, segment.selection.adapter)
                 };
                 let (gate, up) = (run(x, &mlp.gate)?, run(x, &mlp.up)?);
-                let gated = self.compute.run2(Gated, &gate, &up)?;
+                let gated = match gate.elem_count() {
+                    0 => gate,
+                    _ => self.compute.run2(Gated, &gate, &up)?,
+                };
                 if let Some(channels) = &self.channels {
                     add_products(channels, mlp.down.index, &gated)?;
                 }

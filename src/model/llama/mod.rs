@@ -11,7 +11,7 @@ pub use plain::{Plain, PlainTensor};
 pub use tensors::base_tensors;
 
 use super::{Batch, CausalExecutor, CausalModel};
-use crate::backend::{AttentionShape, Backend, BackendError, GatedMlp, Linear, Norm};
+use crate::backend::{AttentionShape, Backend, BackendError, GatedMlp, Linear, Norm, Segment};
 use std::sync::Arc;
 
 /// A LLaMA on one backend with its key-value pool.
@@ -70,19 +70,44 @@ impl<B: Backend> Pass<'_, B> {
         x: B::Rows,
         cache: Option<&mut B::Cache>,
     ) -> Result<B::Rows, BackendError> {
+        let (layer, eps, segments) = (&self.model.layers[index], self.model.eps, &self.batch.segments);
+        let x = match self.leaves_out(&layer.q, &layer.o) {
+            true => x,
+            false => self.attention(layer, x, cache.map(|cache| (cache, index)))?,
+        };
+        match self.leaves_out(&layer.mlp.gate, &layer.mlp.down) {
+            true => Ok(x),
+            false => {
+                self.backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
+            }
+        }
+    }
+
+    /// Whether nobody in the batch has any of what `writer` gives to `reader`, which has nothing to add by itself.
+    fn leaves_out(&self, writer: &Linear<B>, reader: &Linear<B>) -> bool {
+        let nothing = |segment: &Segment| segment.selection.shape.linears[writer.index].out == 0;
+        reader.bias.is_none() && self.batch.segments.iter().all(nothing)
+    }
+
+    /// `x + attention(norm(x))`
+    fn attention(
+        &self,
+        layer: &Layer<B>,
+        x: B::Rows,
+        cache: Option<(&mut B::Cache, usize)>,
+    ) -> Result<B::Rows, BackendError> {
         let Self { model, backend, batch, angles } = self;
         let Batch { segments, spans, .. } = batch;
-        let (layer, eps) = (&model.layers[index], model.eps);
+        let (shape, eps) = (&model.attention, model.eps);
         let qkv = [&layer.q, &layer.k, &layer.v];
         let qkv = backend.linears(&x, Some(Norm { weight: &layer.attention_norm, eps }), qkv, segments)?;
         let [mut q, mut k, v] = qkv;
         if let Some([of_queries, of_keys]) = &layer.head_norms {
             (q, k) = (backend.head_norm(&q, of_queries, eps)?, backend.head_norm(&k, of_keys, eps)?);
         }
-        let cache = cache.map(|cache| (cache, index));
-        let attended = backend.rotary_attention([q, k, v], angles, &model.attention, spans, cache)?;
-        let x = backend.linear_onto(x, &attended, &layer.o, segments)?;
-        backend.gated_mlp_onto(x, Norm { weight: &layer.mlp_norm, eps }, &layer.mlp, segments)
+        let kept = batch.kept_heads(&layer.k, shape);
+        let attended = backend.rotary_attention([q, k, v], angles, shape, spans, &kept, cache)?;
+        backend.linear_onto(x, &attended, &layer.o, segments)
     }
 
     /// Logits `(rows.len(), V)` of these rows of what the last layer gave.

@@ -44,6 +44,7 @@ pub(super) fn attention(
     v: &Rows,
     shape: &AttentionShape,
     spans: &[SequenceSpan],
+    kept: &[usize],
     mut cache: Option<(&mut PagedCache, usize)>,
 ) -> Result<Rows, BackendError> {
     let AttentionShape { query_heads, kv_heads, head_size, .. } = *shape;
@@ -52,6 +53,9 @@ pub(super) fn attention(
     expect("attention", "value columns", kv_heads * head_size, v.width())?;
     expect("attention", "keys", q.len(), k.len())?;
     expect("attention", "values", q.len(), v.len())?;
+    if !kept.is_empty() {
+        expect("attention", "spans whose heads are known", spans.len(), kept.len())?;
+    }
     let mut end = 0;
     for span in spans {
         expect("attention", "rows", span.rows.end, span.rows.end.min(q.len()))?;
@@ -72,7 +76,7 @@ pub(super) fn attention(
     let slopes = if shape.alibi { alibi_slopes(query_heads) } else { Vec::new() };
     let cache = cache.map(|(cache, layer)| (&*cache, layer));
     let step = Step { cpu, q, k, v, shape, slopes: &slopes, spans, cache };
-    Ok(step.run(&Plan::new(shape, spans, cpu.threads)))
+    Ok(step.run(&Plan::new(shape, spans, kept, cpu.threads)))
 }
 
 /// Rows of one span under one key-value head.
@@ -110,8 +114,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// How work is cut for so many threads changes no result.
-    fn new(shape: &AttentionShape, spans: &[SequenceSpan], threads: usize) -> Self {
+    /// How work is cut for so many threads changes no result. Heads that a span has not `kept` have no piece: zeros are
+    /// what its output begins with.
+    fn new(shape: &AttentionShape, spans: &[SequenceSpan], kept: &[usize], threads: usize) -> Self {
         let group = shape.query_heads / shape.kv_heads;
         let mut plan = Self { pieces: Vec::new(), joins: Vec::new(), parts: 0, vectors: 0 };
         let [most, least] = VECTORS.map(|vectors| (vectors / group).max(1));
@@ -130,7 +135,8 @@ impl Plan {
                 };
                 let stretches = seen.div_ceil(STRETCH);
                 let split = stretches > 1 && span.rows.len() <= rows_together;
-                for head in 0..shape.kv_heads {
+                let heads = kept.get(index).map_or(shape.kv_heads, |&kept| kept.min(shape.kv_heads));
+                for head in 0..heads {
                     let block = BlockPlace { span: index, rows: rows.clone(), head };
                     if split {
                         plan.split(block, stretches, Part::floats(rows.len() * group, shape.head_size));

@@ -30,7 +30,8 @@ fn attended<B: Backend>(
         let span = [SequenceSpan { rows: 0..end - start, start, blocks }];
         let cache = cached.then_some((&mut cache, 1));
         let y = if fused {
-            backend.rotary_attention([part(&q), part(&k), part(&v)], &angles, &shape, &span, cache).unwrap()
+            let qkv = [part(&q), part(&k), part(&v)];
+            backend.rotary_attention(qkv, &angles, &shape, &span, &[], cache).unwrap()
         } else {
             let turned = |x: &B::Rows| backend.rotary(part(x), head_size, &angles).unwrap();
             backend.attention(&turned(&q), &turned(&k), &part(&v), &shape, &span, cache).unwrap()

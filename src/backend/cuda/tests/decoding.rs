@@ -61,7 +61,7 @@ impl Decoding {
         gpu.finish().unwrap();
         let before = gpu.counts().launches;
         let y = if rotated {
-            gpu.rotary_attention([q, k, v], &angles, &self.shape, &spans, cache)
+            gpu.rotary_attention([q, k, v], &angles, &self.shape, &spans, &[], cache)
         } else {
             gpu.attention(&q, &k, &v, &self.shape, &spans, cache)
         };
@@ -283,7 +283,7 @@ fn a_tape_stays_the_same_until_contexts_have_twice_the_chunks() {
             let qkv = [0, 1, 2].map(|_| gpu.embed(&table, &[0]).unwrap());
             let blocks = (0..=position as u32 / 16).collect();
             let spans = [SequenceSpan { rows: 0..1, start: position, blocks }];
-            gpu.rotary_attention(qkv, &angles, &shape, &spans, Some((&mut cache, layer))).unwrap();
+            gpu.rotary_attention(qkv, &angles, &shape, &spans, &[], Some((&mut cache, layer))).unwrap();
         }
         gpu.finish().unwrap();
         // A graph is made when a tape comes for the second time; chunks are of 128 positions.

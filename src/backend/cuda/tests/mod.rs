@@ -188,10 +188,14 @@ fn the_low_rank_product_is_what_the_reference_computes() {
     let sizes =
         [(1, 1, 1), (5, 17, 3), (33, 100, 8), (48, 64, 24), (23, 131, 33), (17, 1100, 3), (13, 20, 300)];
     for (out, inp, rank) in sizes {
-        let actives = [(1, 1), (3, 4), (2, 3), (1, 2)].map(|(n, d)| {
+        let part = |n: usize, d: usize| {
             let part = |size: usize| (size * n / d).max(1);
             vec![ActiveLinear { out: part(out), inp: part(inp), rank: part(rank) }]
-        });
+        };
+        // The last two are of layers that go without this Linear.
+        let nothing = [(out, 0), (0, inp)].map(|(out, inp)| vec![ActiveLinear { out, inp, rank: 0 }]);
+        let parts = [part(1, 1), part(3, 4), part(2, 3), part(1, 2)];
+        let actives = parts.into_iter().chain(nothing).collect::<Vec<_>>();
         for count in ROWS {
             for distribution in DISTRIBUTIONS {
                 let segments = segments(count, distribution, &actives);
@@ -219,9 +223,10 @@ fn tiles_of_all_sizes_compute_the_same_product() {
             );
         }
     }
-    let actives = [300, 77, 299].map(|kept| {
-        let up = ActiveLinear { out: kept, inp: 24, rank: 1 + kept % 5 };
-        vec![up, ActiveLinear { out: 24, inp: kept, rank: 5 }]
+    let actives = [300, 77, 0, 299].map(|kept| {
+        let ranks = if kept == 0 { [0; 2] } else { [1 + kept % 5, 5] };
+        let up = ActiveLinear { out: kept, inp: 24, rank: ranks[0] };
+        vec![up, ActiveLinear { out: 24, inp: kept, rank: ranks[1] }]
     });
     for (count, width) in [(40, 300), (133, 300)] {
         let segments = segments(count, "skewed", &actives);
@@ -282,7 +287,7 @@ fn mlp<B: Backend>(backend: &B, count: usize, hidden: usize, width: usize, segme
 #[test]
 fn the_elastic_mlp_is_what_the_reference_computes() {
     let (hidden, width) = (24, 77);
-    let actives = [77, 50, 64, 33, 1].map(|kept| {
+    let actives = [77, 50, 64, 33, 0, 1].map(|kept| {
         let up = ActiveLinear { out: kept, inp: hidden, rank: 1 + kept % 5 };
         vec![up, ActiveLinear { out: hidden, inp: kept, rank: 5 }]
     });
