@@ -76,6 +76,24 @@ fn traffic_is_what_a_count_by_hand_gives() {
 }
 
 #[test]
+fn layers_that_are_left_out_are_not_counted() {
+    // Four layers, H 24, I 40, 4 query and 2 key-value heads of 8, V 57, adapters of rank 8; two of them and a half are left.
+    let net = Supernet::open("tiny-depth/base", "tiny-depth");
+    let backend = Reference::new();
+    let executor = LlamaExecutor::new(net.load(&backend), backend, 20, 4).unwrap();
+    let choices = [[8; 4], [40, 0, 40, 40], [8; 4], [32, 0, 0, 32]].concat();
+    let selection = net.selection(0, &net.space.sub_network(choices).unwrap());
+    let batch = batch(&[(&selection, 1, 5)]);
+    let attention = 2 * 32 * 24 + 2 * 16 * 24 + 8 * (24 + 32) + 2 * 8 * (24 + 16);
+    let mlp = 3 * 40 * 24 + 3 * 8 * (24 + 40);
+    let weights = 2 * attention + 3 * mlp + 57 * 24;
+    let cached = 6 * 2 * 2 * 16;
+    assert_eq!(executor.traffic(&batch) / 4, weights + cached);
+    let seen = 2 * 2 * 32 * 6;
+    assert_eq!(executor.multiply_adds(&batch).f32, weights + seen);
+}
+
+#[test]
 fn multiply_adds_are_what_a_count_by_hand_gives() {
     let (executor, Selections { maximal, minimal, bare }) = open(Reference::new());
     let count = |batch: &Batch| executor.multiply_adds(batch).total();

@@ -13,15 +13,13 @@ use lonas::backend::Selection;
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::export::{self, ExportError, Notes, Source, Target};
 use lonas::model::llama::{self, LlamaExecutor};
-use lonas::model::{self, GroupTemplate};
-use lonas::model::{Batch, Executor};
+use lonas::model::{self, Batch, Executor, GroupTemplate, Orders};
 use lonas::supernet::{Catalog, Kind, SubNetwork};
 use lonas::text::{GgufTokenizer, gguf_tokenizer};
 use lonas::weights::{HostData, HostMatrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,7 +60,7 @@ fn export(
 /// Logits `(tokens, V)` of a base alone.
 fn plain_logits(base: &Base, tokens: &[u32]) -> Vec<f32> {
     let backend = Cpu::new(Dtype::F32, 1);
-    let model = llama::load(&backend, base, Vec::new(), &BTreeMap::new()).unwrap();
+    let model = llama::load(&backend, base, Vec::new(), &Orders::default()).unwrap();
     let shape = Arc::new(model::model_shape(&base.config, None).full());
     logits(
         LlamaExecutor::new(model, backend, 4, 16).unwrap(),
@@ -143,7 +141,7 @@ fn what_a_format_cannot_hold_is_refused_and_never_left_out() {
     }
     for kind in [Kinds::Gguf, Kinds::HuggingFace] {
         let said = refused(("tiny-heads/base", "tiny-heads"), kind, |net| net.space.minimal());
-        assert!(said.contains("group 6 keeps 16 of 48 rows of heads"), "{said}");
+        assert!(said.contains("layer 0 has not all of its heads"), "{said}");
     }
 }
 
@@ -171,6 +169,35 @@ fn a_folder_computes_what_pytorch_computes() {
         }
         assert!(held >= 3, "{name}: only {held} cases have one width");
     }
+}
+
+#[test]
+fn a_layer_of_which_nothing_is_kept_is_not_exported_and_half_a_layer_is_refused() {
+    let net = Supernet::open("tiny-depth/base", "tiny-depth");
+    let tokens = tokens(net.base.config.vocabulary);
+    let choices = |widths: [usize; 4], heads: [usize; 4]| {
+        let choices = [[8, 5, 8, 5], widths, [5, 5, 8, 8], heads].concat();
+        net.space.sub_network(choices).unwrap()
+    };
+    let written = |sub_network: &SubNetwork| {
+        let (folder, kind) = (Folder::empty(), Kinds::HuggingFace);
+        export(&net, sub_network, kind, NumberFormat::F32, &folder.file("out"))?;
+        Ok::<_, ExportError>((Base::open(&folder.file("out")).unwrap(), folder))
+    };
+    for (widths, heads, layers) in [
+        ([40, 0, 0, 40], [32, 0, 0, 32], 2),
+        ([40, 40, 0, 40], [32, 32, 0, 32], 3),
+        ([40, 40, 40, 40], [32, 32, 32, 32], 4),
+    ] {
+        let sub_network = choices(widths, heads);
+        let (base, _folder) = written(&sub_network).unwrap();
+        assert_eq!(base.config.layers, layers);
+        let off = relative(&plain_logits(&base, &tokens), &served_logits(&net, &sub_network, &tokens));
+        assert!(off <= 1e-5, "{layers} layers: off by {off}");
+    }
+    let refused = |widths, heads| written(&choices(widths, heads)).err().unwrap().to_string();
+    assert!(refused([40, 0, 40, 40], [32, 32, 32, 32]).contains("layer 1 has an attention and no MLP"));
+    assert!(refused([40, 40, 40, 40], [32, 32, 0, 32]).contains("layer 2 has not all of its heads"));
 }
 
 #[test]

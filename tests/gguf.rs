@@ -7,10 +7,9 @@ use lonas::backend::reference::Reference;
 use lonas::backend::{Backend, Selection};
 use lonas::model;
 use lonas::model::llama::{self, LlamaExecutor};
-use lonas::model::{Batch, Executor};
+use lonas::model::{Batch, Executor, Orders};
 use lonas::text::{Tokenizer, VocabularyParts};
 use lonas::weights::HostData;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const FILES: [&str; 4] = ["plain", "k", "llama3", "linear"];
@@ -138,7 +137,7 @@ fn logits_are_those_of_transformers_reading_the_same_file() {
     fn check<B: Backend>(name: &str, backend: B, most: f32) {
         let (base, facts) = open(name);
         let golden = &golden::tensors(&format!("gguf/{name}.safetensors"))["logits"];
-        let model = llama::load(&backend, &base, Vec::new(), &BTreeMap::new()).unwrap();
+        let model = llama::load(&backend, &base, Vec::new(), &Orders::default()).unwrap();
         let mut executor = LlamaExecutor::new(model, backend, 4, 16).unwrap();
         let shape = Arc::new(model::model_shape(&base.config, None).full());
         let mut batch = Batch::default();

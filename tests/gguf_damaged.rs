@@ -3,8 +3,7 @@
 use crate::files::{Folder, assert_names};
 use lonas::artifact::Base;
 use lonas::backend::cpu::{Cpu, Dtype};
-use lonas::model::llama;
-use std::collections::BTreeMap;
+use lonas::model::{Orders, llama};
 
 const FILE: &str = "plain.gguf";
 const Q: &str = "blk.0.attn_q.weight";
@@ -16,7 +15,7 @@ const LIST: u32 = 9;
 
 fn load(folder: &Folder) -> Result<(), String> {
     let base = Base::open(&folder.file(FILE)).map_err(|e| e.to_string())?;
-    let loaded = llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &BTreeMap::new());
+    let loaded = llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &Orders::default());
     loaded.map(|_| ()).map_err(|e| e.to_string())
 }
 

@@ -3,7 +3,7 @@
 use lonas::artifact::{Base, ModelFolder};
 use lonas::backend::{Backend, Segment, Selection, SequenceSpan};
 use lonas::model::llama::{self, Llama};
-use lonas::model::{self, Adapters, Batch, Executor, Layout, SuperAdapter};
+use lonas::model::{self, Adapters, Batch, Executor, Layout, Orders, SuperAdapter};
 use lonas::supernet::{ModelShape, SearchSpace, SubNetwork};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub(crate) struct Supernet {
     pub(crate) folder: ModelFolder,
     pub(crate) shape: ModelShape,
     pub(crate) space: SearchSpace,
-    pub(crate) orders: BTreeMap<usize, Vec<usize>>,
+    pub(crate) orders: Orders,
 }
 
 impl Supernet {
@@ -50,8 +50,7 @@ impl Supernet {
         let shape = model::model_shape(&config, Some(&folder.adapter_config));
         let space = folder.search_space(&shape).unwrap();
         let layout = Layout::of(base.config.family);
-        let layer = |id: &usize| layout.place(space.groups()[*id].members[0].linear).0;
-        let orders = folder.orders().iter().map(|(id, order)| (layer(id), order.clone())).collect();
+        let orders = Orders::of_groups(layout, &space, folder.orders());
         Self { base, folder, shape, space, orders }
     }
 

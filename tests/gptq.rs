@@ -8,11 +8,10 @@ use lonas::artifact::Base;
 use lonas::backend::Backend;
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::backend::reference::Reference;
-use lonas::model::llama;
+use lonas::model::{Orders, llama};
 use lonas::weights::HostData;
 use safetensors::tensor::Dtype as FileType;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 const BASES: [&str; 6] = ["sym-128", "sym-32-act", "asym-64-act", "asym-all", "sym-8-bits", "awq"];
@@ -103,7 +102,7 @@ fn damaged(name: &str, damage: impl FnOnce(&Folder)) -> Result<(), String> {
     let folder = Folder::copy_of(&format!("gptq/{name}"));
     damage(&folder);
     let base = Base::open(folder.path()).map_err(|e| e.to_string())?;
-    let loaded = llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &BTreeMap::new());
+    let loaded = llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &Orders::default());
     loaded.map(|_| ()).map_err(|e| e.to_string())
 }
 
@@ -243,7 +242,7 @@ fn groups_that_fill_no_blocks_are_computed_in_f32() {
     };
     assert_eq!((0..128).filter(|&column| differ(column)).count(), 1);
     let base = Base::open(folder.path()).unwrap();
-    llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &BTreeMap::new()).unwrap();
+    llama::load(&Cpu::new(Dtype::Auto, 1), &base, Vec::new(), &Orders::default()).unwrap();
 }
 
 #[test]

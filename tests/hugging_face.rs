@@ -4,8 +4,7 @@ use crate::files::{Folder, assert_names};
 use crate::golden;
 use lonas::artifact::Base;
 use lonas::backend::cpu::{Cpu, Dtype};
-use lonas::model;
-use lonas::model::llama;
+use lonas::model::{self, Orders, llama};
 use safetensors::Dtype as FileType;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -19,7 +18,7 @@ const UP: &str = "model.layers.1.mlp.up_proj.weight";
 /// Opens the folder and reads every tensor of it.
 fn load(folder: &Folder) -> Result<(), String> {
     let base = Base::open(folder.path()).map_err(|e| e.to_string())?;
-    let loaded = llama::load(&Cpu::new(Dtype::F32, 1), &base, Vec::new(), &BTreeMap::new());
+    let loaded = llama::load(&Cpu::new(Dtype::F32, 1), &base, Vec::new(), &Orders::default());
     loaded.map(|_| ()).map_err(|e| e.to_string())
 }
 

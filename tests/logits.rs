@@ -19,12 +19,13 @@ pub(crate) struct Case {
 }
 
 /// Base, super-network.
-pub(crate) const NETS: [(&str, &str); 15] = [
+pub(crate) const NETS: [(&str, &str); 16] = [
     LLAMAS[0],
     LLAMAS[1],
     LLAMAS[2],
     LLAMAS[3],
     ("tiny-heads/base", "tiny-heads"),
+    ("tiny-heads/base", "tiny-heads-ordered"),
     ("tiny-depth/base", "tiny-depth"),
     ("tiny-depth-bias/base", "tiny-depth-bias"),
     ("tiny-llama3/base", "tiny-llama3"),

@@ -105,8 +105,8 @@ fn choices_that_no_tensor_has_are_refused_by_group() {
         (json!([80, 80, 40]), "strictly descending"),
         (json!([80, 40, 61]), "strictly descending"),
         (json!([40, 61, 80]), "strictly descending"),
-        (json!([80, 0]), "positive"),
-        (json!([]), "positive"),
+        (json!([0]), "strictly descending"),
+        (json!([]), "strictly descending"),
         (json!([81, 40]), "the first choice is 81 but"),
         (json!([64, 40]), "the first choice is 64 but"),
         (json!([80, -1]), "groups[4].choices[1]"),
@@ -117,6 +117,8 @@ fn choices_that_no_tensor_has_are_refused_by_group() {
         assert!(message.contains("group 4") || message.contains("groups[4]"), "{message}");
         assert_names(&message, &[reason]);
     }
+    // An MLP can be left out; an adapter is always there.
+    assert_names(&refused(|j| j["groups"][0]["choices"] = json!([8, 0])), &["group 0", "ranks positive"]);
 }
 
 #[test]
@@ -190,7 +192,7 @@ fn a_group_that_cuts_too_little_or_too_much_is_refused_by_group() {
 
 #[test]
 fn a_channel_order_that_is_no_permutation_is_refused_by_group() {
-    let bad = "group 3: its channel order is not a permutation of 0..80";
+    let bad = "group 3: its order is not a permutation of 0..80";
     assert_names(&refused(|j| j["orders"]["3"][0] = j["orders"]["3"][1].clone()), &[bad]);
     assert_names(&refused(|j| j["orders"]["3"][0] = json!(80)), &[bad]);
     let message = refused(|j| {
@@ -201,12 +203,19 @@ fn a_channel_order_that_is_no_permutation_is_refused_by_group() {
     assert_names(&message, &[bad]);
     assert_names(&refused(|j| j["orders"]["3"] = json!([])), &[bad]);
     // Only widths have channels, and only groups that exist.
-    assert_names(
-        &refused(|j| j["orders"]["0"] = json!([0, 1, 2, 3, 4, 5, 6, 7])),
-        &["group 0", "channel order"],
-    );
-    assert_names(&refused(|j| j["orders"]["99"] = json!([0])), &["group 99", "channel order"]);
+    assert_names(&refused(|j| j["orders"]["0"] = json!([0, 1, 2, 3, 4, 5, 6, 7])), &["group 0", "its order"]);
+    assert_names(&refused(|j| j["orders"]["99"] = json!([0])), &["group 99", "its order"]);
     assert_names(&refused(|j| j["orders"]["x"] = json!([0])), &["orders"]);
+    let heads = |order: serde_json::Value| {
+        let net = Supernet::open("tiny-heads/base", "tiny-heads-ordered");
+        let edited = Folder::copy_of("tiny-heads-ordered/supernet");
+        edited.edit_json(SUPERNET, |j| j["orders"]["6"] = order);
+        ModelFolder::open(edited.path()).unwrap().search_space(&net.shape).unwrap_err().to_string()
+    };
+    // Two queries each: there are three to be ordered, not six or 48 rows.
+    for wrong in [json!([0, 1]), json!([0, 1, 1]), json!([0, 1, 3]), json!([0, 1, 2, 3, 4, 5])] {
+        assert!(heads(wrong).contains("group 6: its order is not a permutation of 0..3"));
+    }
     assert_names(&refused(|j| j["orders"]["3"][0] = json!(-1)), &["orders.3[0]"]);
 }
 

@@ -7,8 +7,7 @@ use lonas::artifact::Base;
 use lonas::backend::Selection;
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::model::llama::{self, LlamaExecutor};
-use lonas::model::{Adapters, Batch, Executor, model_shape};
-use std::collections::BTreeMap;
+use lonas::model::{Adapters, Batch, Executor, Orders, model_shape};
 use std::sync::Arc;
 
 #[test]
@@ -20,7 +19,7 @@ fn a_base_with_zeros_anywhere_is_loaded_as_any_other() {
     let Cases { tokens, .. } = golden::json("sparse/cases.json");
     let golden = golden::tensors("sparse/logits.safetensors");
     let backend = Cpu::new(Dtype::Auto, 2);
-    let model = llama::load(&backend, &base, Vec::new(), &BTreeMap::new()).unwrap();
+    let model = llama::load(&backend, &base, Vec::new(), &Orders::default()).unwrap();
     let shape = Arc::new(model_shape(&base.config, None).full());
     let mut executor = LlamaExecutor::new(model, backend, 8, 16).unwrap();
     for (i, tokens) in tokens.iter().enumerate() {

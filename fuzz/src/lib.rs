@@ -8,9 +8,8 @@ use lonas::artifact::{
     read_published_adapter,
 };
 use lonas::backend::cpu::{Cpu, Dtype};
-use lonas::model::{Adapters, executor, model_shape};
+use lonas::model::{Adapters, Orders, executor, model_shape};
 use lonas::text::{Tokenizer, VocabularyParts};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// One reader.
@@ -122,7 +121,7 @@ fn file(path: &Path, file: &str) -> Result<(), String> {
 fn base(path: &Path) -> Result<(), String> {
     let base = said(Base::open(path))?;
     let (cpu, none) = (Cpu::new(Dtype::Auto, 1), Adapters::Beside(Vec::new()));
-    said(executor(cpu, &base, none, &BTreeMap::new(), (1, 1)))?;
+    said(executor(cpu, &base, none, &Orders::default(), (1, 1)))?;
     let TokenizerSource::Gguf(v) = base.tokenizer else { return Ok(()) };
     let (bos, eos, add_bos) = (v.bos, v.eos, v.add_bos);
     let (model, pre, tokens, token_types, merges) = (v.model, v.pre, v.tokens, v.token_types, v.merges);

@@ -35,7 +35,7 @@ struct SupernetFile {
     /// `alpha / r`, for the reader; the adapter's own file decides.
     scale: f64,
     groups: Vec<GroupFile>,
-    /// By group id, for width groups: channel `i` of the super-network is channel `order[i]` of the base.
+    /// By group id, for width and heads groups: channel or key-value head `i` of the super-network is `order[i]` of the base.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     orders: BTreeMap<usize, Vec<usize>>,
 }
@@ -88,7 +88,7 @@ impl ModelFolder {
         &self.path
     }
 
-    /// The super-adapter's tensors, in the base's own channel order.
+    /// The super-adapter's tensors, in the base's own order.
     pub fn adapter(&self) -> Result<AdapterTensors, ArtifactError> {
         read_adapter(&self.path).map(|(_, tensors)| tensors)
     }
@@ -98,19 +98,19 @@ impl ModelFolder {
         read_adapter_head(&self.path)
     }
 
-    /// The search space, checked against the model's shapes; and so are the channel orders.
+    /// The search space, checked against the model's shapes; and so are the orders.
     pub fn search_space(&self, shape: &ModelShape) -> Result<SearchSpace, ArtifactError> {
         let wrong = |source| ArtifactError::Space { path: self.path.join(SUPERNET), source };
         let groups = self.groups.iter().enumerate().map(|(id, g)| parse_group(shape, id, g));
         let groups = groups.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let space = SearchSpace::new(shape, groups).map_err(wrong)?;
         for (&id, order) in &self.orders {
-            check_order(id, order, space.groups()).map_err(wrong)?;
+            check_order(shape, id, order, space.groups()).map_err(wrong)?;
         }
         Ok(space)
     }
 
-    /// Channel orders by group id; empty in the base's own order.
+    /// Orders by group id; empty in the base's own order.
     pub fn orders(&self) -> &BTreeMap<usize, Vec<usize>> {
         &self.orders
     }
@@ -201,13 +201,19 @@ fn parse_group(shape: &ModelShape, id: usize, file: &GroupFile) -> Result<Group,
     Ok(Group { kind: file.kind, members, followers, choices: file.choices.clone() })
 }
 
-fn check_order(id: usize, order: &[usize], groups: &[Group]) -> Result<(), SpaceError> {
-    let width = groups.get(id).filter(|g| g.kind == Kind::Width).and_then(|g| g.choices.first());
-    let width = width.copied().unwrap_or(0);
-    let mut seen = vec![false; width];
+/// Channels are ordered one by one, heads with all that share a key-value head.
+fn check_order(shape: &ModelShape, id: usize, order: &[usize], groups: &[Group]) -> Result<(), SpaceError> {
+    let unit = |group: &Group| {
+        let first = group.members.first()?.linear;
+        let channels = shape.channels.iter().find(|c| c.kind == group.kind && c.writers.contains(&first));
+        channels.map(|channels| channels.unit.max(1))
+    };
+    // Ranks have no order of their own: they are the adapter's.
+    let count = groups.get(id).and_then(|group| Some(group.choices.first()? / unit(group)?)).unwrap_or(0);
+    let mut seen = vec![false; count];
     let fresh = |&i: &usize| seen.get_mut(i).is_some_and(|s| !std::mem::replace(s, true));
-    if width > 0 && order.len() == width && order.iter().all(fresh) {
+    if count > 0 && order.len() == count && order.iter().all(fresh) {
         return Ok(());
     }
-    Err(SpaceError::BadOrder { group: id, expected: width })
+    Err(SpaceError::BadOrder { group: id, expected: count })
 }

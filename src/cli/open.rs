@@ -6,10 +6,9 @@ use crate::artifact::{
     GgufVocabulary, ModelFolder, TokenizerSource, locate,
 };
 use crate::backend::Selection;
-use crate::model::{Layout, SuperAdapter, model_shape};
-use crate::supernet::{Catalog, CatalogEntry, Kind, ModelShape, SearchSpace};
+use crate::model::{Layout, Orders, SuperAdapter, model_shape};
+use crate::supernet::{Catalog, CatalogEntry, ModelShape, SearchSpace};
 use crate::text::{ChatTemplate, Tokenizer, VocabularyParts};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,8 +69,8 @@ pub(super) fn base(reference: &BaseReference) -> Result<Base, Failure> {
 pub(super) struct Opened {
     pub(super) base: Base,
     pub(super) models: Vec<OpenedModel>,
-    /// By layer: the order of the MLP's channels, shared by all super-adapters.
-    pub(super) orders: BTreeMap<usize, Vec<usize>>,
+    /// Shared by all super-adapters.
+    pub(super) orders: Orders,
 }
 
 /// One model folder, checked against the base.
@@ -106,7 +105,7 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
     let models = folders.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let layout = Layout::of(base.config.family);
     let orders =
-        models.first().map(|m| orders_by_layer(layout, &m.space, m.folder.orders())).unwrap_or_default();
+        models.first().map(|m| Orders::of_groups(layout, &m.space, m.folder.orders())).unwrap_or_default();
     Ok(Opened { base, models, orders })
 }
 
@@ -143,31 +142,6 @@ fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> R
         .into());
     }
     Ok(())
-}
-
-/// A width group's order belongs to the layer of its members.
-pub(super) fn orders_by_layer(
-    layout: &Layout,
-    space: &SearchSpace,
-    by_group: &BTreeMap<usize, Vec<usize>>,
-) -> BTreeMap<usize, Vec<usize>> {
-    let groups = space.groups();
-    let layer = |id: usize| groups.get(id)?.members.first().map(|m| layout.place(m.linear).0);
-    by_group.iter().filter_map(|(&id, order)| Some((layer(id)?, order.clone()))).collect()
-}
-
-/// The other way round: by the id of the width group in that layer.
-pub(super) fn orders_by_group(
-    layout: &Layout,
-    space: &SearchSpace,
-    by_layer: &BTreeMap<usize, Vec<usize>>,
-) -> BTreeMap<usize, Vec<usize>> {
-    let widths = space.groups().iter().enumerate().filter(|(_, g)| g.kind == Kind::Width);
-    let order = |(id, group): (usize, &crate::supernet::Group)| {
-        let (layer, _) = layout.place(group.members.first()?.linear);
-        Some((id, by_layer.get(&layer)?.clone()))
-    };
-    widths.filter_map(order).collect()
 }
 
 impl Opened {

@@ -7,7 +7,7 @@ use crate::text::{GgufTokenizer, gguf_tokenizer};
 type Metadata = Vec<(String, GgufValue)>;
 
 /// Keys of the base that the export says anew, or that would not be true of it.
-const REPLACED: [&str; 15] = [
+const REPLACED: [&str; 16] = [
     "general.architecture",
     "general.type",
     "general.name",
@@ -22,6 +22,7 @@ const REPLACED: [&str; 15] = [
     "general.uuid",
     "general.alignment",
     "general.tensor_count",
+    "llama.block_count",
     "llama.feed_forward_length",
 ];
 
@@ -50,6 +51,7 @@ pub(super) fn metadata(
         true => GgufValue::U32s(widths.iter().map(|&w| number(w)).collect()),
         false => GgufValue::U32(number(widths[0])),
     };
+    metadata.push((format!("{architecture}.block_count"), GgufValue::U32(number(widths.len()))));
     metadata.push((format!("{architecture}.feed_forward_length"), width));
     match source.base.gguf_metadata() {
         Some(own) => metadata.extend(carried(own, architecture)),
@@ -109,7 +111,6 @@ fn carried(own: Vec<(&str, &[u8])>, architecture: &str) -> Metadata {
 
 fn sizes(config: &BaseConfig, architecture: &str) -> Metadata {
     let sizes = [
-        ("block_count", config.layers),
         ("context_length", config.max_positions),
         ("embedding_length", config.hidden),
         ("attention.head_count", config.query_heads),

@@ -51,7 +51,7 @@ pub fn hugging_face(
     let ours = |name: &str| [CARD, CONFIG, TENSORS].contains(&name) || COPIED.contains(&name);
     let folder = WholeFolder::create(target.path, target.overwrite, ours)?;
     let mut notes = Notes::new();
-    write(&folder, CONFIG, &pretty(&config(source, widths[0], dtype)?))?;
+    write(&folder, CONFIG, &pretty(&config(source, &widths, dtype)?))?;
     tokenizer(source, &folder, &mut notes)?;
 
     let tensors = plain.tensors();
@@ -80,8 +80,9 @@ fn check_positions(source: Source<'_>) -> Result<(), ExportError> {
     }
 }
 
-/// The base's config.json with another MLP width; or one made from what a GGUF file says.
-fn config(source: Source<'_>, width: usize, dtype: NumberFormat) -> Result<Value, ArtifactError> {
+/// The base's config.json with other MLP widths, which are the same for all layers, and so many layers; or one made from what a
+/// GGUF file says.
+fn config(source: Source<'_>, widths: &[usize], dtype: NumberFormat) -> Result<Value, ArtifactError> {
     let mut config = match &source.base.tokenizer {
         TokenizerSource::HuggingFace { .. } => read_json(&source.base.path().join(CONFIG))?,
         TokenizerSource::Gguf(vocabulary) => config_of(&source.base.config, vocabulary),
@@ -97,7 +98,12 @@ fn config(source: Source<'_>, width: usize, dtype: NumberFormat) -> Result<Value
         // The older of the two names, which newer versions read too.
         fields.remove("dtype");
         fields.insert("torch_dtype".into(), dtype.into());
-        fields.insert("intermediate_size".into(), width.into());
+        fields.insert("intermediate_size".into(), widths[0].into());
+        if source.base.config.layers != widths.len() {
+            fields.insert("num_hidden_layers".into(), widths.len().into());
+            // Layer by layer; transformers makes it anew.
+            fields.remove("layer_types");
+        }
     }
     Ok(config)
 }

@@ -15,8 +15,8 @@ pub use peft::peft;
 
 use crate::artifact::{ArtifactError, Base, ModelFolder, NumberFormat, OutTensor, WholeFolder};
 use crate::model::llama::{Plain, PlainTensor};
-use crate::model::{LoadError, SuperAdapter};
-use crate::supernet::{ActiveShape, CatalogEntry, Kind, ModelShape, SearchSpace};
+use crate::model::{LoadError, Orders, SuperAdapter};
+use crate::supernet::{ActiveShape, CatalogEntry, ModelShape, SearchSpace};
 use crate::text::TextError;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,8 +29,7 @@ pub struct Source<'a> {
     pub shape: &'a ModelShape,
     pub space: &'a SearchSpace,
     pub entry: &'a CatalogEntry,
-    /// By layer: the order of the MLP's channels.
-    pub orders: &'a BTreeMap<usize, Vec<usize>>,
+    pub orders: &'a Orders,
 }
 
 /// Where an export goes.
@@ -67,9 +66,15 @@ pub enum ExportError {
     )]
     CutWidth { name: String, group: usize, member: String, width: usize, full: usize },
     #[error(
-        "sub-network `{name}`: group {group} keeps {rows} of {full} rows of heads, and what is exported has as many heads in every layer"
+        "sub-network `{name}`: layer {layer} has not all of its heads, and what is exported has as many heads in every layer"
     )]
-    CutHeads { name: String, group: usize, rows: usize, full: usize },
+    CutHeads { name: String, layer: usize },
+    #[error(
+        "sub-network `{name}`: layer {layer} has an attention and no MLP, and in what is exported every layer has both"
+    )]
+    NoMlp { name: String, layer: usize },
+    #[error("sub-network `{name}` has no layer left")]
+    NoLayers { name: String },
     #[error("the base has {what}, which is not written to GGUF; hf can hold it")]
     NotInGguf { what: &'static str },
     #[error(
@@ -107,14 +112,17 @@ impl<'a> Source<'a> {
     }
 
     fn plain(&self) -> Result<Plain<'a>, ExportError> {
-        let choices = self.entry.sub_network.choices().iter();
-        for (group, (of, &rows)) in self.space.groups().iter().zip(choices).enumerate() {
-            if of.kind == Kind::Heads && rows != of.maximal() {
-                let (name, full) = (self.entry.name.clone(), of.maximal());
-                return Err(ExportError::CutHeads { name, group, rows, full });
-            }
+        let plain = Plain::new(self.base, self.adapter()?, self.active(), self.orders)?;
+        let name = || self.entry.name.clone();
+        if let Some(layer) = plain.cut_heads() {
+            return Err(ExportError::CutHeads { name: name(), layer });
         }
-        Ok(Plain::new(self.base, self.adapter()?, self.active(), self.orders)?)
+        let without = plain.layers().iter().zip(plain.widths()).find(|(_, width)| *width == 0);
+        match (without, plain.layers()) {
+            (Some((&layer, _)), _) => Err(ExportError::NoMlp { name: name(), layer }),
+            (_, []) => Err(ExportError::NoLayers { name: name() }),
+            _ => Ok(plain),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::{Batch, Executor, Logits, MultiplyAdds, Outputs};
 use crate::backend::{
     AttentionShape, Backend, BackendError, CacheLayout, Draw, Linear, Segment, Selection, SequenceSpan,
 };
+use crate::supernet::ActiveShape;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +33,12 @@ pub trait CausalModel<B: Backend>: Send {
 
     /// All Linears but the vocabulary product, in execution order.
     fn linears(&self) -> impl Iterator<Item = &Linear<B>>;
+
+    /// Columns of queries, of all layers, that a sub-network attends with.
+    fn attended(&self, _sub_network: &ActiveShape) -> usize {
+        let &AttentionShape { query_heads, head_size, .. } = self.attention();
+        self.layers() * query_heads * head_size
+    }
 
     /// The pool that this model needs for `blocks` blocks of `block_size` positions.
     fn cache_layout(&self, blocks: usize, block_size: usize) -> CacheLayout {
@@ -173,8 +180,7 @@ impl<M: CausalModel<B>, B: Backend> Executor for CausalExecutor<M, B> {
     fn traffic(&self, batch: &Batch) -> usize {
         let positions = (self.layout.blocks * self.layout.block_size).max(1);
         let of_position = self.backend.cache_bytes(&self.cache) / positions;
-        let cached = batch.spans.iter().map(|span| span.start + span.rows.len()).sum::<usize>();
-        self.demand().weight_traffic(&batch.segments) + cached * of_position
+        self.demand().weight_traffic(&batch.segments) + self.demand().cache_traffic(batch, of_position)
     }
 
     fn multiply_adds(&self, batch: &Batch) -> MultiplyAdds {

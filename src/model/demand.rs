@@ -1,7 +1,7 @@
 //! What a step has to read and to multiply, by which its time can be judged. Nothing is computed here.
 
 use super::{Batch, CausalModel, MultiplyAdds};
-use crate::backend::{Adapter, Arithmetic, AttentionShape, Backend, Segment};
+use crate::backend::{Adapter, Arithmetic, AttentionShape, Backend, Segment, SequenceSpan};
 use crate::supernet::ActiveLinear;
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ impl<M: CausalModel<B>, B: Backend> Demand<'_, M, B> {
         linears.sum::<usize>() + backend.bytes(self.model.tables()[1], ALL, ALL)
     }
 
-    /// Attention is counted in f32: twice its heads' width for each position that a row sees.
+    /// Attention is counted in f32: twice its kept heads' width for each position that a row sees.
     pub(super) fn multiply_adds(&self, batch: &Batch) -> MultiplyAdds {
         let backend = self.backend;
         let mut sum = MultiplyAdds::default();
@@ -68,14 +68,23 @@ impl<M: CausalModel<B>, B: Backend> Demand<'_, M, B> {
             let rows = batch.outputs.len().max(1);
             sum.add(backend.arithmetic(self.model.tables()[1]), rows * head.out * head.inp);
         }
-        let &AttentionShape { query_heads, head_size, .. } = self.model.attention();
-        let width = query_heads * head_size;
-        for span in &batch.spans {
+        for (span, segment) in batch.spans_with_segments() {
             let rows = span.rows.len();
             let seen = rows * span.start + rows * (rows + 1) / 2;
-            sum.add(Arithmetic::F32, self.model.layers() * 2 * width * seen);
+            sum.add(Arithmetic::F32, 2 * self.model.attended(&segment.selection.shape) * seen);
         }
         sum
+    }
+
+    /// Bytes of the keys and values that a step reads, of a pool that has so many for each position.
+    pub(super) fn cache_traffic(&self, batch: &Batch, of_position: usize) -> usize {
+        let &AttentionShape { query_heads, head_size, .. } = self.model.attention();
+        let all = (self.model.layers() * query_heads * head_size).max(1);
+        let of_span = |(span, segment): (&SequenceSpan, &Segment)| {
+            let kept = self.model.attended(&segment.selection.shape);
+            (span.start + span.rows.len()) * of_position * kept / all
+        };
+        batch.spans_with_segments().map(of_span).sum()
     }
 }
 

@@ -1,13 +1,11 @@
 //! From files to Linears on some backend: what all families load alike. Base tensors by their Hugging Face names, adapters by
 //! PEFT's.
 
-use super::layout::ChannelAxis;
-use super::{Adapters, Layout};
+use super::{Adapters, Layout, Orders};
 use crate::artifact::{AdapterTensors, ArtifactError, Base, HeadTensors};
 use crate::backend::{Adapter, Backend, BackendError, Linear};
 use crate::supernet::{LinearShape, ModelShape};
 use crate::weights::{HostData, HostMatrix, HostVector};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One super-adapter to load beside the base.
@@ -111,12 +109,11 @@ pub(super) struct Loader<'a, B: Backend> {
     super_adapters: Vec<SuperAdapter>,
     /// Added into the base.
     merged: Option<SuperAdapter>,
-    orders: &'a BTreeMap<usize, Vec<usize>>,
+    orders: &'a Orders,
 }
 
 impl<'a, B: Backend> Loader<'a, B> {
-    /// `orders` gives, by layer, the order of the MLP's channels: channel `i` of the loaded model is channel `order[i]` of the
-    /// file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
+    /// `orders` hold for the base and for every adapter alike.
     ///
     /// # Errors
     /// An adapter that does not fit the base, or a sparse one beside it.
@@ -124,7 +121,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         backend: &'a B,
         base: &'a Base,
         adapters: Adapters,
-        orders: &'a BTreeMap<usize, Vec<usize>>,
+        orders: &'a Orders,
     ) -> Result<Self, LoadError> {
         let (super_adapters, merged) = match adapters {
             Adapters::Beside(all) => (all, None),
@@ -153,19 +150,16 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.reordered(layer, place, None)
     }
 
-    /// The same with its outputs in another order: output `i` is output `rows[i]` of the file. For a Linear without MLP channels.
+    /// The same with its outputs in another order: output `i` is output `rows[i]` of the file. For a Linear that is in no order yet.
     pub(super) fn reordered(
         &mut self,
         layer: usize,
         place: usize,
         outputs: Option<&Vec<usize>>,
     ) -> Result<Linear<B>, LoadError> {
-        let channels = self.layout.channels(place);
-        let order = self.orders.get(&layer);
-        let rows = order.filter(|_| channels == ChannelAxis::Rows).or(outputs);
-        let columns = order.filter(|_| channels == ChannelAxis::Columns);
+        let (rows, columns) = self.orders.of_linear(&self.base.config, layer, place);
         let bias = self.layout.has_bias(&self.base.config, place);
-        self.any_linear(self.layout.index(layer, place), bias, rows, columns)
+        self.any_linear(self.layout.index(layer, place), bias, rows.as_ref().or(outputs), columns.as_ref())
     }
 
     /// The base's own Linear after the layers, with a bias; `None` where it has not both.

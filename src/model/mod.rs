@@ -13,6 +13,7 @@ pub mod llama;
 mod load;
 pub mod mpt;
 mod open;
+mod orders;
 mod shape;
 
 pub use causal::{CausalExecutor, CausalModel};
@@ -20,6 +21,7 @@ pub use classifier::{Classifier, TextBatch};
 pub use layout::{ChannelAxis, Layout};
 pub use load::{LoadError, SuperAdapter};
 pub use open::{Adapters, classifier, executor};
+pub use orders::Orders;
 pub use shape::{GroupTemplate, TemplateError, base_tensors, model_shape, search_space};
 
 use crate::backend::{
@@ -49,12 +51,16 @@ impl Batch {
         if self.segments.iter().all(|segment| heads(segment) == shape.kv_heads) {
             return Vec::new();
         }
+        self.spans_with_segments().map(|(_, segment)| heads(segment)).collect()
+    }
+
+    /// Each span with the segment that it is in.
+    fn spans_with_segments(&self) -> impl Iterator<Item = (&SequenceSpan, &Segment)> {
         let mut segments = self.segments.iter().peekable();
-        let of_span = |span: &SequenceSpan| {
+        self.spans.iter().filter_map(move |span| {
             while segments.next_if(|segment| segment.rows.end <= span.rows.start).is_some() {}
-            segments.peek().map_or(0, |segment| heads(segment))
-        };
-        self.spans.iter().map(of_span).collect()
+            Some((span, *segments.peek()?))
+        })
     }
 }
 

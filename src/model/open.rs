@@ -1,10 +1,9 @@
 //! From a base's family to the model that computes it.
 
 use super::load::{LoadError, Loader, SuperAdapter};
-use super::{CausalExecutor, Classifier, Executor, bert, bloom, llama, mpt};
+use super::{CausalExecutor, Classifier, Executor, Orders, bert, bloom, llama, mpt};
 use crate::artifact::{Base, Family};
 use crate::backend::Backend;
-use std::collections::BTreeMap;
 
 /// What stands beside a base, or in it.
 pub enum Adapters {
@@ -17,8 +16,7 @@ pub enum Adapters {
 
 /// Loads a model that continues texts, of whichever family, with a pool of `blocks` blocks of `block_size` positions.
 ///
-/// `orders` gives, by layer, the order of the MLP's channels: channel `i` of the loaded model is channel `order[i]` of the
-/// file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
+/// `orders` hold for the base and for every adapter alike.
 ///
 /// # Errors
 /// A family that does not continue texts, a tensor that is missing or has the wrong size, or a backend without memory.
@@ -26,7 +24,7 @@ pub fn executor<B: Backend>(
     backend: B,
     base: &Base,
     adapters: Adapters,
-    orders: &BTreeMap<usize, Vec<usize>>,
+    orders: &Orders,
     (blocks, block_size): (usize, usize),
 ) -> Result<Box<dyn Executor>, LoadError> {
     let family = base.config.family;
@@ -56,7 +54,7 @@ pub fn classifier<B: Backend>(
     backend: B,
     base: &Base,
     adapters: Adapters,
-    orders: &BTreeMap<usize, Vec<usize>>,
+    orders: &Orders,
 ) -> Result<Box<dyn Classifier>, LoadError> {
     let loader = Loader::new(&backend, base, adapters, orders)?;
     match base.config.family {

@@ -36,7 +36,7 @@ pub enum SpaceError {
     WrongCost { name: String, field: &'static str, expected: u64, got: u64 },
     /// A score or latency that is none.
     BadFigure { name: String, field: String, got: String },
-    /// A channel order is not a permutation of the group's full width.
+    /// An order is not a permutation of the group's channels or key-value heads.
     BadOrder { group: usize, expected: usize },
 }
 
@@ -82,7 +82,7 @@ impl fmt::Display for SpaceError {
                 write!(f, "`{name}`: {field}: {got} is no score or latency")
             }
             Self::BadOrder { group, expected } => {
-                write!(f, "group {group}: its channel order is not a permutation of 0..{expected}")
+                write!(f, "group {group}: its order is not a permutation of 0..{expected}")
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Importance reordering: before training, the MLP channels of each layer are put in falling importance, so that a
-//! narrower sub-network keeps the channels that matter.
+//! Importance reordering: before training, the MLP channels of each layer, and its heads where they are elastic, are put in
+//! falling importance, so that a smaller sub-network keeps those that matter.
 //!
 //! Channel `j` adds `act_j down_j` to the residual stream, with `act = silu(gate) * up` and `down_j` its column. Without the
 //! channels of a set `S`, a layer's output is off by `|sum over S of act_j down_j|^2`, which over calibration sequences is the
@@ -7,16 +7,19 @@
 //! goes that leaves the smallest error together with those that went before. On the diagonal of `Q` alone, which
 //! is `sqrt(mean act_j^2) * |down_j|` as a score, two channels that cancel each other look important and are not.
 //!
-//! The permutation is exact: it moves gate and up rows and down columns together and leaves the full-width model as it
-//! was.
+//! Heads that share a key-value head go together; what they cost is the sum over their channels of the same matrix, of what the
+//! output Linear reads.
+//!
+//! The permutation is exact: it moves rows of those who write and columns of who reads together and leaves the whole model
+//! as it was.
 
 use super::stages::whole_sequences;
 use super::{Sequence, TrainError};
 use crate::artifact::Base;
 use crate::backend::Selection;
 use crate::backend::reference::{Compute, Reference};
-use crate::model::{Layout, LoadError, llama, model_shape};
-use std::collections::BTreeMap;
+use crate::model::{Layout, LoadError, Orders, llama, model_shape};
+use crate::supernet::{Channels, Kind, SearchSpace};
 use std::sync::Arc;
 
 /// How many sequences are enough: SmolLM2-135M without training has a loss of 4.29 on held-out questions in the short form; of
@@ -24,35 +27,57 @@ use std::sync::Arc;
 /// of 1152 already 9.94.
 pub const CALIBRATION_SEQUENCES: usize = 64;
 
-/// By layer, the MLP's channels in falling importance over `sequences`.
+/// The channels of MLPs, and the heads of layers where `space` has them elastic, in falling importance over `sequences`.
 ///
 /// Layer by layer, since a wide MLP's matrix of channels by channels is large.
 pub fn importance_orders(
     base: &Base,
+    space: &SearchSpace,
     sequences: &[Sequence],
     compute: Compute,
-) -> Result<BTreeMap<usize, Vec<usize>>, TrainError> {
-    let backend = Reference::measuring_channels().on(compute);
-    let model = llama::load(&backend, base, Vec::new(), &BTreeMap::new())?;
+) -> Result<Orders, TrainError> {
     let shape = model_shape(&base.config, None);
+    let is_elastic = |channels: &&Channels| {
+        let of_group = |linear| channels.writers.contains(&linear);
+        let cuts = |g: &crate::supernet::Group| g.kind == channels.kind && of_group(g.members[0].linear);
+        channels.kind == Kind::Width || space.groups().iter().any(cuts)
+    };
+    let elastic = shape.channels.iter().filter(is_elastic).collect::<Vec<_>>();
+    let backend = Reference::measuring_inputs(elastic.iter().flat_map(|c| c.readers.clone())).on(compute);
+    let model = llama::load(&backend, base, Vec::new(), &Orders::default())?;
     let selection = Selection { adapter: 0, subnetwork: 0, shape: Arc::new(shape.full()) };
     let sequences = sequences.iter().filter(|s| !s.targets().is_empty()).take(CALIBRATION_SEQUENCES);
     let (batch, _) = whole_sequences(&sequences.collect::<Vec<_>>(), selection);
     let pass = model.pass(&backend, &batch)?;
     let mut x = pass.embed()?;
-    let mut orders = BTreeMap::new();
+    let mut orders = Orders::default();
     for index in 0..pass.layers() {
         x = pass.layer(index, x, None)?;
-        for (down, products) in backend.take_channel_products() {
-            let linear = &shape.linears[down];
+        for (reader, products) in backend.take_input_products() {
+            let Some(channels) = elastic.iter().find(|c| c.readers.contains(&reader)) else { continue };
+            let linear = &shape.linears[reader];
             let weight = base.matrix(&format!("{}.weight", linear.name), linear.out, linear.inp);
             let weight = weight.map_err(LoadError::from)?;
-            let errors = backend.weigh_channel_products(&products, &weight)?;
-            let (layer, _) = Layout::of(base.config.family).place(down);
-            orders.insert(layer, falling(&errors, linear.inp));
+            let errors = backend.weigh_input_products(&products, &weight)?;
+            let (errors, count) = together(&errors, linear.inp, channels.unit);
+            let (layer, _) = Layout::of(base.config.family).place(reader);
+            let of_kind = if channels.kind == Kind::Heads { &mut orders.heads } else { &mut orders.channels };
+            of_kind.insert(layer, falling(&errors, count));
         }
     }
     Ok(orders)
+}
+
+/// `errors (count, count)` of inputs of which each `unit` go together, and how many such there are.
+fn together(errors: &[f32], count: usize, unit: usize) -> (Vec<f32>, usize) {
+    let units = count / unit;
+    let mut sums = vec![0.0; units * units];
+    for (i, row) in errors.chunks_exact(count).enumerate() {
+        for (j, error) in row.iter().enumerate() {
+            sums[i / unit * units + j / unit] += error;
+        }
+    }
+    (sums, units)
 }
 
 /// Indices by falling importance: the last one costs least alone, each one before it least together with all behind it.
@@ -102,6 +127,14 @@ mod tests {
         let order = falling(&errors(&vectors), 5);
         // 4 alone costs 16. Then 1 leaves (4 - 5)^2 = 1, then 0 leaves (4 - 5 + 5)^2 = 16, where 3 would leave 1 + 5.5^2.
         assert_eq!(order, [2, 3, 0, 1, 4]);
+    }
+
+    #[test]
+    fn what_goes_together_costs_all_its_products() {
+        let errors = (0..16).map(|i| i as f32).collect::<Vec<_>>();
+        // 0 + 1 + 4 + 5, 2 + 3 + 6 + 7, and the lower two.
+        assert_eq!(together(&errors, 4, 2), (vec![10.0, 18.0, 42.0, 50.0], 2));
+        assert_eq!(together(&errors, 4, 1), (errors.clone(), 4));
     }
 
     #[test]

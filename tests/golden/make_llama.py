@@ -41,7 +41,9 @@ MODELS = {
     "tiny-depth": dict(
         config=dict(hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=57),
         ranks=[8, 5], widths=[[40, 12], [40, 28, 0], [40, 0], [40, 20]], heads=[[32, 16], [32, 16, 0], [32, 0], [32, 0]],
-        dtype=torch.float32, shard="10GB", random=10,
+        dtype=torch.float32, shard="10GB", random=8,
+        # Two layers less, of one width and of two.
+        more={"shallow": [[8, 5, 8, 5], [40, 0, 0, 40], [8, 8, 5, 8], [32, 0, 0, 32]], "uneven": [[5, 8, 8, 8], [12, 28, 0, 20], [8, 8, 5, 5], [32, 32, 0, 32]]},
     ),
     # The same with biases, which stay where everything else is left out.
     "tiny-depth-bias": dict(
@@ -92,6 +94,22 @@ def permute(model, orders):
             mlp.down_proj.lora_A["default"].weight.copy_(mlp.down_proj.lora_A["default"].weight[:, index].clone())
 
 
+def permute_heads(model, orders, config):
+    """Key-value head i, with the queries that read it, becomes head order[i], in q, k, v (base and B) and in the columns of o."""
+    head = config.head_dim
+    group = config.num_attention_heads // config.num_key_value_heads
+    with torch.no_grad():
+        for layer, order in orders.items():
+            attention = model.base_model.model.model.layers[layer].self_attn
+            of = lambda size: torch.tensor([h * size + i for h in order for i in range(size)])
+            for linear, size in ((attention.q_proj, head * group), (attention.k_proj, head), (attention.v_proj, head)):
+                linear.base_layer.weight.copy_(linear.base_layer.weight[of(size)].clone())
+                linear.lora_B["default"].weight.copy_(linear.lora_B["default"].weight[of(size)].clone())
+                if linear.base_layer.bias is not None:
+                    linear.base_layer.bias.copy_(linear.base_layer.bias[of(size)].clone())
+            attention.o_proj.weight.copy_(attention.o_proj.weight[:, of(head * group)].clone())
+
+
 def make(name, spec, ordered):
     out = HERE / name
     chooser = random.Random(name)
@@ -129,10 +147,15 @@ def make(name, spec, ordered):
         orders = {l: chooser.sample(range(config.intermediate_size), config.intermediate_size) for l in range(layers)}
         supernet["orders"] = {str(layers + l): o for l, o in orders.items()}
         permute(model, orders)
+        if "heads" in spec:
+            heads = {l: chooser.sample(range(config.num_key_value_heads), config.num_key_value_heads) for l in range(layers)}
+            supernet["orders"] |= {str(3 * layers + l): o for l, o in heads.items()}
+            permute_heads(model, heads, config)
     write_json(folder / "supernet.json", supernet)
     elastic = Elastic(model, layers)
     cases, tensors = [], {}
-    for sub, choices in three_and_random(groups, spec.get("random", 3), chooser):
+    more = [(name, sum(choices, [])) for name, choices in spec.get("more", {}).items()]
+    for sub, choices in three_and_random(groups, spec.get("random", 3), chooser) + more:
         elastic.set(choices)
         for i, t in enumerate(tokens):
             logits = model(torch.tensor([t])).logits[0].detach()
@@ -146,7 +169,7 @@ def make(name, spec, ordered):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    names = sys.argv[1:] or [*MODELS, "tiny-tied-ordered"]
+    names = sys.argv[1:] or [*MODELS, "tiny-tied-ordered", "tiny-heads-ordered"]
     for name in names:
         plain = name.removesuffix("-ordered")
         make(plain, MODELS[plain], ordered=name != plain)

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, Request, header};
 use lonas::artifact::{Base, TokenizerSource};
 use lonas::backend::cpu::{Cpu, Dtype};
 use lonas::engine::{ClassifierEngine, Engine, EngineOptions};
+use lonas::model::Orders;
 use lonas::model::llama::{self, LlamaExecutor};
 use lonas::server::{
     Classes, Generation, Limits, Metrics, OutputKind, RunInfo, ServedModel, ServedModels, ServerParts,
@@ -17,7 +18,6 @@ use lonas::server::{
 };
 use lonas::text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -294,7 +294,7 @@ pub(crate) fn supernets(tiny: &Tiny) -> [Supernet; 2] {
 pub(crate) fn executor(nets: &[Supernet; 2], blocks: usize) -> LlamaExecutor<Cpu> {
     let backend = Cpu::new(Dtype::F32, 1);
     let adapters = nets.iter().map(Supernet::super_adapter).collect();
-    let model = llama::load(&backend, &nets[0].base, adapters, &BTreeMap::new()).unwrap();
+    let model = llama::load(&backend, &nets[0].base, adapters, &Orders::default()).unwrap();
     LlamaExecutor::new(model, backend, blocks, 4).unwrap()
 }
 

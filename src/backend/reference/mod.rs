@@ -33,7 +33,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use dropout::{Mask, Position};
 use elastic::{Elastic, Frozen};
 use fused::{Gated, RmsNorm, Rotary, Turns};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// candle, on the processor or a GPU.
@@ -42,12 +42,18 @@ pub struct Reference {
     /// That one product may use.
     threads: usize,
     training: Option<Training>,
-    /// Present while MLP channels are being measured.
-    channels: Option<Mutex<ChannelProducts>>,
+    /// Present while inputs are being measured.
+    measured: Option<Measured>,
 }
 
-/// By the MLP's down Linear, `(C, C)`: of each two channels the sum, over all rows, of the product of what they were.
-pub type ChannelProducts = BTreeMap<usize, Tensor>;
+/// What is measured of the inputs of some Linears.
+struct Measured {
+    linears: BTreeSet<usize>,
+    products: Mutex<InputProducts>,
+}
+
+/// By Linear, `(C, C)`: of each two of its inputs the sum, over all rows, of the product of what they were.
+pub type InputProducts = BTreeMap<usize, Tensor>;
 
 /// What only a backend that trains has.
 struct Training {
@@ -67,7 +73,7 @@ impl Reference {
     /// For inference: no variable, no dropout.
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { compute: Compute::cpu(), threads, training: None, channels: None }
+        Self { compute: Compute::cpu(), threads, training: None, measured: None }
     }
 
     /// For inference beside a training's threads.
@@ -84,29 +90,30 @@ impl Reference {
         &self.compute
     }
 
-    /// For inference that also measures how strongly MLP channels are used, each and each two together; see
-    /// [`Self::take_channel_products`].
-    pub fn measuring_channels() -> Self {
-        Self { channels: Some(Mutex::default()), ..Self::new() }
+    /// For inference that also measures how strongly the inputs of some Linears are used, each and each two together; see
+    /// [`Self::take_input_products`].
+    pub fn measuring_inputs(linears: impl IntoIterator<Item = usize>) -> Self {
+        let measured = Measured { linears: linears.into_iter().collect(), products: Mutex::default() };
+        Self { measured: Some(measured), ..Self::new() }
     }
 
-    /// What was measured since it was last taken, which then begins anew: a matrix for each layer that has run.
-    pub fn take_channel_products(&self) -> ChannelProducts {
-        self.channels.as_ref().map(|c| std::mem::take(&mut *lock(c))).unwrap_or_default()
+    /// What was measured since it was last taken, which then begins anew: a matrix for each of those Linears that has run.
+    pub fn take_input_products(&self) -> InputProducts {
+        self.measured.as_ref().map(|m| std::mem::take(&mut *lock(&m.products))).unwrap_or_default()
     }
 
-    /// `products * (down^T down)`, elementwise, row-major `(C, C)`: of each two channels what they add to the residual
-    /// stream together, of `down (H, C)`.
-    pub fn weigh_channel_products(
+    /// `products * (weight^T weight)`, elementwise, row-major `(C, C)`: of each two inputs what they add to the outputs together,
+    /// of `weight (out, C)`.
+    pub fn weigh_input_products(
         &self,
         products: &Tensor,
-        down: &HostMatrix,
+        weight: &HostMatrix,
     ) -> Result<Vec<f32>, BackendError> {
         let weighed = || {
-            let down = self.tensor(down, DType::F32)?;
-            (products * down.t()?.matmul(&down)?)?.flatten_all()?.to_vec1()
+            let weight = self.tensor(weight, DType::F32)?;
+            (products * weight.t()?.matmul(&weight)?)?.flatten_all()?.to_vec1()
         };
-        named("channel products", weighed())
+        named("input products", weighed())
     }
 
     /// For training: adapters become variables; their input is dropped out with probability `dropout` in `[0, 1)`.
@@ -114,7 +121,7 @@ impl Reference {
     pub fn for_training(dropout: f64, seed: u64) -> Self {
         let state = TrainingState { position: Position::of(seed, 0), variables: Vec::new() };
         let training = Training { probability: dropout, seed, state: Mutex::new(state) };
-        Self { compute: Compute::cpu(), threads: 1, training: Some(training), channels: None }
+        Self { compute: Compute::cpu(), threads: 1, training: Some(training), measured: None }
     }
 
     /// Another one for the same model on another thread, with the dropout of its own that `seed` decides. The variables
@@ -163,6 +170,9 @@ impl Reference {
         active: ActiveLinear,
         adapter: usize,
     ) -> candle_core::Result<Tensor> {
+        if let Some(measured) = self.measured.as_ref().filter(|m| m.linears.contains(&linear.index)) {
+            measured.add(linear.index, x)?;
+        }
         let (weight, threads) = (Tensor::clone(&linear.weight), self.threads);
         if active.is_nothing() {
             // No product, and so nothing to learn.
@@ -230,15 +240,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn add_products(channels: &Mutex<ChannelProducts>, down: usize, gated: &Tensor) -> candle_core::Result<()> {
-    let products = gated.t()?.matmul(gated)?;
-    let mut channels = lock(channels);
-    let sum = match channels.remove(&down) {
-        Some(so_far) => (so_far + products)?,
-        None => products,
-    };
-    channels.insert(down, sum);
-    Ok(())
+impl Measured {
+    fn add(&self, linear: usize, x: &Tensor) -> candle_core::Result<()> {
+        let products = x.t()?.matmul(x)?;
+        let mut all = lock(&self.products);
+        let sum = match all.remove(&linear) {
+            Some(so_far) => (so_far + products)?,
+            None => products,
+        };
+        all.insert(linear, sum);
+        Ok(())
+    }
 }
 
 /// Names the operation in an error that candle gave.
@@ -359,9 +371,6 @@ impl Backend for Reference {
                     0 => gate,
                     _ => self.compute.run2(Gated, &gate, &up)?,
                 };
-                if let Some(channels) = &self.channels {
-                    add_products(channels, mlp.down.index, &gated)?;
-                }
                 run(&gated, &mlp.down)
             })
         };

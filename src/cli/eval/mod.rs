@@ -190,7 +190,7 @@ fn made_of(args: &EvalArgs, opened: &Opened, protocol: Protocol) -> Result<Value
         "base_sha256": opened.base.sha256()?,
         "adapter_sha256": adapter,
         "scale": model.folder.adapter_config.scale(),
-        "orders_sha256": hex(&format!("{:?}", opened.orders)),
+        "orders_sha256": hex(&opened.orders.told()),
         "device": args.compute.device_name()?,
         "numbers": args.compute.numbers()?,
         "method": protocol.method_name(),

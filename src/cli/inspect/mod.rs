@@ -62,7 +62,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
             println!("  labels     {}", labels(classifier));
         }
         let order = if opened.orders.is_empty() { "the base's own" } else { "by importance (supernet.json)" };
-        println!("  channels   {order}");
+        println!("  order      {order}");
         println!(
             "  space      {} groups, 10^{:.1} sub-networks",
             model.space.groups().len(),

@@ -62,7 +62,7 @@ pub(super) fn made_of(
     let items = tasks.iter().map(|t| format!("{:?}", t.items)).collect::<Vec<_>>();
     let objective = if args.objective == Objective::Accuracy { "accuracy" } else { "loss" };
     let made_of = [
-        ("the super-network", digest(format!("{base} {adapter} {:?} {:?}", model.space, opened.orders))),
+        ("the super-network", digest(format!("{base} {adapter} {:?} {}", model.space, opened.orders.told()))),
         ("--task", names),
         ("--samples", args.samples.to_string()),
         ("the tasks' items", format!("{} {SAMPLE_SEED}", digest(items.concat()))),

@@ -43,7 +43,7 @@ pub(in crate::cli) struct TrainArgs {
     #[arg(long, value_enum, default_value_t = RecipeName::Lonas)]
     recipe: RecipeName,
 
-    /// Put the MLP channels in falling importance before training.
+    /// Put the MLP channels, and heads where they are elastic, in falling importance before training.
     #[arg(
         long,
         conflicts_with = "order",
@@ -54,7 +54,7 @@ pub(in crate::cli) struct TrainArgs {
     )]
     reorder: Option<bool>,
 
-    /// Reuse the channel order of another model folder, so that both can be served on one copy of the base.
+    /// Reuse the order of channels and heads of another model folder, so that both can be served on one copy of the base.
     #[arg(long, value_name = "DIR")]
     pub(super) order: Option<PathBuf>,
 
@@ -204,7 +204,7 @@ impl TrainArgs {
         Ok(recipe)
     }
 
-    /// Whether the MLP channels are to be put in an order of this training's own.
+    /// Whether channels and heads are to be put in an order of this training's own.
     pub(super) fn reorders(&self) -> bool {
         let preset = self.order.is_none() && matches!(self.recipe, RecipeName::Best);
         self.reorder.unwrap_or(preset)

@@ -68,7 +68,7 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         "# {name}\n\nA LoNAS super-network: a frozen base with one elastic low-rank super-adapter. Serve it with\n\n    \
          lonas serve {folder}\n\n| | |\n|---|---|\n| base | {base} |\n| data | {files} |\n| form | {form} |\n\
          | trained on | {count} sequences, {tokens} tokens an epoch; {held_out} sequences held out |\n\
-         | search space | {space} |\n| MLP channels | {order} |\n\
+         | search space | {space} |\n| order of channels and heads | {order} |\n\
          | recipe | {duration}, {accumulation} micro-batches of {micro_batch} sequences{alike} a step; AdamW, rate \
          {learning_rate}, cosine to zero; weight decay {weight_decay}, clipped to {max_norm}, dropout {dropout}, seed \
          {seed}, {numbers}, {threads} threads |\n| sub-networks | {sampled} |\n| loss over | {learnt} |\n\n## \

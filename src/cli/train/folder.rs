@@ -6,7 +6,7 @@ use super::plan::Plan;
 use crate::artifact::{AdapterTensors, ModelFolder, write_adapter};
 use crate::backend::reference::NamedTensor;
 use crate::cli::{Failure, open};
-use crate::model::{ChannelAxis, Layout};
+use crate::model::Layout;
 use crate::plot;
 use crate::supernet::Catalog;
 use crate::train::{LogLine, Trainer, TrainingLog};
@@ -22,7 +22,7 @@ pub(super) fn write(
 ) -> Result<(), Failure> {
     let tensors = natural_order(plan, trainer.optimizer().values());
     write_adapter(&args.out, &plan.adapter, &tensors, args.adapter_type.into())?;
-    let orders = open::orders_by_group(Layout::of(plan.base.config.family), &plan.space, &plan.orders);
+    let orders = plan.orders.by_group(Layout::of(plan.base.config.family), &plan.space);
     let name = open::name_of(&args.out);
     let (shape, space, base) = (&plan.shape, &plan.space, &plan.base_reference);
     ModelFolder::write_supernet(&args.out, &name, base, plan.adapter.scale(), shape, space, &orders)?;
@@ -53,7 +53,7 @@ fn facts<'a>(args: &'a TrainArgs, plan: &'a Plan, name: &'a str) -> Facts<'a> {
     }
 }
 
-/// The trained tensors by module, put back into the base's own channel order.
+/// The trained tensors by module, put back into the base's own order.
 fn natural_order(plan: &Plan, values: Vec<NamedTensor>) -> AdapterTensors {
     let mut by_name = values.into_iter().map(|t| (t.name.clone(), t)).collect::<BTreeMap<_, _>>();
     let mut take = |name: String| {
@@ -67,13 +67,12 @@ fn natural_order(plan: &Plan, values: Vec<NamedTensor>) -> AdapterTensors {
             (take(format!("{}.lora_A.weight", linear.name)), take(format!("{}.lora_B.weight", linear.name)));
         let (Some(mut a), Some(mut b)) = halves else { continue };
         let (layer, place) = layout.place(index);
-        if let Some(order) = plan.orders.get(&layer) {
-            let back = inverse(order);
-            match layout.channels(place) {
-                ChannelAxis::Rows => b = b.permute_rows(&back),
-                ChannelAxis::Columns => a = a.permute_columns(&back),
-                ChannelAxis::None => {}
-            }
+        let (rows, columns) = plan.orders.of_linear(&plan.base.config, layer, place);
+        if let Some(order) = rows {
+            b = b.permute_rows(&inverse(&order));
+        }
+        if let Some(order) = columns {
+            a = a.permute_columns(&inverse(&order));
         }
         tensors.insert(linear.name.clone(), (a, b));
     }

@@ -6,11 +6,10 @@ use crate::backend::reference::Compute;
 use crate::cli::space::SpaceFile;
 use crate::cli::{Failure, open};
 use crate::data::{self, PromptForm};
-use crate::model::{Layout, model_shape, search_space};
+use crate::model::{Layout, Orders, model_shape, search_space};
 use crate::supernet::{ModelShape, SearchSpace, is_model_name};
 use crate::text::Tokenizer;
 use crate::train::{CALIBRATION_SEQUENCES, Recipe, Sequence, importance_orders};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Everything a training starts from, all of it decided by the arguments.
@@ -20,8 +19,7 @@ pub(super) struct Plan {
     pub(super) adapter: AdapterConfig,
     pub(super) shape: ModelShape,
     pub(super) space: SearchSpace,
-    /// Channel orders by layer.
-    pub(super) orders: BTreeMap<usize, Vec<usize>>,
+    pub(super) orders: Orders,
     pub(super) recipe: Recipe,
     pub(super) compute: Compute,
     pub(super) sequences: Vec<Sequence>,
@@ -51,27 +49,23 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
     let orders = if let Some(folder) = &args.order {
         order_of(folder, &base, &base_reference)?
     } else if args.reorders() {
-        tracing::info!("measuring the MLP channels over {CALIBRATION_SEQUENCES} sequences");
-        importance_orders(&base, validation_or(&validation, &sequences), compute.clone())?
+        tracing::info!("measuring what matters over {CALIBRATION_SEQUENCES} sequences");
+        importance_orders(&base, &space, validation_or(&validation, &sequences), compute.clone())?
     } else {
-        BTreeMap::new()
+        Orders::default()
     };
     Ok(Plan { base, base_reference, adapter, shape, space, orders, recipe, compute, sequences, validation })
 }
 
-/// The channel order of another model folder, which must belong to the same base.
-fn order_of(
-    folder: &Path,
-    base: &Base,
-    reference: &BaseReference,
-) -> Result<BTreeMap<usize, Vec<usize>>, Failure> {
+/// The orders of another model folder, which must belong to the same base.
+fn order_of(folder: &Path, base: &Base, reference: &BaseReference) -> Result<Orders, Failure> {
     let other = ModelFolder::open(folder)?;
     if other.base.sha256 != reference.sha256 {
         return Err(format!("--order {}: it belongs to another base", folder.display()).into());
     }
     let shape = model_shape(&base.config, Some(&other.adapter_config));
     let space = other.search_space(&shape)?;
-    Ok(open::orders_by_layer(Layout::of(base.config.family), &space, other.orders()))
+    Ok(Orders::of_groups(Layout::of(base.config.family), &space, other.orders()))
 }
 
 /// Calibration should not see what is trained on, where something was held out.
@@ -129,6 +123,6 @@ pub(super) fn digest(plan: &Plan) -> String {
     let inputs = (&plan.base_reference.sha256, &plan.adapter);
     // What is given of them follows from the recipe, which is compared by itself.
     let tokens = plan.sequences.iter().map(|s| &s.tokens).collect::<Vec<_>>();
-    let text = format!("{inputs:?} {:?} {:?} {tokens:?}", plan.space, plan.orders);
+    let text = format!("{inputs:?} {:?} {} {tokens:?}", plan.space, plan.orders.told());
     Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
 }

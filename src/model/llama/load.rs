@@ -3,15 +3,13 @@
 use super::{Layer, Llama};
 use crate::artifact::{Base, Family};
 use crate::backend::{AttentionShape, Backend, GatedMlp, Sight};
-use crate::model::Adapters;
 use crate::model::load::{LoadError, Loader, SuperAdapter};
-use std::collections::BTreeMap;
+use crate::model::{Adapters, Orders};
 use std::sync::Arc;
 
 /// Loads the base once and every super-adapter beside it.
 ///
-/// `orders` gives, by layer, the order of the MLP's channels: channel `i` of the loaded model is channel `order[i]` of
-/// the file, in the base and in every adapter alike. A layer without an entry keeps the file's order.
+/// `orders` hold for the base and for every adapter alike.
 ///
 /// # Errors
 /// A tensor that is missing or has the wrong size, a sparse adapter, or a backend without memory for it.
@@ -19,7 +17,7 @@ pub fn load<B: Backend>(
     backend: &B,
     base: &Base,
     super_adapters: Vec<SuperAdapter>,
-    orders: &BTreeMap<usize, Vec<usize>>,
+    orders: &Orders,
 ) -> Result<Llama<B>, LoadError> {
     model(Loader::new(backend, base, Adapters::Beside(super_adapters), orders)?)
 }
@@ -35,7 +33,7 @@ pub fn load_merged<B: Backend>(
     backend: &B,
     base: &Base,
     super_adapter: SuperAdapter,
-    orders: &BTreeMap<usize, Vec<usize>>,
+    orders: &Orders,
 ) -> Result<Llama<B>, LoadError> {
     model(Loader::new(backend, base, Adapters::Merged(super_adapter), orders)?)
 }

@@ -12,6 +12,7 @@ pub use tensors::base_tensors;
 
 use super::{Batch, CausalExecutor, CausalModel};
 use crate::backend::{AttentionShape, Backend, BackendError, GatedMlp, Linear, Norm, Segment};
+use crate::supernet::ActiveShape;
 use std::sync::Arc;
 
 /// A LLaMA on one backend with its key-value pool.
@@ -151,6 +152,10 @@ impl<B: Backend> CausalModel<B> for Llama<B> {
 
     fn tables(&self) -> [&Arc<B::Matrix>; 2] {
         [&self.embedding, &self.head]
+    }
+
+    fn attended(&self, sub_network: &ActiveShape) -> usize {
+        self.layers.iter().map(|layer| sub_network.linears.get(layer.q.index).map_or(0, |q| q.out)).sum()
     }
 
     fn vocabulary(&self) -> usize {

@@ -1,15 +1,15 @@
 //! One sub-network as an ordinary LLaMA: the super-adapter folded into the base, everything cut to its prefixes.
 //!
-//! `W'[:o, :i] = W[:o, :i] + s B[:o, :r] A[:r, :i]`, in f32, in the super-network's channel order.
+//! `W'[:o, :i] = W[:o, :i] + s B[:o, :r] A[:r, :i]`, in f32, in the super-network's own order. Layers of which nothing is
+//! kept are not there, and those behind them move up.
 //!
 //! Tensors are read one by one, so that a model of any size needs the memory of its largest tensor.
 
 use super::base_tensors;
 use crate::artifact::{Base, BaseConfig, BaseTensor, Family};
 use crate::model::load::permuted;
-use crate::model::{ChannelAxis, Layout, LoadError, SuperAdapter};
+use crate::model::{Layout, LoadError, Orders, SuperAdapter};
 use crate::supernet::{ActiveLinear, ActiveShape};
-use std::collections::BTreeMap;
 
 /// A sub-network's tensors as a LLaMA without adapters has them.
 pub struct Plain<'a> {
@@ -17,7 +17,9 @@ pub struct Plain<'a> {
     layout: &'static Layout,
     adapter: SuperAdapter,
     active: ActiveShape,
-    orders: &'a BTreeMap<usize, Vec<usize>>,
+    orders: &'a Orders,
+    /// The base's layers that are kept, by their numbers there.
+    layers: Vec<usize>,
 }
 
 /// A tensor of the plain model, in Hugging Face's name.
@@ -26,6 +28,8 @@ pub struct PlainTensor {
     pub name: String,
     /// `(rows, columns)` of a matrix, `(n)` of a norm's weight or a bias.
     pub shape: Vec<usize>,
+    /// The base's name of it, where a layer's number may be another.
+    in_base: String,
     part: Part,
 }
 
@@ -46,31 +50,58 @@ impl<'a> Plain<'a> {
         base: &'a Base,
         adapter: SuperAdapter,
         active: ActiveShape,
-        orders: &'a BTreeMap<usize, Vec<usize>>,
+        orders: &'a Orders,
     ) -> Result<Self, LoadError> {
         adapter.check()?;
         let layout = Layout::of(base.config.family);
         if base.config.family != Family::Llama {
             return Err(LoadError::OnlyLlama { what: "an export", family: layout.name });
         }
-        Ok(Self { base, layout, adapter, active, orders })
+        // What a layer adds comes from those who read its heads and its channels, or is their bias.
+        let readers = layout.heads.map(|(_, reader)| reader).into_iter().chain([layout.mlp.1]);
+        let adds = |layer: usize, place: usize| {
+            !active.linears[layout.index(layer, place)].is_nothing() || layout.has_bias(&base.config, place)
+        };
+        let is_kept = |layer: &usize| readers.clone().any(|place| adds(*layer, place));
+        let layers = (0..base.config.layers).filter(is_kept).collect();
+        Ok(Self { base, layout, adapter, active, orders, layers })
+    }
+
+    /// The base's layers that are kept, by their numbers there, rising.
+    pub fn layers(&self) -> &[usize] {
+        &self.layers
     }
 
     /// The MLP's width, layer by layer.
     pub fn widths(&self) -> Vec<usize> {
-        let gate = self.layout.mlp.0[0];
-        let index = |layer| self.layout.index(layer, gate);
-        (0..self.config().layers).map(|layer| self.active.linears[index(layer)].out).collect()
+        let gate = |layer: &usize| self.layout.index(*layer, self.layout.mlp.0[0]);
+        self.layers.iter().map(|layer| self.active.linears[gate(layer)].out).collect()
+    }
+
+    /// The first of the kept layers whose heads are not all kept, by its number in the base.
+    pub fn cut_heads(&self) -> Option<usize> {
+        let (queries, _) = self.layout.size(self.config(), 0);
+        let is_cut = |layer: &usize| self.active.linears[self.layout.index(*layer, 0)].out != queries;
+        self.layers.iter().copied().find(is_cut)
     }
 
     /// All tensors, in the order in which the model uses them.
     pub fn tensors(&self) -> Vec<PlainTensor> {
-        base_tensors(self.config()).into_iter().map(|tensor| self.cut(tensor)).collect()
+        base_tensors(self.config()).into_iter().filter_map(|tensor| self.cut(tensor)).collect()
     }
 
     /// What the sub-network keeps of a base's tensor.
-    fn cut(&self, BaseTensor { name, shape }: BaseTensor) -> PlainTensor {
-        let (module, kind) = name.rsplit_once('.').unwrap_or((&name, ""));
+    fn cut(&self, BaseTensor { name, shape }: BaseTensor) -> Option<PlainTensor> {
+        let in_base = name.clone();
+        let number = |layer: &usize| name.strip_prefix(&self.layout.layer(*layer));
+        let of_layer = (0..self.config().layers).find_map(|layer| Some((layer, number(&layer)?)));
+        let name = match of_layer {
+            None => name,
+            Some((layer, rest)) => {
+                format!("{}{rest}", self.layout.layer(self.layers.binary_search(&layer).ok()?))
+            }
+        };
+        let (module, kind) = in_base.rsplit_once('.').unwrap_or((&in_base, ""));
         let layers = self.layout.index(self.config().layers, 0);
         let (shape, part) = match self.adapter.shape.find(module).filter(|&index| index < layers) {
             None => (shape, Part::Whole),
@@ -83,7 +114,7 @@ impl<'a> Plain<'a> {
                 }
             }
         };
-        PlainTensor { name, shape, part }
+        Some(PlainTensor { name, shape, in_base, part })
     }
 
     /// The values of a tensor, row-major.
@@ -95,9 +126,9 @@ impl<'a> Plain<'a> {
             (Part::Weight(index), _) => self.weight(index),
             (Part::Bias(index), _) => self.bias(index),
             (Part::Whole, &[rows, columns]) => {
-                Ok(self.base.matrix(&tensor.name, rows, columns)?.prefix(rows, columns).into_f32())
+                Ok(self.base.matrix(&tensor.in_base, rows, columns)?.prefix(rows, columns).into_f32())
             }
-            (Part::Whole, shape) => Ok(self.base.vector(&tensor.name, shape.iter().product())?.data),
+            (Part::Whole, shape) => Ok(self.base.vector(&tensor.in_base, shape.iter().product())?.data),
         }
     }
 
@@ -106,6 +137,7 @@ impl<'a> Plain<'a> {
         let ActiveLinear { out, inp, rank } = self.active.linears[index];
         let (rows, columns) = self.orders(index);
         let weight = self.base.matrix(&format!("{}.weight", full.name), full.out, full.inp)?;
+        let (rows, columns) = (rows.as_ref(), columns.as_ref());
         let weight = permuted(weight, rows, columns).prefix(out, inp);
         let Some((a, b)) = self.adapter.tensors.get(&full.name) else { return Ok(weight.into_f32()) };
         let a = permuted(a.clone(), None, columns).prefix(rank, inp);
@@ -118,20 +150,15 @@ impl<'a> Plain<'a> {
         let bias = self.base.vector(&format!("{}.bias", full.name), full.out)?.data;
         let out = self.active.linears[index].out;
         Ok(match self.orders(index).0 {
-            Some(order) => order.iter().take(out).map(|&channel| bias[channel]).collect(),
+            Some(order) => order.iter().take(out).map(|&row| bias[row]).collect(),
             None => bias[..out].to_vec(),
         })
     }
 
     /// The orders of a Linear's rows and columns, where they are not the file's.
-    fn orders(&self, index: usize) -> (Option<&Vec<usize>>, Option<&Vec<usize>>) {
+    fn orders(&self, index: usize) -> (Option<Vec<usize>>, Option<Vec<usize>>) {
         let (layer, place) = self.layout.place(index);
-        let order = self.orders.get(&layer);
-        match self.layout.channels(place) {
-            ChannelAxis::Rows => (order, None),
-            ChannelAxis::Columns => (None, order),
-            ChannelAxis::None => (None, None),
-        }
+        self.orders.of_linear(self.config(), layer, place)
     }
 
     fn config(&self) -> &BaseConfig {
