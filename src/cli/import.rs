@@ -45,6 +45,11 @@ pub(super) struct ImportArgs {
     #[arg(long)]
     name: Option<String>,
 
+    /// Put the ranks of each module in falling importance: the same adapter, whose first ranks are the most of it. For one that was
+    /// trained as plain LoRA, whose ranks have no order; one that was trained with elastic ranks has its own, and loses by it.
+    #[arg(long)]
+    order_ranks: bool,
+
     /// Replace what an earlier import wrote to --out.
     #[arg(long)]
     overwrite: bool,
@@ -76,7 +81,10 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     let published = read_published_adapter(&args.adapter)?;
     open::check_task(&published.config, &base)?;
     let shape = model_shape(&base.config.with_head_of(&args.adapter)?, Some(&published.config));
-    let published = checked(published, &shape)?;
+    let mut published = checked(published, &shape)?;
+    if args.order_ranks {
+        crate::train::order_ranks(&mut published.tensors);
+    }
     let space = file.search_space(&shape, published.config.rank)?;
     let mut notes = file.notes().to_vec();
     if published.cut > 0 {
@@ -170,7 +178,7 @@ fn card(args: &ImportArgs, target: &Target<'_>, config: &AdapterConfig) -> Strin
          {version}. Serve it with\n\n    lonas serve {out}\n\n| | |\n|---|---|\n| base | {base}{trained_on} |\n\
          | licence of the base | {licence}; that of the adapter is its authors' |\n| adapter | {adapter}: rank {rank}, \
          alpha {alpha}, on {targets} |\n| search space | {file}: {groups} groups, 10^{size:.1} sub-networks |\n\
-         | MLP channels | the base's own order |\n\n## Elastic groups\n\n",
+         | order of channels and heads | the base's own |\n| ranks | {ranks} |\n\n## Elastic groups\n\n",
         version = env!("CARGO_PKG_VERSION"),
         out = args.out.display(),
         base = its_own(base.path()),
@@ -181,6 +189,8 @@ fn card(args: &ImportArgs, target: &Target<'_>, config: &AdapterConfig) -> Strin
         file = its_own(file.path()),
         groups = space.groups().len(),
         size = space.log10_size(),
+        ranks =
+            if args.order_ranks { "in falling importance (`--order-ranks`)" } else { "as they were trained" },
     );
     for line in super::inspect::group_lines(space) {
         // Writing to a string cannot fail.

@@ -51,10 +51,14 @@ fn failed(output: &Output) -> String {
 
 /// Imports an adapter onto the base of tiny-tied; the folder and what the command said.
 fn imported(adapter: &str, configuration: &str) -> (Folder, String) {
+    imported_with(adapter, configuration, &[])
+}
+
+fn imported_with(adapter: &str, configuration: &str, more: &[&str]) -> (Folder, String) {
     let folder = Folder::empty();
     folder.write("nncf.json", configuration);
     let space = folder.file("nncf.json");
-    let more = ["--nncf-config", space.to_str().unwrap(), "--name", "mine"];
+    let more = [&["--nncf-config", space.to_str().unwrap(), "--name", "mine"], more].concat();
     let output = import(&golden::path("tiny-tied/base"), &golden::path(adapter), &folder.file("out"), &more);
     (folder, done(&output))
 }
@@ -92,6 +96,30 @@ fn an_imported_adapter_computes_what_pytorch_computes() {
         assert_eq!(ours.space, theirs.space);
         assert_eq!(ours.folder.name, "mine");
         assert!(ours.folder.catalog(&ours.shape, &ours.space).unwrap().get("heuristic").is_some());
+    }
+}
+
+#[test]
+fn ordered_ranks_are_the_same_adapter_whose_first_ranks_are_nearest_to_it() {
+    let configuration = nncf(&space(&[8, 6, 4], &[80]), LONAS);
+    let tokens = [vec![5, 40, 12, 77, 3, 9, 60, 22]];
+    let logits = |more: &[&str]| {
+        let (folder, _) = imported_with("tiny-tied/supernet", &configuration, more);
+        let net = Supernet::of(&golden::path("tiny-tied/base"), &folder.file("out"));
+        let card = String::from_utf8(folder.read("out/README.md")).unwrap();
+        assert_eq!(card.contains("--order-ranks"), !more.is_empty(), "{card}");
+        let case = |ranks: usize| {
+            let choices = [[ranks; 3], [80; 3], [ranks; 3]].concat();
+            Case { name: ranks.to_string(), choices }
+        };
+        logits::run(&net, Cpu::new(Dtype::F32, 1), &tokens, &[8, 6, 4].map(case), 100)
+    };
+    let (trained, ordered) = (logits(&[]), logits(&["--order-ranks"]));
+    let whole = &trained[0][0];
+    let off = |logits: &[Vec<f32>]| distance(&logits[0], whole);
+    assert!(off(&ordered[0]) <= 1e-4, "off by {}", off(&ordered[0]));
+    for ((trained, ordered), ranks) in trained.iter().zip(&ordered).zip([8, 6, 4]).skip(1) {
+        assert!(off(ordered) < 0.8 * off(trained), "{ranks}: {} and {}", off(ordered), off(trained));
     }
 }
 
