@@ -1,4 +1,4 @@
-//! Model families: each one's forward, written once over [`Backend`](crate::backend::Backend).
+//! Model families: each one's forward, written once over [`Backend`].
 //!
 //! Above this floor the backend's type is erased: the engine holds a boxed [`Executor`].
 
