@@ -86,7 +86,7 @@ pub(super) struct OpenedModel {
 /// Opens model folders that share one base.
 ///
 /// # Errors
-/// Folders with different bases or different channel orders, names that clash, anything wrong in a file.
+/// Folders with different bases or orders, names that clash, anything wrong in a file.
 pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, Failure> {
     let folders = folders.iter().map(|path| ModelFolder::open(path)).collect::<Result<Vec<_>, _>>()?;
     let first = folders.first().ok_or("no model folder was given")?;
@@ -103,10 +103,22 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
         Ok(OpenedModel { folder, classifier: config.classifier, shape, space, catalog })
     };
     let models = folders.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let layout = Layout::of(base.config.family);
-    let orders =
-        models.first().map(|m| Orders::of_groups(layout, &m.space, m.folder.orders())).unwrap_or_default();
+    let orders = common_orders(&models, Layout::of(base.config.family))?;
     Ok(Opened { base, models, orders })
+}
+
+/// The orders that all of them have: by layer, since their groups need not be the same.
+fn common_orders(models: &[OpenedModel], layout: &Layout) -> Result<Orders, Failure> {
+    let of = |model: &OpenedModel| Orders::of_groups(layout, &model.space, model.folder.orders());
+    let Some((first, others)) = models.split_first() else { return Ok(Orders::default()) };
+    let orders = of(first);
+    let Some(other) = others.iter().find(|other| of(other) != orders) else { return Ok(orders) };
+    let (a, b) = (first.folder.path().display(), other.folder.path().display());
+    Err(format!(
+        "{a} and {b} order the base's channels or heads differently and cannot share one copy of it; \
+         train the second with `--order {a}`"
+    )
+    .into())
 }
 
 /// A classifier's adapter on a model that writes text would leave its head out without a word.
@@ -133,13 +145,6 @@ fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> R
     };
     if !same_base {
         return Err(format!("{a} and {b} have different bases; one server serves one base").into());
-    }
-    if first.orders().values().collect::<Vec<_>>() != other.orders().values().collect::<Vec<_>>() {
-        return Err(format!(
-            "{a} and {b} order the base's channels differently and cannot share one copy of it; \
-             train the second with `--order {a}`"
-        )
-        .into());
     }
     Ok(())
 }

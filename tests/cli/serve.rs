@@ -1,7 +1,10 @@
 //! `lonas serve`: start, stop, wrong usage.
 
 use super::process::{Server, lonas};
+use crate::files::Folder;
+use crate::golden;
 use crate::tiny::{NAME, OTHER, Tiny};
+use serde_json::{Value, json};
 use std::process::Output;
 
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
@@ -35,6 +38,33 @@ fn two_model_folders_share_one_base() {
     assert_eq!(ids.len(), 8);
     assert!(ids.contains(&"tiny-tied:heuristic") && ids.contains(&"tiny-other:minimal"), "{ids:?}");
     assert_eq!(models["data"][0]["elastic"]["subnetwork"], "minimal", "the default that was asked for");
+}
+
+#[test]
+fn model_folders_that_order_the_base_differently_are_refused() {
+    // By layer: the same order of another layer's heads is another one.
+    let folder = |name: &str, orders: Value| {
+        let folder = Folder::copy_of("tiny-heads-ordered/supernet");
+        folder.edit_json("supernet.json", |j| {
+            j["name"] = name.into();
+            j["orders"] = orders;
+            j["base"]["source"]["path"] = golden::path("tiny-heads/base").to_str().unwrap().into();
+        });
+        folder
+    };
+    let first = folder("one", json!({ "6": [2, 1, 0] }));
+    for other in [json!({ "7": [2, 1, 0] }), json!({ "6": [2, 0, 1] }), json!({})] {
+        let second = folder("other", other);
+        let [one, other] = [&first, &second].map(|f| f.path().to_str().unwrap());
+        let (status, said) = run(&["serve", one, other]);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains("heads differently") && said.contains(&format!("--order {one}")), "{said}");
+    }
+    // The same order lets them through to what this base lacks, a tokenizer.
+    let second = folder("other", json!({ "6": [2, 1, 0] }));
+    let [one, other] = [&first, &second].map(|f| f.path().to_str().unwrap());
+    let (status, said) = run(&["serve", one, other]);
+    assert!(status == Some(1) && said.contains("tokenizer") && !said.contains("differently"), "{said}");
 }
 
 #[test]
