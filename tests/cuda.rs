@@ -52,7 +52,7 @@ fn decode(executor: &mut dyn Executor, net: &Supernet, subnetworks: &[SubNetwork
 }
 
 #[test]
-fn a_step_that_decodes_is_one_upload_and_one_graph_whoever_is_in_it() {
+fn each_part_of_a_step_that_decodes_is_one_upload_and_one_graph_whoever_is_in_it() {
     for (base, name) in SOME {
         check_decoding(&Supernet::open(base, name));
     }
@@ -66,19 +66,25 @@ fn check_decoding(net: &Supernet) {
         decode(&mut *executor, net, &all, position);
     }
     let before = gpu.counts();
-    assert!(before.graphs == 1 && before.launches > 0, "{before:?}");
+    let parts = before.graphs;
+    assert!((1..=3).contains(&parts) && before.launches > 0, "{before:?}");
     let others = [&all[2], &all[2], &all[0]].map(Clone::clone);
     for position in 3..8 {
         decode(&mut *executor, net, if position % 2 == 0 { &others } else { &all }, position);
     }
-    let after = Counts { uploads: before.uploads + 5, graph_launches: before.graph_launches + 5, ..before };
+    let after = Counts {
+        uploads: before.uploads + 5 * parts,
+        graph_launches: before.graph_launches + 5 * parts,
+        ..before
+    };
     assert_eq!(gpu.counts(), after);
     // Another number of rows is another graph, made when it comes again.
     for _ in 0..3 {
         decode(&mut *executor, net, &all[..2], 8);
     }
     let counts = gpu.counts();
-    assert!(counts.graphs == 2 && counts.graph_launches == after.graph_launches + 2, "{counts:?}");
+    let graph_launches = after.graph_launches + 2 * parts;
+    assert!(counts.graphs == 2 * parts && counts.graph_launches == graph_launches, "{counts:?}");
     assert_eq!(counts.allocations, after.allocations);
 }
 
@@ -133,7 +139,7 @@ fn a_step_that_fails_leaves_nothing_behind() {
     assert!(executor.forward(&step(&[0])).unwrap().values == expected);
     let kernels =
         gpu.counts().launches + gpu.counts().graph_launches - before.launches - before.graph_launches;
-    assert!(kernels == 1, "the same tape again, and so a graph, not {kernels} kernels");
+    assert!(kernels <= 2, "the same parts again, and so graphs, not {kernels} kernels");
 }
 
 /// The log-probabilities of the likeliest first tokens of an answer.

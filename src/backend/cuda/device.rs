@@ -224,7 +224,7 @@ impl Device {
     /// The arguments are those of the kernel in `kernels/*.cu`, in number, order and type, and their buffers are as large
     /// as it says.
     pub(super) unsafe fn push(&self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
-        self.step().push(kernel, grid, arguments);
+        self.step().push(self, kernel, grid, arguments);
     }
 
     /// Puts bytes into the step's table; where they will be when the tape runs.
@@ -253,6 +253,11 @@ impl Device {
     /// Starts all that is on the tape.
     pub(super) fn run(&self) -> Result<(), BackendError> {
         self.step().run(self)
+    }
+
+    /// Starts nothing of this step before it is run.
+    pub(super) fn hold(&self) {
+        self.step().hold();
     }
 
     /// Empties the tape without starting it.

@@ -223,6 +223,11 @@ pub(super) struct Launch<'a> {
 const HEAD: usize = 4;
 
 impl Tape {
+    /// An empty one with as much room as another one takes.
+    pub(super) fn as_long_as(other: &Self) -> Self {
+        Self { words: Vec::with_capacity(other.words.len()), launches: 0 }
+    }
+
     pub(super) fn push(&mut self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
         let Grid { blocks: [x, y, z], threads, shared } = grid;
         let head = [kernel as u64, pair(x, y), pair(z, threads), pair(shared, arguments.len())];

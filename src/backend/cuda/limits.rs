@@ -91,6 +91,7 @@ impl<'a> LimitsMeter<'a> {
         for _ in 0..RUNS {
             device.run()?;
             device.wait()?;
+            device.hold();
             let began = Instant::now();
             for _ in 0..STARTS {
                 // SAFETY: the arguments of both kernels, and the buffer is as large as they say.

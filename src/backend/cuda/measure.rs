@@ -227,6 +227,7 @@ impl Bench<'_> {
         let mut best = f64::INFINITY;
         device.run()?;
         for round in 0..self.measured.rounds + 2 {
+            device.hold();
             let copies = run()?;
             device.wait()?;
             let began = Instant::now();

@@ -1,8 +1,11 @@
 //! What a step is to do, written down before any of it is done: kernels on a tape, and the tables that they read.
 //!
-//! Operations only write. When somebody wants a result, the tables go to the device in one upload, and the tape runs: as a
+//! Operations only write. When somebody wants a result, what the tables have gained goes to the device in one upload, and the tape runs: as a
 //! CUDA graph where the same tape has run before, which decoding the same number of rows makes it do. Nothing in a tape of
 //! few rows depends on which sub-networks the rows use, nor, up to the next power of two, on how long their contexts are.
+//!
+//! A long step does not wait for its end: when some kernels have been written down they start, so that the device works while the
+//! rest is written, which takes a microsecond or more a kernel.
 
 use super::arena::{Arena, Place};
 use super::device::{Device, Graph};
@@ -12,12 +15,16 @@ use cudarc::driver::CudaSlice;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Graphs that are kept, those that ran last: more than there are batch sizes at which a graph pays.
-const MOST_GRAPHS: usize = 64;
+/// Graphs that are kept, those that ran last: more than there are batch sizes at which a graph pays, of a few parts each.
+const MOST_GRAPHS: usize = 256;
 /// Tapes that are remembered, to know one that comes again.
-const REMEMBERED: usize = 8;
+const REMEMBERED: usize = 32;
 /// Kernels from which on a graph pays.
 const LEAST_LAUNCHES: usize = 8;
+/// Kernels of a step's first part, and by how much each part is longer than the one before: a small model's kernels of one part take
+/// as long as writing the next one.
+const FIRST_PART: usize = 8;
+const GROWTH: usize = 3;
 /// Bytes of the first table, and what parts of it are aligned to.
 const FIRST_TABLE: usize = 256 << 10;
 const ALIGNMENT: usize = 16;
@@ -37,7 +44,6 @@ pub struct Counts {
 }
 
 /// A step that is being written, and what steps have in common.
-#[derive(Default)]
 pub(super) struct Step {
     tape: Tape,
     tables: Vec<Table>,
@@ -45,6 +51,10 @@ pub(super) struct Step {
     pub(super) arena: Arena,
     /// Memory that was given up while kernels on the tape may still read it.
     retired: Vec<CudaSlice<u8>>,
+    /// Kernels at which the tape's part starts; none where the whole step is to start at once.
+    part: Option<usize>,
+    /// Why a part did not start: whoever runs the step is told.
+    failed: Option<BackendError>,
     graphs: VecDeque<(Tape, Graph)>,
     remembered: VecDeque<Tape>,
     pub(super) counts: Counts,
@@ -58,18 +68,46 @@ struct Shared {
     place: Range<usize>,
 }
 
-/// Host bytes, and where they will be on the device.
+/// Host bytes, how many of them are on the device, and where they will be there.
 struct Table {
     bytes: Vec<u8>,
+    uploaded: usize,
     buffer: CudaSlice<u8>,
     address: u64,
 }
 
-impl Step {
-    pub(super) fn push(&mut self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
-        if !grid.blocks.contains(&0) {
-            self.tape.push(kernel, grid, arguments);
+impl Default for Step {
+    fn default() -> Self {
+        Self {
+            tape: Tape::default(),
+            tables: Vec::new(),
+            shared: Vec::new(),
+            arena: Arena::default(),
+            retired: Vec::new(),
+            part: Some(FIRST_PART),
+            failed: None,
+            graphs: VecDeque::new(),
+            remembered: VecDeque::new(),
+            counts: Counts::default(),
         }
+    }
+}
+
+impl Step {
+    pub(super) fn push(&mut self, device: &Device, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
+        if grid.blocks.contains(&0) {
+            return;
+        }
+        self.tape.push(kernel, grid, arguments);
+        if let Some(part) = self.part.filter(|&part| self.tape.launches() >= part && self.failed.is_none()) {
+            self.failed = self.run_part(device).err();
+            self.part = Some(part * GROWTH);
+        }
+    }
+
+    /// Keeps all kernels of this step until it runs, for who measures them.
+    pub(super) fn hold(&mut self) {
+        self.part = None;
     }
 
     pub(super) fn take(&mut self, device: &Device, bytes: usize) -> Result<Place, BackendError> {
@@ -138,7 +176,7 @@ impl Step {
     fn add_table(&mut self, device: &Device, bytes: usize) -> Result<(), BackendError> {
         let buffer = device.room("a step's tables", bytes.next_multiple_of(ALIGNMENT))?;
         self.counts.allocations += 1;
-        self.tables.push(Table { bytes: Vec::new(), address: device.address(&buffer), buffer });
+        self.tables.push(Table { bytes: Vec::new(), uploaded: 0, address: device.address(&buffer), buffer });
         Ok(())
     }
 
@@ -151,14 +189,11 @@ impl Step {
 
     /// Starts all that was written down.
     pub(super) fn run(&mut self, device: &Device) -> Result<(), BackendError> {
-        if self.tape.launches() == 0 {
+        let has_begun = self.part.is_some_and(|part| part > FIRST_PART) || self.failed.is_some();
+        if self.tape.launches() == 0 && !has_begun {
             return Ok(());
         }
-        let ran = self.upload(device).and_then(|()| self.start(device));
-        if ran.is_ok() {
-            let tape = std::mem::take(&mut self.tape);
-            self.remember(tape);
-        }
+        let ran = self.failed.take().map_or_else(|| self.run_part(device), Err);
         // What it retired is freed in the stream's order, after what was just started.
         self.forget();
         if self.tables.len() > 1 {
@@ -170,17 +205,36 @@ impl Step {
         ran
     }
 
+    /// Starts what is on the tape; tables stay, for what comes after it.
+    fn run_part(&mut self, device: &Device) -> Result<(), BackendError> {
+        if self.tape.launches() == 0 {
+            return Ok(());
+        }
+        self.upload(device)?;
+        self.start(device)?;
+        let next = Tape::as_long_as(&self.tape);
+        let tape = std::mem::replace(&mut self.tape, next);
+        self.remember(tape);
+        Ok(())
+    }
+
     /// Begins anew, whatever was written down.
     pub(super) fn forget(&mut self) {
-        self.tape = Tape::default();
+        self.tape = Tape::as_long_as(&self.tape);
+        self.part = Some(FIRST_PART);
+        self.failed = None;
         self.shared.clear();
         self.retired.clear();
-        self.tables.iter_mut().for_each(|table| table.bytes.clear());
+        for table in &mut self.tables {
+            table.bytes.clear();
+            table.uploaded = 0;
+        }
     }
 
     fn upload(&mut self, device: &Device) -> Result<(), BackendError> {
-        for table in self.tables.iter().filter(|table| !table.bytes.is_empty()) {
-            device.upload_to(table.address, &table.bytes)?;
+        for table in self.tables.iter_mut().filter(|table| table.bytes.len() > table.uploaded) {
+            device.upload_to(table.address + table.uploaded as u64, &table.bytes[table.uploaded..])?;
+            table.uploaded = table.bytes.len();
             self.counts.uploads += 1;
         }
         Ok(())
@@ -207,7 +261,8 @@ impl Step {
 
     fn remember(&mut self, tape: Tape) {
         let is_graph = self.graphs.front().is_some_and(|(known, _)| *known == tape);
-        if !is_graph && tape.launches() >= LEAST_LAUNCHES {
+        let is_first_part = self.part.is_none_or(|part| part == FIRST_PART);
+        if !is_graph && (tape.launches() >= LEAST_LAUNCHES || !is_first_part) {
             self.remembered.truncate(REMEMBERED - 1);
             self.remembered.push_front(tape);
         }
