@@ -35,6 +35,7 @@ fn compile_all(out: &Path) -> Result<(), String> {
         "rows",
         "few_rows",
         "few_narrow",
+        "few_streamed",
         "shrink_many",
         "many_rows",
         "many_rows_wgmma",

@@ -21,6 +21,7 @@ mod product;
 mod rows;
 mod sample;
 mod step;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod weights;

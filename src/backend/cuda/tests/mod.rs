@@ -12,6 +12,7 @@ mod narrow;
 mod plain;
 mod sampling;
 mod sight;
+mod streamed;
 mod training;
 
 use super::Cuda;
