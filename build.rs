@@ -35,7 +35,6 @@ fn compile_all(out: &Path) -> Result<(), String> {
         "rows",
         "few_rows",
         "few_narrow",
-        "few_streamed",
         "shrink_many",
         "many_rows",
         "many_rows_wgmma",

@@ -81,7 +81,6 @@ struct Fiber {
     Place place;
     unsigned mask;
     uint64_t given;  // what this lane brings to the collective
-    bool left;       // returned early on purpose: barriers do not wait for it
 };
 
 // Of the block that runs now. One block runs at a time in the whole process: the driver's lock sees to it.
@@ -92,8 +91,6 @@ extern unsigned char* dynamic_shared;
 extern uint64_t* warp_values;  // by lane, what the current fiber's warp brought to the collective that has returned
 
 void barrier(Place place);
-// For a thread that returns while others of its block go on, as a GPU allows and most kernels do not mean.
-void leave_block();
 void collective(Call call, unsigned mask, uint64_t value, Place place);
 void note_atomic(const void* address, size_t size, const void* code);  // for the search for races
 [[noreturn]] void source_outside_mask(int source, Place place);

@@ -127,7 +127,6 @@ void start_block(size_t shared_bytes) {
         fiber.index = i;
         fiber.thread = make_uint3(i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y));
         fiber.state = State::Runnable;
-        fiber.left = false;
         // Tops at different distances from the page, or every stack would compete for the same cache sets.
         unsigned char* top = stacks + (kStack + kPage) * (i + 1) - i * 320 % kPage;
         fiber.stack_pointer = prepare_stack(top, fiber_main);
@@ -202,14 +201,11 @@ void release_barrier() {
     }
     for (int i = 0; i < threads; ++i) {
         Fiber& fiber = fibers[i];
-        if (fiber.left) continue;
         const bool same = fiber.state == State::AtBarrier && fiber.place.line == at_barrier->place.line;
         if (!same) fail_at(*at_barrier, "divergent barrier: " + where(*at_barrier) + ", but " + where(fiber));
     }
     ++barrier_epoch;
-    for (int i = 0; i < threads; ++i) {
-        if (!fibers[i].left) fibers[i].state = State::Runnable;
-    }
+    for (int i = 0; i < threads; ++i) fibers[i].state = State::Runnable;
 }
 
 void run_block(size_t shared_bytes) {
@@ -239,8 +235,6 @@ void barrier(Place place) {
     current->state = State::AtBarrier;
     give_way();
 }
-
-void leave_block() { current->left = true; }
 
 void collective(Call call, unsigned mask, uint64_t value, Place place) {
     current->call = call;

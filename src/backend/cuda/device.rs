@@ -6,7 +6,6 @@ use super::error::{DeviceError, OLDEST, failed, message};
 use super::few::MOST_SHRINKS;
 use super::kernel::{Argument, Grid, Kernel, Launch, Tape};
 use super::step::{Counts, Step};
-use super::streamed::Ahead;
 use crate::backend::BackendError;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
@@ -44,7 +43,6 @@ pub(super) struct Device {
     overlaps: bool,
     wgmma: bool,
     narrow: bool,
-    streams_from: Option<usize>,
     _module: Arc<CudaModule>,
     step: Mutex<Step>,
     /// Tables that stay from step to step, and what is in them.
@@ -66,12 +64,10 @@ pub(super) struct How {
     pub(super) wgmma: bool,
     /// Small weights have kernels of their own.
     pub(super) narrow: bool,
-    /// So have large ones, where Linears that are multiplied together have as many numbers; by the rule none, until that was seen to pay.
-    pub(super) streams_from: Option<usize>,
 }
 
 impl How {
-    pub(super) const RULE: Self = Self { apart: false, wgmma: true, narrow: true, streams_from: None };
+    pub(super) const RULE: Self = Self { apart: false, wgmma: true, narrow: true };
 }
 
 /// Bytes, and where they are on the device.
@@ -176,7 +172,6 @@ impl Device {
             overlaps: capability >= OVERLAPS,
             wgmma: capability == HOPPER && how.wgmma,
             narrow: capability >= OVERLAPS && how.narrow,
-            streams_from: how.streams_from.filter(|_| capability == HOPPER),
             _module: module,
             step,
             kept,
@@ -202,16 +197,6 @@ impl Device {
     /// Whether kernels/few_narrow.cu pays on it, which asks for weights before the kernel before has ended, if it has the room.
     pub(super) fn has_narrow(&self) -> bool {
         self.narrow && self.has_room_for(Kernel::NarrowLinearFew)
-    }
-
-    /// Numbers from which on kernels/few_streamed.cu pays, if it runs on it.
-    pub(super) fn streams_from(&self) -> Option<usize> {
-        self.streams_from.filter(|_| self.has_room_for(Kernel::StreamedLinearFew))
-    }
-
-    /// Bytes of shared memory that a block may have.
-    pub(super) fn most_shared(&self) -> usize {
-        self.most_shared
     }
 
     /// Whether a block may have as much shared memory as this kernel takes.
@@ -240,20 +225,6 @@ impl Device {
     /// as it says.
     pub(super) unsafe fn push(&self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) {
         self.step().push(self, kernel, grid, arguments);
-    }
-
-    /// The same of a kernel whose last argument is the `ahead` of the next one like it, which gets this one's.
-    ///
-    /// # Safety
-    /// As for [`Self::push`].
-    pub(super) unsafe fn push_ahead(
-        &self,
-        kernel: Kernel,
-        grid: Grid,
-        arguments: &[Argument<'_>],
-        ahead: Ahead,
-    ) {
-        self.step().push_ahead(self, kernel, grid, arguments, ahead);
     }
 
     /// Puts bytes into the step's table; where they will be when the tape runs.
@@ -502,7 +473,7 @@ fn allow_shared_memory(functions: &[CudaFunction], most: usize) -> Result<(), De
         if bytes > 0 && bytes + kernel.static_bytes() <= most {
             set(attribute, bytes as i32)?;
         }
-        if kernel.attends_few() || kernel.multiplies_narrow() || kernel.streams() {
+        if kernel.attends_few() || kernel.multiplies_narrow() {
             // All that a multiprocessor has: it decides how many blocks read at the same time, also of kernels that follow each other.
             set(carveout, 100)?;
         }

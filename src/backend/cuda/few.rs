@@ -1,5 +1,4 @@
-//! Products of few rows: kernels/few_rows.cu, of small weights kernels/few_narrow.cu, of large ones kernels/few_streamed.cu; one launch
-//! for up to three Linears.
+//! Products of few rows: kernels/few_rows.cu, and of small weights kernels/few_narrow.cu; one launch for up to three Linears.
 #![allow(unsafe_code)]
 
 use super::batch::{self, SegmentRow};
@@ -7,7 +6,6 @@ use super::device::Device;
 use super::kernel::{Argument, Grid, Kernel, int, pair};
 use super::product::Inputs;
 use super::rows::{Form, Rows};
-use super::streamed::{self, Streamed};
 use super::weights::Format;
 use super::{Cuda, Matrix};
 use crate::backend::{BackendError, Linear};
@@ -18,7 +16,7 @@ const FEW_THREADS: usize = 256;
 const TILE: usize = 32;
 pub(super) const MOST_PARTS: usize = 3;
 /// What ranks are padded to there.
-pub(super) const RANKS: usize = TILE;
+const RANKS: usize = TILE;
 /// Chunks of inputs that a block shrinks, of those that share a shrink, and shrinks of a launch that may be shared.
 const SHRINK_CHUNKS: usize = 4;
 pub(super) const MOST_SHRINKS: usize = 4096;
@@ -69,18 +67,8 @@ pub(super) struct Few {
     /// Whether two Linears make one result.
     paired: bool,
     normed: bool,
-    way: Way,
-}
-
-/// Whose kernel it is.
-#[derive(Clone, Copy)]
-enum Way {
-    /// kernels/few_rows.cu
-    Rings,
-    /// kernels/few_narrow.cu
-    Narrow,
-    /// kernels/few_streamed.cu
-    Streamed(Streamed),
+    /// Whether it is one of kernels/few_narrow.cu.
+    narrow: bool,
 }
 
 /// The kernels of one format.
@@ -104,7 +92,7 @@ impl Few {
             9..=16 => (kernels!(format, LinearFew16Bf16, LinearFew16Int8, LinearFew16Int4), 16),
             _ => (kernels!(format, LinearFew32Bf16, LinearFew32Int8, LinearFew32Int4), 32),
         };
-        Self { kernel, rows: of_block, paired: false, normed, way: Way::Rings }
+        Self { kernel, rows: of_block, paired: false, normed, narrow: false }
     }
 
     /// Of gate and up together.
@@ -117,7 +105,7 @@ impl Few {
             9..=16 => (kernels!(format, GateUpFew16Bf16, GateUpFew16Int8, GateUpFew16Int4), 16),
             _ => (kernels!(format, GateUpFew32Bf16, GateUpFew32Int8, GateUpFew32Int4), 32),
         };
-        Self { kernel, rows: of_block, paired: true, normed, way: Way::Rings }
+        Self { kernel, rows: of_block, paired: true, normed, narrow: false }
     }
 
     /// Of Linears for which [`Self::has_narrow`].
@@ -128,18 +116,7 @@ impl Few {
             (true, false) => Kernel::NarrowGateUpFew,
             (true, true) => Kernel::NarrowNormedGateUpFew,
         };
-        Self { kernel, rows: NARROW_ROWS, paired, normed, way: Way::Narrow }
-    }
-
-    /// Of Linears and rows that [`Streamed::of`] has a plan for.
-    pub(super) fn streamed(plan: Streamed, paired: bool, normed: bool) -> Self {
-        let kernel = match (paired, normed) {
-            (false, false) => Kernel::StreamedLinearFew,
-            (false, true) => Kernel::StreamedNormedLinearFew,
-            (true, false) => Kernel::StreamedGateUpFew,
-            (true, true) => Kernel::StreamedNormedGateUpFew,
-        };
-        Self { kernel, rows: streamed::ROWS, paired, normed, way: Way::Streamed(plan) }
+        Self { kernel, rows: NARROW_ROWS, paired, normed, narrow: true }
     }
 
     /// Whether so many rows of `width` inputs may take [`Self::narrow`], whatever their sub-networks.
@@ -171,10 +148,7 @@ impl Few {
     /// Bytes of shared memory that a block takes: the ring, then normed inputs; or all inputs of its outputs, ranks and rows.
     fn shared(&self, rows: usize, width: usize, inp: usize) -> usize {
         let rows = rows.min(self.rows);
-        if let Way::Streamed(plan) = self.way {
-            return plan.bytes;
-        }
-        if let Way::Narrow = self.way {
+        if self.narrow {
             let of_weights = if self.paired { 2 } else { 1 } * (NARROW_TILE + RANKS);
             return (of_weights + rows) * 2 * inp.next_multiple_of(NARROW_STEP);
         }
@@ -243,7 +217,7 @@ impl Few {
             part.adapters = linear.adapters.len();
             part.words[10] = pair(part.adapters, part.rank);
         }
-        if part.rank > 0 && !matches!(self.way, Way::Narrow) {
+        if part.rank > 0 && !self.narrow {
             let shrunk = Rows::new(device, sizes.len(), part.rank, Form::Bf16)?;
             let partial =
                 Rows::new(device, sizes.len() * slices(part.inp, SHRINK_CHUNKS), part.rank, Form::F32)?;
@@ -278,14 +252,7 @@ pub(super) fn launch(device: &Device, few: &Few, inputs: &Inputs<'_>, parts: &[P
     let expands = |outputs| expanded.iter().map(|part| part.out.div_ceil(outputs)).sum::<usize>();
     let (of_inputs, of_parts) = (Argument::Struct(&of_inputs), Argument::Struct(&of_parts));
     let onto = Argument::Int(i32::from(onto));
-    if let Way::Streamed(plan) = few.way {
-        let grid = Grid { shared, ..Grid::new([device.multiprocessors(), 1, 1], streamed::THREADS) };
-        let room = Argument::Struct(&plan.room);
-        let arguments = [of_inputs, of_parts, int(parts.len()), device.counters(), room, onto];
-        // SAFETY: as below; the plan is of these rows and Linears, and `Ahead` comes last.
-        return unsafe { device.push_ahead(few.kernel, grid, &arguments, plan.ahead()) };
-    }
-    if let Way::Narrow = few.way {
+    if few.narrow {
         let grid = Grid { shared, ..Grid::new([expands(NARROW_TILE), 1, 1], FEW_THREADS) };
         // SAFETY: as below; there are no more rows than a launch takes.
         return unsafe { device.push(few.kernel, grid, &[of_inputs, of_parts, onto]) };

@@ -58,10 +58,6 @@ kernels! {
     NarrowGateUpFew = "narrow_gate_up_few",
     NarrowNormedLinearFew = "narrow_normed_linear_few",
     NarrowNormedGateUpFew = "narrow_normed_gate_up_few",
-    StreamedLinearFew = "streamed_linear_few",
-    StreamedGateUpFew = "streamed_gate_up_few",
-    StreamedNormedLinearFew = "streamed_normed_linear_few",
-    StreamedNormedGateUpFew = "streamed_normed_gate_up_few",
     ShrinkMany16 = "shrink_many_16",
     ShrinkMany32 = "shrink_many_32",
     ExpandMany32 = "expand_many_32",
@@ -112,7 +108,6 @@ impl Kernel {
             Self::AttendMany256 => 160 << 10,
             Self::ShrinkMany32 | Self::ExpandManyWide | Self::GateUpManyWide => 96 << 10,
             kernel if kernel.multiplies_narrow() => 168 << 10,
-            kernel if kernel.streams() => 218 << 10,
             kernel if kernel.multiplies_few() => match kernel.rows_of_few() {
                 8 => 72 << 10,
                 16 => 72 << 10,
@@ -134,7 +129,6 @@ impl Kernel {
                 _ => 31 << 10,
             },
             kernel if kernel.multiplies_narrow() => 12 << 10,
-            kernel if kernel.streams() => 9 << 10,
             _ => 8 << 10,
         }
     }
@@ -147,11 +141,6 @@ impl Kernel {
     /// Whether it is one of kernels/few_narrow.cu.
     pub(super) fn multiplies_narrow(self) -> bool {
         (Self::NarrowLinearFew as u8..=Self::NarrowNormedGateUpFew as u8).contains(&(self as u8))
-    }
-
-    /// Whether it is one of kernels/few_streamed.cu.
-    pub(super) fn streams(self) -> bool {
-        (Self::StreamedLinearFew as u8..=Self::StreamedNormedGateUpFew as u8).contains(&(self as u8))
     }
 
     /// Rows of a block of one of kernels/few_rows.cu.
@@ -260,16 +249,6 @@ impl Tape {
 
     pub(super) fn launches(&self) -> usize {
         self.launches
-    }
-
-    /// Where the last launch's last `count` words are.
-    pub(super) fn last_words(&self, count: usize) -> usize {
-        self.words.len() - count
-    }
-
-    /// Puts other words in the place of a launch's.
-    pub(super) fn patch(&mut self, place: usize, words: &[u64]) {
-        self.words[place..place + words.len()].copy_from_slice(words);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Launch<'_>> {

@@ -21,7 +21,6 @@ mod product;
 mod rows;
 mod sample;
 mod step;
-mod streamed;
 #[cfg(test)]
 mod tests;
 mod weights;

@@ -7,7 +7,6 @@ use super::few::{self, Few, MOST_PARTS};
 use super::kernel::{Grid, Kernel};
 use super::many::{self, Many};
 use super::rows::{Form, Read, Rows};
-use super::streamed::{self, Streamed};
 use super::{Cuda, Matrix, unfit};
 use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
 
@@ -51,16 +50,12 @@ pub(super) fn linears<const N: usize>(
         return results.try_into().map_err(|_| unfit("linear", "as many rows as Linears", String::new()));
     }
     let is_narrow = is_narrow && few::narrow_pays(sizes.iter().flatten());
-    let streamed = Streamed::of(&cuda.device, x.length, &linears, false)
-        .filter(|_| !is_narrow && streamed::share_inputs(sizes.iter().map(Vec::as_slice)));
     let all = linears.iter().zip(&sizes).collect::<Vec<_>>();
     // Linears whose weights have one format share a launch.
     for same in all.chunk_by(|(a, _), (b, _)| a.weight.format == b.weight.format) {
-        let normed = inputs.norm.is_some();
-        let few = match streamed {
-            Some(plan) => Few::streamed(plan, false, normed),
-            None if is_narrow => Few::narrow(false, normed),
-            None => Few::linear(&cuda.device, x.length, normed, same[0].0.weight.format),
+        let few = match is_narrow {
+            true => Few::narrow(false, inputs.norm.is_some()),
+            false => Few::linear(&cuda.device, x.length, inputs.norm.is_some(), same[0].0.weight.format),
         };
         for some in same.chunks(MOST_PARTS) {
             let mut parts = Vec::with_capacity(some.len());
@@ -94,10 +89,9 @@ pub(super) fn linear_onto(
         many::linears(&cuda.device, &inputs.rows, &products, &[&onto], true);
     } else {
         let is_narrow = Few::has_narrow(&cuda.device, (x.length, x.width), &[linear], false);
-        let few = match Streamed::of(&cuda.device, x.length, &[linear], false) {
-            _ if is_narrow && few::narrow_pays(&sizes) => Few::narrow(false, false),
-            Some(plan) => Few::streamed(plan, false, false),
-            None => Few::linear(&cuda.device, x.length, false, linear.weight.format),
+        let few = match is_narrow && few::narrow_pays(&sizes) {
+            true => Few::narrow(false, false),
+            false => Few::linear(&cuda.device, x.length, false, linear.weight.format),
         };
         let part = few.part(&cuda.device, linear, &sizes, &onto)?;
         few::launch(&cuda.device, &few, &inputs, &[part], true);
@@ -130,11 +124,9 @@ pub(super) fn gate_up(
             let of = [(gate, &of_gate[..]), (up, &of_up[..])];
             many::gate_up(device, &inputs.rows, &many::shrink(device, &inputs.rows, of)?, &y);
         } else {
-            let normed = inputs.norm.is_some();
-            let few = match Streamed::of(device, x.length, &[gate, up], true) {
-                _ if is_narrow && few::narrow_pays(of_gate.iter().chain(&of_up)) => Few::narrow(true, normed),
-                Some(plan) => Few::streamed(plan, true, normed),
-                None => Few::gate_up(device, x.length, normed, gate.weight.format),
+            let few = match is_narrow && few::narrow_pays(of_gate.iter().chain(&of_up)) {
+                true => Few::narrow(true, inputs.norm.is_some()),
+                false => Few::gate_up(device, x.length, inputs.norm.is_some(), gate.weight.format),
             };
             let parts = [few.part(device, gate, &of_gate, &y)?, few.part(device, up, &of_up, &y)?];
             few::launch(device, &few, &inputs, &parts, false);
@@ -160,10 +152,7 @@ pub(super) fn logits(cuda: &Cuda, x: &Rows, head: &Matrix) -> Result<Rows, Backe
         let product = Many::whole(&cuda.device, head)?;
         many::linears(&cuda.device, &inputs.rows, &[product], &[&y], false);
     } else {
-        let few = match Streamed::of_matrix(&cuda.device, x.length, head) {
-            Some(plan) => Few::streamed(plan, false, false),
-            None => Few::linear(&cuda.device, x.length, false, head.format),
-        };
+        let few = Few::linear(&cuda.device, x.length, false, head.format);
         few::launch(&cuda.device, &few, &inputs, &[few::whole(head, &y)], false);
     }
     Ok(y)

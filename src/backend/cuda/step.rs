@@ -10,7 +10,6 @@
 use super::arena::{Arena, Place};
 use super::device::{Device, Graph};
 use super::kernel::{Argument, Grid, Kernel, Tape};
-use super::streamed::Ahead;
 use crate::backend::BackendError;
 use cudarc::driver::CudaSlice;
 use std::collections::VecDeque;
@@ -52,8 +51,6 @@ pub(super) struct Step {
     pub(super) arena: Arena,
     /// Memory that was given up while kernels on the tape may still read it.
     retired: Vec<CudaSlice<u8>>,
-    /// Where on the tape the last kernel is told what to send for.
-    ahead: Option<usize>,
     /// Kernels at which the tape's part starts; none where the whole step is to start at once.
     part: Option<usize>,
     /// Why a part did not start: whoever runs the step is told.
@@ -87,7 +84,6 @@ impl Default for Step {
             shared: Vec::new(),
             arena: Arena::default(),
             retired: Vec::new(),
-            ahead: None,
             part: Some(FIRST_PART),
             failed: None,
             graphs: VecDeque::new(),
@@ -103,27 +99,6 @@ impl Step {
             return;
         }
         self.tape.push(kernel, grid, arguments);
-        self.run_if_long(device);
-    }
-
-    /// The same with an [`Ahead`] as last argument: the next such kernel's, as far as that is on the same tape.
-    pub(super) fn push_ahead(
-        &mut self,
-        device: &Device,
-        kernel: Kernel,
-        grid: Grid,
-        arguments: &[Argument<'_>],
-        ahead: Ahead,
-    ) {
-        if let Some(place) = self.ahead.take() {
-            self.tape.patch(place, &ahead);
-        }
-        self.tape.push(kernel, grid, &[arguments, &[Argument::Struct(&Ahead::default())]].concat());
-        self.ahead = Some(self.tape.last_words(ahead.len()));
-        self.run_if_long(device);
-    }
-
-    fn run_if_long(&mut self, device: &Device) {
         if let Some(part) = self.part.filter(|&part| self.tape.launches() >= part && self.failed.is_none()) {
             self.failed = self.run_part(device).err();
             self.part = Some(part * GROWTH);
@@ -237,7 +212,6 @@ impl Step {
         }
         self.upload(device)?;
         self.start(device)?;
-        self.ahead = None;
         let next = Tape::as_long_as(&self.tape);
         let tape = std::mem::replace(&mut self.tape, next);
         self.remember(tape);
@@ -247,7 +221,6 @@ impl Step {
     /// Begins anew, whatever was written down.
     pub(super) fn forget(&mut self) {
         self.tape = Tape::as_long_as(&self.tape);
-        self.ahead = None;
         self.part = Some(FIRST_PART);
         self.failed = None;
         self.shared.clear();

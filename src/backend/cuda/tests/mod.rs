@@ -12,7 +12,6 @@ mod narrow;
 mod plain;
 mod sampling;
 mod sight;
-mod streamed;
 mod training;
 
 use super::Cuda;
