@@ -139,16 +139,16 @@ fn what_a_format_cannot_hold_is_refused_and_never_left_out() {
         // Qwen3's tiny model has both.
         assert!(said.contains(what) || net.1 == "tiny-qwen3" && said.contains("scaled positions"), "{said}");
     }
-    for kind in [Kinds::Gguf, Kinds::HuggingFace] {
-        let said = refused(("tiny-heads/base", "tiny-heads"), kind, |net| net.space.minimal());
-        assert!(said.contains("layer 0 has not all of its heads"), "{said}");
-    }
+    let other_heads = |net: &Supernet| net.space.sub_network(vec![8, 8, 28, 28, 8, 8, 32, 16]).unwrap();
+    let said = refused(("tiny-heads/base", "tiny-heads"), Kinds::HuggingFace, other_heads);
+    assert!(said.contains("layer 0 has 4 query and 2 key-value heads and layer 1 has others"), "{said}");
 }
 
 #[test]
 fn a_folder_computes_what_pytorch_computes() {
     // An adapter that counts only where the base is not zero is added so for every rank.
-    for (base, name) in LLAMAS.into_iter().chain([SPARSE]).chain(KIN) {
+    let heads = ["tiny-heads", "tiny-heads-ordered"].map(|name| ("tiny-heads/base", name));
+    for (base, name) in LLAMAS.into_iter().chain([SPARSE]).chain(KIN).chain(heads) {
         let net = Supernet::open(base, name);
         let Cases { tokens, cases } = golden::json(&format!("{name}/cases.json"));
         let golden = crate::logits::golden_logits(name, &cases, tokens.len());
@@ -167,7 +167,7 @@ fn a_folder_computes_what_pytorch_computes() {
                 assert!(off <= 1e-4, "{name} {}: off by {off}", case.name);
             }
         }
-        assert!(held >= 3, "{name}: only {held} cases have one width");
+        assert!(held >= 3, "{name}: only {held} cases have one width and number of heads");
     }
 }
 
@@ -197,7 +197,9 @@ fn a_layer_of_which_nothing_is_kept_is_not_exported_and_half_a_layer_is_refused(
     }
     let refused = |widths, heads| written(&choices(widths, heads)).err().unwrap().to_string();
     assert!(refused([40, 0, 40, 40], [32, 32, 32, 32]).contains("layer 1 has an attention and no MLP"));
-    assert!(refused([40, 40, 40, 40], [32, 32, 0, 32]).contains("layer 2 has not all of its heads"));
+    assert!(refused([40, 40, 40, 40], [32, 32, 0, 32]).contains("layer 2 has an MLP and no attention"));
+    let off = choices([40, 40, 40, 40], [16, 16, 32, 32]);
+    assert!(written(&off).err().unwrap().to_string().contains("layer 2 has others"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The model card of an export: which sub-network of what, and how to load it.
 
-use super::{Source, widths_by_layer};
+use super::{Source, by_layer};
+use crate::model::Layout;
 use crate::supernet::{Kind, SearchSpace};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -25,11 +26,12 @@ pub(super) fn card(source: Source<'_>, library: &str, numbers: &str, how: &str, 
          super-network `{name}`, exported by lonas {version}.\n\n| | |\n|---|---|\n| base | {base}{digest} |\n\
          | licence of the base | {said}; the super-network's own model card says what it was trained on |\n\
          | weights | {parameters} in Linears and adapters, as served |\n| MLP width | {widths} |\n\
-         | ranks | {ranks} |\n| numbers | {numbers} |\n",
+         | query heads | {heads} |\n| ranks | {ranks} |\n| numbers | {numbers} |\n",
         subnetwork = entry.name,
         version = env!("CARGO_PKG_VERSION"),
         parameters = entry.cost.parameters,
-        widths = widths_by_layer(&widths(source)),
+        widths = by_layer(&widths(source)),
+        heads = by_layer(&heads(source)),
         ranks = ranks(source.space, entry.sub_network.choices()),
     );
     for (task, score) in &entry.scores {
@@ -51,6 +53,13 @@ fn widths(source: Source<'_>) -> Vec<usize> {
     let active = source.active();
     let writers = source.shape.channels.iter().filter_map(|c| c.writers.first());
     writers.map(|&linear| active.linears[linear].out).collect()
+}
+
+/// Of the base's layers, as widths are.
+fn heads(source: Source<'_>) -> Vec<usize> {
+    let (active, config) = (source.active(), &source.base.config);
+    let layout = Layout::of(config.family);
+    (0..config.layers).map(|layer| active.linears[layout.index(layer, 0)].out / config.head_size).collect()
 }
 
 /// `32, 24 and 16` would not say how often: each choice of a rank with its number of groups.

@@ -1,7 +1,7 @@
 //! A GGUF file as llama.cpp reads it.
 //!
-//! llama.cpp's `llama` has one MLP width for all layers. Its `deci`, made for pruned LLaMAs, is the same computation with
-//! a width for each layer, so a sub-network whose layers differ is written as one of those.
+//! llama.cpp's `llama` has one MLP width and one number of heads for all layers. Its `deci`, made for pruned LLaMAs, is the same
+//! computation with both for each layer, so a sub-network whose layers differ is written as one of those.
 
 use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, gguf_metadata, out, write};
 use crate::artifact::{
@@ -47,7 +47,7 @@ fn file(
     check_base(&source.base.config)?;
     let plain = source.plain()?;
     let mut notes = Notes::new();
-    let metadata = gguf_metadata::metadata(source, &plain.widths(), dtype, &mut notes)?;
+    let metadata = gguf_metadata::metadata(source, &plain, dtype, &mut notes)?;
     let tensors = plain.tensors();
     let planned = tensors.iter().map(|t| planned(t, dtype)).collect::<Vec<_>>();
     let fallen = |t: &&OutTensor| dtype == NumberFormat::Q8_0 && t.format == NumberFormat::F16;
@@ -87,12 +87,10 @@ fn planned(tensor: &PlainTensor, dtype: NumberFormat) -> OutTensor {
 /// Row-major, the rows of q and k (and their biases) in llama.cpp's order.
 fn values(config: &BaseConfig, plain: &Plain<'_>, tensor: &PlainTensor) -> Result<Vec<f32>, ExportError> {
     let values = plain.read(tensor)?;
-    let heads = match &tensor.name {
-        name if name.contains(".q_proj.") => config.query_heads,
-        name if name.contains(".k_proj.") => config.kv_heads,
-        _ => return Ok(values),
-    };
+    if ![".q_proj.", ".k_proj."].iter().any(|module| tensor.name.contains(module)) {
+        return Ok(values);
+    }
     let columns = tensor.shape.get(1).copied().unwrap_or(1);
-    let rows = interleaved(tensor.shape[0], heads).into_iter();
+    let rows = interleaved(tensor.shape[0], tensor.shape[0] / config.head_size).into_iter();
     Ok(rows.flat_map(|row| &values[row * columns..(row + 1) * columns]).copied().collect())
 }

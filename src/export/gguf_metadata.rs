@@ -2,12 +2,13 @@
 
 use super::{ExportError, Notes, Source};
 use crate::artifact::{BaseConfig, GgufValue, NumberFormat, TokenizerSource};
+use crate::model::llama::Plain;
 use crate::text::{GgufTokenizer, gguf_tokenizer};
 
 type Metadata = Vec<(String, GgufValue)>;
 
 /// Keys of the base that the export says anew, or that would not be true of it.
-const REPLACED: [&str; 16] = [
+const REPLACED: [&str; 21] = [
     "general.architecture",
     "general.type",
     "general.name",
@@ -24,35 +25,57 @@ const REPLACED: [&str; 16] = [
     "general.tensor_count",
     "llama.block_count",
     "llama.feed_forward_length",
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.attention.key_length",
+    "llama.attention.value_length",
+    "llama.rope.dimension_count",
 ];
 
 /// Beginnings of such keys: pieces of a split file, how it was quantised, what a base was itself exported from.
 const REPLACED_PREFIXES: [&str; 3] = ["split.", "quantize.", "lonas."];
 
-/// All metadata of the sub-network's file, `widths` by layer. What cannot be said goes into `notes`.
+/// All metadata of the sub-network's file. What cannot be said goes into `notes`.
 pub(super) fn metadata(
     source: Source<'_>,
-    widths: &[usize],
+    plain: &Plain<'_>,
     dtype: NumberFormat,
     notes: &mut Notes,
 ) -> Result<Metadata, ExportError> {
-    let uneven = widths.windows(2).any(|w| w[0] != w[1]);
-    let architecture = if uneven { "deci" } else { "llama" };
-    if uneven {
-        notes.push(
-            "The layers have different MLP widths, so the file's architecture is llama.cpp's `deci`: a LLaMA with a \
-             width for each layer."
-                .into(),
-        );
+    let (widths, heads) = (plain.widths(), plain.heads());
+    let query = heads.iter().map(|heads| heads.query).collect::<Vec<_>>();
+    let kv = heads.iter().map(|heads| heads.kv).collect::<Vec<_>>();
+    let [uneven_widths, uneven_heads] = [&widths, &query].map(|of| of.windows(2).any(|w| w[0] != w[1]));
+    let architecture = if uneven_widths || uneven_heads { "deci" } else { "llama" };
+    if let Some(what) = match (uneven_widths, uneven_heads) {
+        (true, true) => Some("MLP widths and numbers of heads"),
+        (true, false) => Some("MLP widths"),
+        (false, true) => Some("numbers of heads"),
+        (false, false) => None,
+    } {
+        notes.push(format!(
+            "The layers have different {what}, so the file's architecture is llama.cpp's `deci`: a LLaMA with its own for \
+             each layer."
+        ));
     }
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let mut metadata = general(source, architecture, dtype);
-    let width = match uneven {
-        true => GgufValue::U32s(widths.iter().map(|&w| number(w)).collect()),
-        false => GgufValue::U32(number(widths[0])),
+    // One number for all layers, as files for `llama` have it, or one for each.
+    let by_layer = |of: &[usize]| match of.windows(2).any(|w| w[0] != w[1]) {
+        true => GgufValue::U32s(of.iter().map(|&n| number(n)).collect()),
+        false => GgufValue::U32(number(of[0])),
     };
-    metadata.push((format!("{architecture}.block_count"), GgufValue::U32(number(widths.len()))));
-    metadata.push((format!("{architecture}.feed_forward_length"), width));
+    let mut metadata = general(source, architecture, dtype);
+    let head_size = || GgufValue::U32(number(source.base.config.head_size));
+    let own = [
+        ("block_count", GgufValue::U32(number(widths.len()))),
+        ("feed_forward_length", by_layer(&widths)),
+        ("attention.head_count", by_layer(&query)),
+        ("attention.head_count_kv", by_layer(&kv)),
+        ("attention.key_length", head_size()),
+        ("attention.value_length", head_size()),
+        ("rope.dimension_count", head_size()),
+    ];
+    metadata.extend(own.map(|(key, value)| (format!("{architecture}.{key}"), value)));
     match source.base.gguf_metadata() {
         Some(own) => metadata.extend(carried(own, architecture)),
         None => {
@@ -113,11 +136,6 @@ fn sizes(config: &BaseConfig, architecture: &str) -> Metadata {
     let sizes = [
         ("context_length", config.max_positions),
         ("embedding_length", config.hidden),
-        ("attention.head_count", config.query_heads),
-        ("attention.head_count_kv", config.kv_heads),
-        ("attention.key_length", config.head_size),
-        ("attention.value_length", config.head_size),
-        ("rope.dimension_count", config.head_size),
         ("vocab_size", config.vocabulary),
     ];
     let floats =

@@ -1,10 +1,11 @@
 //! A folder that `transformers` loads as an ordinary LLaMA: config.json, model.safetensors, the tokenizer's files.
 
-use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, out, short, widths_by_layer, write};
+use super::{CARD, ExportError, Notes, OnTensor, Source, Target, by_layer, card, out, short, write};
 use crate::artifact::{
     ArtifactError, BaseConfig, GgufVocabulary, NumberFormat, SafetensorsWriter, TokenizerSource, WholeFolder,
     read_json,
 };
+use crate::model::llama::{Heads, Plain};
 use crate::text::{Tokenizer, VocabularyParts};
 use serde_json::{Map, Value, json};
 
@@ -30,7 +31,7 @@ const COPIED: [&str; 9] = [
 /// Writes the sub-network's folder.
 ///
 /// # Errors
-/// Beside files that cannot be read or written: widths that differ by layer, Q8_0.
+/// Beside files that cannot be read or written: widths or numbers of heads that differ by layer, Q8_0.
 pub fn hugging_face(
     source: Source<'_>,
     dtype: NumberFormat,
@@ -45,13 +46,14 @@ pub fn hugging_face(
     let plain = source.plain()?;
     let widths = plain.widths();
     if widths.iter().any(|&width| width != widths[0]) {
-        let (name, widths) = (source.entry.name.clone(), widths_by_layer(&widths));
+        let (name, widths) = (source.entry.name.clone(), by_layer(&widths));
         return Err(ExportError::UnevenWidths { name, widths });
     }
+    let heads = same_heads(source, &plain)?;
     let ours = |name: &str| [CARD, CONFIG, TENSORS].contains(&name) || COPIED.contains(&name);
     let folder = WholeFolder::create(target.path, target.overwrite, ours)?;
     let mut notes = Notes::new();
-    write(&folder, CONFIG, &pretty(&config(source, &widths, dtype)?))?;
+    write(&folder, CONFIG, &pretty(&config(source, &widths, heads, dtype)?))?;
     tokenizer(source, &folder, &mut notes)?;
 
     let tensors = plain.tensors();
@@ -70,6 +72,14 @@ pub fn hugging_face(
     Ok(notes)
 }
 
+/// The heads that all layers have.
+fn same_heads(source: Source<'_>, plain: &Plain<'_>) -> Result<Heads, ExportError> {
+    let heads = plain.heads();
+    let Some(at) = heads.iter().position(|other| *other != heads[0]) else { return Ok(heads[0]) };
+    let (layer, other, Heads { query, kv }) = (plain.layers()[0], plain.layers()[at], heads[0]);
+    Err(ExportError::UnevenHeads { name: source.entry.name.clone(), layer, query, kv, other })
+}
+
 /// Whether config.json can say how positions are scaled: a folder's own does, one that is made can name one factor for all.
 fn check_positions(source: Source<'_>) -> Result<(), ExportError> {
     let is_made = matches!(source.base.tokenizer, TokenizerSource::Gguf(_));
@@ -80,9 +90,14 @@ fn check_positions(source: Source<'_>) -> Result<(), ExportError> {
     }
 }
 
-/// The base's config.json with other MLP widths, which are the same for all layers, and so many layers; or one made from what a
-/// GGUF file says.
-fn config(source: Source<'_>, widths: &[usize], dtype: NumberFormat) -> Result<Value, ArtifactError> {
+/// The base's config.json with other MLP widths and heads, which are the same for all layers, and so many layers; or one made from what
+/// a GGUF file says.
+fn config(
+    source: Source<'_>,
+    widths: &[usize],
+    heads: Heads,
+    dtype: NumberFormat,
+) -> Result<Value, ArtifactError> {
     let mut config = match &source.base.tokenizer {
         TokenizerSource::HuggingFace { .. } => read_json(&source.base.path().join(CONFIG))?,
         TokenizerSource::Gguf(vocabulary) => config_of(&source.base.config, vocabulary),
@@ -99,6 +114,12 @@ fn config(source: Source<'_>, widths: &[usize], dtype: NumberFormat) -> Result<V
         fields.remove("dtype");
         fields.insert("torch_dtype".into(), dtype.into());
         fields.insert("intermediate_size".into(), widths[0].into());
+        if source.base.config.query_heads != heads.query {
+            fields.insert("num_attention_heads".into(), heads.query.into());
+            fields.insert("num_key_value_heads".into(), heads.kv.into());
+            // It would be taken for the hidden size's share.
+            fields.insert("head_dim".into(), source.base.config.head_size.into());
+        }
         if source.base.config.layers != widths.len() {
             fields.insert("num_hidden_layers".into(), widths.len().into());
             // Layer by layer; transformers makes it anew.

@@ -66,9 +66,14 @@ pub enum ExportError {
     )]
     CutWidth { name: String, group: usize, member: String, width: usize, full: usize },
     #[error(
-        "sub-network `{name}`: layer {layer} has not all of its heads, and what is exported has as many heads in every layer"
+        "sub-network `{name}`: layer {layer} has {query} query and {kv} key-value heads and layer {other} has others, but a \
+         Hugging Face LLaMA has as many in every layer; a GGUF file can hold it"
     )]
-    CutHeads { name: String, layer: usize },
+    UnevenHeads { name: String, layer: usize, query: usize, kv: usize, other: usize },
+    #[error(
+        "sub-network `{name}`: layer {layer} has an MLP and no attention, and in what is exported every layer has both"
+    )]
+    NoAttention { name: String, layer: usize },
     #[error(
         "sub-network `{name}`: layer {layer} has an attention and no MLP, and in what is exported every layer has both"
     )]
@@ -114,8 +119,10 @@ impl<'a> Source<'a> {
     fn plain(&self) -> Result<Plain<'a>, ExportError> {
         let plain = Plain::new(self.base, self.adapter()?, self.active(), self.orders)?;
         let name = || self.entry.name.clone();
-        if let Some(layer) = plain.cut_heads() {
-            return Err(ExportError::CutHeads { name: name(), layer });
+        if let Some((&layer, _)) =
+            plain.layers().iter().zip(plain.heads()).find(|(_, heads)| heads.query == 0)
+        {
+            return Err(ExportError::NoAttention { name: name(), layer });
         }
         let without = plain.layers().iter().zip(plain.widths()).find(|(_, width)| *width == 0);
         match (without, plain.layers()) {
@@ -132,13 +139,13 @@ fn out(tensor: &PlainTensor, name: String, dtype: NumberFormat, vectors: NumberF
     OutTensor { name, shape: tensor.shape.clone(), format }
 }
 
-/// `1536 in layers 0-3, 7; 768 in layers 4-6`, in falling width.
-fn widths_by_layer(widths: &[usize]) -> String {
+/// `1536 in layers 0-3, 7; 768 in layers 4-6`, falling.
+fn by_layer(sizes: &[usize]) -> String {
     let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (layer, &width) in widths.iter().enumerate() {
-        layers.entry(width).or_default().push(layer);
+    for (layer, &size) in sizes.iter().enumerate() {
+        layers.entry(size).or_default().push(layer);
     }
-    let of = |(width, layers): (&usize, &Vec<usize>)| format!("{width} in layers {}", ranges(layers));
+    let of = |(size, layers): (&usize, &Vec<usize>)| format!("{size} in layers {}", ranges(layers));
     layers.iter().rev().map(of).collect::<Vec<_>>().join("; ")
 }
 
@@ -174,10 +181,7 @@ mod tests {
 
     #[test]
     fn widths_are_told_by_runs_of_layers() {
-        assert_eq!(
-            widths_by_layer(&[8, 8, 8, 4, 4, 8, 6]),
-            "8 in layers 0-2, 5; 6 in layers 6; 4 in layers 3-4"
-        );
+        assert_eq!(by_layer(&[8, 8, 8, 4, 4, 8, 6]), "8 in layers 0-2, 5; 6 in layers 6; 4 in layers 3-4");
     }
 
     #[test]

@@ -63,6 +63,7 @@ fn a_folder_gets_a_model_card_that_says_what_it_is() {
             &format!("# tiny-tied:{subnetwork}\n"),
             "license: cc-by-4.0\n",
             "| MLP width | ",
+            "| query heads | ",
             "## Load it",
             "## Choices",
         ] {

@@ -24,6 +24,8 @@ NETS = [
     ("tiny-bias-headdim/base", "tiny-bias-headdim"),
     ("tiny-tied/base", "tiny-tied-ordered"),
     ("tiny-depth/base", "tiny-depth"),
+    ("tiny-heads/base", "tiny-heads"),
+    ("tiny-heads/base", "tiny-heads-ordered"),
 ]
 GGUF_NAMES = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -130,12 +132,15 @@ def agree(what, golden, case, cases, tensors, sizes, neighbours):
         assert off < 1e-4, f"{what} {case['name']} sequence {i}: off by {off}"
 
 
-def check_gguf(own, case, cases, golden, widths):
+def check_gguf(own, case, cases, golden, widths, shares):
     out, refused = export(own, case, "gguf")
     assert out, refused
     reader, architecture, lengths, tensors, sizes = of_gguf(out)
-    uneven = len(set(widths)) > 1
-    assert (architecture, lengths) == (("deci", widths) if uneven else ("llama", widths[0])), (architecture, lengths)
+    assert architecture == ("deci" if len(set(widths)) > 1 or len(set(shares)) > 1 else "llama"), architecture
+    assert lengths == (widths if len(set(widths)) > 1 else widths[0]), lengths
+    for key, whole in (("heads", "num_attention_heads"), ("kv_heads", "num_key_value_heads")):
+        heads = [round(share * json.loads((own / "base/config.json").read_text())[whole]) for share in shares]
+        assert sizes[key] == (heads if len(set(heads)) > 1 else heads[0]), sizes
     contents = lambda key: reader.fields[key].contents()
     tokenizer = json.loads((own / "base/tokenizer.json").read_text())
     by_id = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
@@ -148,8 +153,11 @@ def check_gguf(own, case, cases, golden, widths):
     agree("gguf", golden, case, cases, tensors, sizes, neighbours=True)
 
 
-def check_folder(own, case, cases, golden, widths):
+def check_folder(own, case, cases, golden, widths, shares):
     out, refused = export(own, case, "hf")
+    if len(set(shares)) > 1 and len(set(widths)) == 1:
+        assert refused and "key-value heads" in refused and "GGUF" in refused, refused
+        return
     if len(set(widths)) > 1:
         assert refused and f"{max(widths)} in layers" in refused and "GGUF" in refused, refused
         return
@@ -231,15 +239,15 @@ def main():
             for case in cases["cases"]:
                 layers, is_cut = kept_layers(supernet, case)
                 check_adapter(own, case, cases, golden, is_cut)
-                if any(share < 1 or width == 0 for width, share in layers):
+                if any(share == 0 or width == 0 for width, share in layers):
                     for kind in ("gguf", "hf"):
                         _, refused = export(own, case, kind)
-                        assert refused and ("of its heads" in refused or "no MLP" in refused), refused
+                        assert refused and ("no attention" in refused or "no MLP" in refused), refused
                     continue
                 held += 1
-                widths = [width for width, _ in layers]
-                check_gguf(own, case, cases, golden, widths)
-                check_folder(own, case, cases, golden, widths)
+                widths, shares = zip(*layers)
+                check_gguf(own, case, cases, golden, list(widths), list(shares))
+                check_folder(own, case, cases, golden, list(widths), list(shares))
         assert held >= 3, f"{net}: only {held} cases can be exported"
         full_width(own, supernet)
         check_formats(own, cases["cases"][0])

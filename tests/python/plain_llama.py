@@ -35,17 +35,18 @@ def attention(q, k, v):
 
 
 def logits(tensors, sizes, tokens, neighbours):
-    """`(T, V)`: `tensors` by Hugging Face's names; `sizes` has layers, heads, kv_heads, head, eps, theta."""
+    """`(T, V)`: `tensors` by Hugging Face's names; `sizes` has layers, heads, kv_heads, head, eps, theta: heads for all layers or by layer."""
     tensors = {name: np.asarray(t, np.float64) for name, t in tensors.items()}
     embedding = tensors["model.embed_tokens.weight"]
     x = embedding[tokens]
     for layer in range(sizes["layers"]):
+        count = lambda key: sizes[key][layer] if isinstance(sizes[key], list) else sizes[key]
         of = lambda name: tensors[f"model.layers.{layer}.{name}.weight"]
         linear = lambda x, name: x @ of(name).T + tensors.get(f"model.layers.{layer}.{name}.bias", 0.0)
         h = norm(x, of("input_layernorm"), sizes["eps"])
         split = lambda name, heads: linear(h, f"self_attn.{name}_proj").reshape(len(tokens), heads, sizes["head"])
-        q, k = (rotated(split(n, h), sizes["theta"], neighbours) for n, h in (("q", sizes["heads"]), ("k", sizes["kv_heads"])))
-        x = x + linear(attention(q, k, split("v", sizes["kv_heads"])), "self_attn.o_proj")
+        q, k = (rotated(split(n, h), sizes["theta"], neighbours) for n, h in (("q", count("heads")), ("k", count("kv_heads"))))
+        x = x + linear(attention(q, k, split("v", count("kv_heads"))), "self_attn.o_proj")
         h = norm(x, of("post_attention_layernorm"), sizes["eps"])
         gate = linear(h, "mlp.gate_proj")
         x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, "mlp.up_proj"), "mlp.down_proj")

@@ -7,7 +7,7 @@ mod tensors;
 
 pub(super) use load::model;
 pub use load::{load, load_merged};
-pub use plain::{Plain, PlainTensor};
+pub use plain::{Heads, Plain, PlainTensor};
 pub use tensors::base_tensors;
 
 use super::{Batch, CausalExecutor, CausalModel};

@@ -22,6 +22,13 @@ pub struct Plain<'a> {
     layers: Vec<usize>,
 }
 
+/// How many heads a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    pub query: usize,
+    pub kv: usize,
+}
+
 /// A tensor of the plain model, in Hugging Face's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlainTensor {
@@ -78,11 +85,11 @@ impl<'a> Plain<'a> {
         self.layers.iter().map(|layer| self.active.linears[gate(layer)].out).collect()
     }
 
-    /// The first of the kept layers whose heads are not all kept, by its number in the base.
-    pub fn cut_heads(&self) -> Option<usize> {
-        let (queries, _) = self.layout.size(self.config(), 0);
-        let is_cut = |layer: &usize| self.active.linears[self.layout.index(*layer, 0)].out != queries;
-        self.layers.iter().copied().find(is_cut)
+    /// The query and key-value heads, layer by layer.
+    pub fn heads(&self) -> Vec<Heads> {
+        let size = self.config().head_size;
+        let of = |layer, place| self.active.linears[self.layout.index(layer, place)].out / size;
+        self.layers.iter().map(|&layer| Heads { query: of(layer, 0), kv: of(layer, 1) }).collect()
     }
 
     /// All tensors, in the order in which the model uses them.
