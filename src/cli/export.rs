@@ -48,11 +48,11 @@ pub(super) struct ExportArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
-    /// One file for llama.cpp and what is built on it; the only format for widths that differ by layer.
+    /// One file for llama.cpp and what is built on it; the only format for widths or heads that differ by layer.
     Gguf,
     /// A Hugging Face folder: config.json, model.safetensors, the tokenizer's files.
     Hf,
-    /// A PEFT adapter for the plain base, of a sub-network that has all widths.
+    /// A PEFT adapter for the plain base, of a sub-network that has all widths and heads.
     Peft,
 }
 
