@@ -7,7 +7,7 @@
 use super::kernel::{Kernel, Loops};
 use super::matrix::{BlockPanels, Matrix, PairPanels, Panels};
 use super::shared::Shared;
-use super::vector::{PANEL, Pair, QUAD, QUADS};
+use super::vector::{PANEL, Pair, QUAD, QUADS, Vector};
 use crate::weights::BLOCK;
 use std::ops::Range;
 
@@ -39,7 +39,7 @@ pub(super) struct QuantBlock {
     /// `-8 * sum of the quants` and `-128 * sum of the quants`: where sums over weights with that offset begin.
     pub(super) minus_8: i32,
     pub(super) minus_128: i32,
-    /// Within [`Kernel::largest_input`].
+    /// Within [`Vector::LARGEST`].
     pub(super) quants: [i8; BLOCK],
 }
 
@@ -133,7 +133,7 @@ impl<'a> Inputs<'a> {
                     gathered
                 }
             };
-            kernel.vectorised(FillBlocks { x, to, largest: kernel.largest_input() });
+            kernel.fill_blocks(x, to);
         }
     }
 
@@ -242,51 +242,29 @@ fn gather(x: &[f32], places: &[u32], width: usize, gathered: &mut Vec<f32>) {
 }
 
 /// All blocks of a row whose first numbers are `x`.
-struct FillBlocks<'a> {
-    x: &'a [f32],
-    to: &'a mut [QuantBlock],
-    largest: i8,
-}
-
-impl Loops for FillBlocks<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let (whole, rest) = self.x.as_chunks::<BLOCK>();
-        let (first, others) = self.to.split_at_mut(whole.len());
-        for (block, x) in first.iter_mut().zip(whole) {
-            *block = quantise(x, self.largest);
-        }
-        if let Some((block, none)) = others.split_first_mut() {
-            let mut last = [0.0; BLOCK];
-            last[..rest.len()].copy_from_slice(rest);
-            *block = quantise(&last, self.largest);
-            none.fill(QuantBlock::default());
-        }
+#[inline(always)]
+pub(super) fn fill_blocks<V: Vector>(x: &[f32], to: &mut [QuantBlock]) {
+    let (whole, rest) = x.as_chunks::<BLOCK>();
+    let (first, others) = to.split_at_mut(whole.len());
+    for (block, x) in first.iter_mut().zip(whole) {
+        *block = quantise::<V>(x);
+    }
+    if let Some((block, none)) = others.split_first_mut() {
+        let mut last = [0.0; BLOCK];
+        last[..rest.len()].copy_from_slice(rest);
+        *block = quantise::<V>(&last);
+        none.fill(QuantBlock::default());
     }
 }
 
 /// A block with a NaN or an infinity in it has such a scale or sum, so that it is not lost.
 #[inline(always)]
-fn quantise(x: &[f32], largest_quant: i8) -> QuantBlock {
-    let mut values = [0.0; BLOCK];
-    values[..x.len()].copy_from_slice(x);
-    // As integers, sizes of floats are ordered alike, and NaN above all.
-    let mut largest = 0;
-    for x in values {
-        largest = largest.max(x.to_bits() & 0x7fff_ffff);
-    }
-    let scale = f32::from_bits(largest) / f32::from(largest_quant);
+fn quantise<V: Vector>(x: &[f32; BLOCK]) -> QuantBlock {
+    let scale = V::largest(x) / f32::from(V::LARGEST);
     // What has no inverse is too small to matter.
     let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
-    // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
-    let (mut quants, mut sum) = ([0; BLOCK], 0i32);
-    for (quant, x) in quants.iter_mut().zip(values) {
-        let int = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
-        // Wrapping only where the scale is not finite, which decides the result anyway.
-        sum = sum.wrapping_add(int);
-        *quant = int as i8;
-    }
+    let (quants, sum) = V::quants(x, inverse);
+    // Wrapping only where the scale is not finite, which decides the result anyway.
     let (minus_8, minus_128) = (sum.wrapping_mul(-8), sum.wrapping_mul(-128));
     QuantBlock { scale, sum: scale * sum as f32, minus_8, minus_128, quants }
 }
@@ -300,29 +278,41 @@ mod tests {
 
     #[test]
     fn a_block_is_within_half_a_step_and_keeps_what_is_not_a_number() {
-        let x = (0..BLOCK).map(|i| (i as f32 - 11.0) * 0.37).collect::<Vec<_>>();
-        for (length, largest) in [(0, 127), (1, 127), (5, 63), (BLOCK, 63), (BLOCK, 127)] {
-            let mut block = [QuantBlock::default()];
-            FillBlocks { x: &x[..length], to: &mut block, largest }.run();
-            let [block] = block;
-            let sum = block.quants.iter().map(|&q| i32::from(q)).sum::<i32>();
-            assert_eq!((block.minus_8, block.minus_128), (-8 * sum, -128 * sum));
-            for (i, &quant) in block.quants.iter().enumerate() {
-                let value = x[..length].get(i).copied().unwrap_or(0.0);
-                assert!((f32::from(quant) * block.scale - value).abs() <= 0.5001 * block.scale, "{i}");
+        let x = (0..3 * BLOCK).map(|i| ((i * 37 % 91) as f32 - 40.0) * 0.37).collect::<Vec<_>>();
+        for (kernel, length) in
+            Kernel::available().into_iter().flat_map(|k| [0, 1, 5, 32, 33, 90].map(|n| (k, n)))
+        {
+            let mut blocks = [QuantBlock::default(); 4];
+            kernel.fill_blocks(&x[..length], &mut blocks);
+            for (b, block) in blocks.into_iter().enumerate() {
+                let sum = block.quants.iter().map(|&q| i32::from(q)).sum::<i32>();
+                assert_eq!((block.minus_8, block.minus_128), (-8 * sum, -128 * sum));
+                assert!((block.sum - block.scale * sum as f32).abs() <= 1e-6 * block.sum.abs(), "{kernel:?}");
+                for (i, &quant) in block.quants.iter().enumerate() {
+                    let value = x[..length].get(b * BLOCK + i).copied().unwrap_or(0.0);
+                    let error = (f32::from(quant) * block.scale - value).abs();
+                    assert!(error <= 0.5001 * block.scale, "{kernel:?} {length} {b} {i}");
+                    assert!(quant.unsigned_abs() <= kernel.largest_input().unsigned_abs());
+                }
             }
         }
-        let quantise = |first: &[f32]| {
-            let mut values = [0.0; BLOCK];
-            values[..first.len()].copy_from_slice(first);
-            quantise(&values, 63)
-        };
-        assert!(quantise(&[1.0, f32::NAN, 3.0]).scale.is_nan());
-        assert!(!quantise(&[1.0, f32::NEG_INFINITY, 3.0]).scale.is_finite());
-        assert_eq!(quantise(&[0.0, -0.0]).scale, 0.0);
-        // So small that its scale is zero or its inverse infinite.
-        let tiny = quantise(&[1e-45, -1e-38]);
-        assert!(tiny.quants.iter().all(|q| q.unsigned_abs() <= 63));
+        for kernel in Kernel::available() {
+            let quantise = |first: &[f32]| {
+                let mut block = [QuantBlock::default()];
+                kernel.fill_blocks(first, &mut block);
+                block[0]
+            };
+            assert!(quantise(&[1.0, f32::NAN, 3.0]).scale.is_nan());
+            assert!(quantise(&[1.0, -f32::NAN, f32::INFINITY]).scale.is_nan());
+            assert!(!quantise(&[1.0, f32::NEG_INFINITY, 3.0]).scale.is_finite());
+            assert_eq!(quantise(&[0.0, -0.0]).scale, 0.0);
+            // So small that its scale is zero or its inverse infinite.
+            let tiny = quantise(&[1e-45, -1e-38]);
+            assert!(tiny.quants.iter().all(|q| q.unsigned_abs() <= 63));
+            // Ties go to the even one; the largest quant stands for itself.
+            let largest = f32::from(kernel.largest_input());
+            assert_eq!(quantise(&[largest, 0.5, 1.5, -2.5, -0.5]).quants[..5], [largest as i8, 0, 2, -2, 0]);
+        }
     }
 
     #[test]

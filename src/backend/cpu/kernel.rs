@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::ahead::{Ahead, Asking};
-use super::inputs::{Inputs, QuantBlock};
+use super::inputs::{Inputs, QuantBlock, fill_blocks};
 use super::matrix::{BlockPanels, Layout, Matrix, PairPanels, Panels};
 pub(super) use super::vector::Lanes;
 #[cfg(target_arch = "x86_64")]
@@ -71,12 +71,28 @@ impl Kernel {
     }
 
     /// The largest quant of an input.
+    #[cfg(test)]
     pub(super) fn largest_input(self) -> i8 {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::LARGEST,
             _ => Portable::LARGEST,
         }
+    }
+
+    /// The blocks of a row whose first numbers are `x`; the others are zero.
+    pub(super) fn fill_blocks(self, x: &[f32], to: &mut [QuantBlock]) {
+        let fill = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => with_avx2::fill,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => with_avx512::fill,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => with_avx512_bf16::fill,
+            _ => portable::fill,
+        };
+        // SAFETY: `available` has seen these instructions on this processor.
+        unsafe { fill(x, to) }
     }
 
     /// Adds `matrix[panel, ..] x` to the accumulators of each row.
@@ -176,6 +192,13 @@ macro_rules! instruction_set {
                         },
                     }
                 }
+            }
+
+            /// # Safety
+            /// The processor has these instructions.
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn fill(x: &[f32], to: &mut [QuantBlock]) {
+                fill_blocks::<$vector>(x, to);
             }
 
             $(#[target_feature(enable = $features)])?

@@ -8,6 +8,7 @@
 use super::super::ahead::Asking;
 use super::super::inputs::QuantBlock;
 use super::avx2_blocks::{add_blocks_to_sixteen, add_bytes, add_halves, splat, split, whole};
+use super::avx2_quants::{largest, quants};
 use super::{BlockRun, Lanes, PANEL, QUAD, QUAD_BYTES, QUADS, TURN, Vector, blocks};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -166,6 +167,18 @@ impl Vector for Avx2 {
             // SAFETY: see `four`; there are as many blocks of inputs as of weights.
             unsafe { add_blocks_to_sixteen::<LAYOUT, R>(lanes, pair, run, x) };
         }
+    }
+
+    #[inline(always)]
+    fn largest(x: &[f32; PANEL]) -> f32 {
+        // SAFETY: see `four`.
+        unsafe { largest(x) }
+    }
+
+    #[inline(always)]
+    fn quants(x: &[f32; PANEL], inverse: f32) -> ([i8; PANEL], i32) {
+        // SAFETY: see `four`.
+        unsafe { quants(x, inverse) }
     }
 
     #[inline(always)]

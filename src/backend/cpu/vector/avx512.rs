@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: two registers of 512 bits. Written out, not with `array::map` and its like, see `avx2`.
 #![allow(unsafe_code)]
 
-use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector};
+use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector, avx2_quants};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -103,6 +103,18 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
             ];
             Self([_mm512_dpbf16_ps(self.0[0], x, w[0]), _mm512_dpbf16_ps(self.0[1], x, w[1])])
         }
+    }
+
+    #[inline(always)]
+    fn largest(x: &[f32; PANEL]) -> f32 {
+        // SAFETY: see `zero`; these processors have AVX2.
+        unsafe { avx2_quants::largest(x) }
+    }
+
+    #[inline(always)]
+    fn quants(x: &[f32; PANEL], inverse: f32) -> ([i8; PANEL], i32) {
+        // SAFETY: as above.
+        unsafe { avx2_quants::quants(x, inverse) }
     }
 
     #[inline(always)]

@@ -9,6 +9,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_blocks;
 #[cfg(target_arch = "x86_64")]
+mod avx2_quants;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
 mod portable;
@@ -153,6 +155,28 @@ pub(super) trait Vector: Copy {
         x: [&[QuantBlock]; R],
     ) {
         blocks::add_blocks::<Self, LAYOUT, R>(lanes, run, x);
+    }
+
+    /// The largest size among numbers; a NaN if one is.
+    #[inline(always)]
+    fn largest(x: &[f32; PANEL]) -> f32 {
+        // As integers, sizes of floats are ordered alike, and NaN above all.
+        f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)))
+    }
+
+    /// The whole numbers nearest to `x * inverse`, ties to even, within eight bits, and their sum. What becomes of a number that
+    /// is not finite has no meaning.
+    #[inline(always)]
+    fn quants(x: &[f32; PANEL], inverse: f32) -> ([i8; PANEL], i32) {
+        // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
+        const ROUND: f32 = 12_582_912.0;
+        let int = |x: f32| (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+        let (mut quants, mut sum) = ([0; PANEL], 0i32);
+        for (quant, &x) in quants.iter_mut().zip(x) {
+            sum = sum.wrapping_add(int(x));
+            *quant = int(x) as i8;
+        }
+        (quants, sum)
     }
 
     fn to_f32(ints: Self::Ints) -> Self;
