@@ -29,6 +29,7 @@ const OWN: usize = 2;
 pub(super) struct GroupBuffers {
     pub(super) inputs: Buffers,
     pub(super) shrunk: Vec<Buffers>,
+    pieces: [Pieces; 3],
 }
 
 pub(super) fn unfit(operation: &'static str) -> BackendError {
@@ -89,11 +90,11 @@ pub(super) struct Group<'a> {
     chunk: usize,
     /// Rows of one piece of shrinking.
     few: usize,
-    preparing: Pieces,
-    shrinking: Pieces,
+    preparing: &'a Pieces,
+    shrinking: &'a Pieces,
     /// Pieces of shrinking that are done.
     shrunken: AtomicUsize,
-    multiplying: Pieces,
+    multiplying: &'a Pieces,
     paired: bool,
     /// What will be read after this.
     next: Option<ByThread>,
@@ -109,7 +110,7 @@ impl<'a> Group<'a> {
         length: usize,
         buffers: &'a mut GroupBuffers,
     ) -> Result<Self, BackendError> {
-        let GroupBuffers { inputs, shrunk } = buffers;
+        let GroupBuffers { inputs, shrunk, pieces: [preparing, shrinking, multiplying] } = buffers;
         let width = plans.iter().map(|plan| plan.linear.weight.columns()).max().unwrap_or(0);
         let equal = |plan: &Plan<'_>| {
             plan.rows.iter().zip(&plans[0].rows).all(|(a, b)| (a.row, a.active.inp) == (b.row, b.active.inp))
@@ -137,10 +138,12 @@ impl<'a> Group<'a> {
             length,
             chunk,
             few,
-            preparing: cpu.team.pieces(if copies == 1 { length } else { 0 }),
-            shrinking: cpu.team.pieces(if adapted { length.div_ceil(few) * plans.len() } else { 0 }),
+            preparing: cpu.team.pieces_in(preparing, if copies == 1 { length } else { 0 }),
+            shrinking: cpu
+                .team
+                .pieces_in(shrinking, if adapted { length.div_ceil(few) * plans.len() } else { 0 }),
             shrunken: AtomicUsize::new(0),
-            multiplying: cpu.team.pieces(length.div_ceil(chunk) * panels),
+            multiplying: cpu.team.pieces_in(multiplying, length.div_ceil(chunk) * panels),
             paired,
             next: None,
         };
@@ -156,7 +159,7 @@ impl<'a> Group<'a> {
             if self.length <= OWN {
                 (0..self.length).for_each(|place| self.prepare_row(member, source, norm, place, desk));
             } else {
-                member.share(&self.preparing, |rows| {
+                member.share(self.preparing, |rows| {
                     rows.for_each(|place| self.prepare_row(member, source, norm, place, desk));
                 });
                 member.barrier();
@@ -219,7 +222,7 @@ impl<'a> Group<'a> {
     pub(super) fn shrink(&self, member: &Member<'_>) {
         let parts = self.length.div_ceil(self.few);
         DESK.with_borrow_mut(|desk| {
-            member.share(&self.shrinking, |pieces| {
+            member.share(self.shrinking, |pieces| {
                 for piece in pieces.clone() {
                     let (plan, part) = (piece / parts, piece % parts);
                     let places = part * self.few..self.length.min((part + 1) * self.few);
@@ -342,7 +345,7 @@ impl<'a> Group<'a> {
             _ => (self.length > 1).then(|| [self.panel_addresses((piece + 1) % panels), 0..0]),
         };
         DESK.with_borrow_mut(|desk| {
-            member.share(&self.multiplying, |pieces| {
+            member.share(self.multiplying, |pieces| {
                 for piece in pieces {
                     let start = piece / panels * self.chunk;
                     let chunk = start..self.length.min(start + self.chunk);

@@ -1,10 +1,12 @@
-//! Where packed weights lie: few large regions in 2 MiB pages, so that a step that reads all of them is not slowed down
-//! by address translation.
+//! Where packed weights and the key-value pool lie: few large regions in 2 MiB pages, so that a step that reads all of them is
+//! not slowed down by address translation.
 #![allow(unsafe_code)]
 
 use super::super::BackendError;
+use bytemuck::Pod;
 use memmap2::{Advice, MmapMut};
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of one region, unless a single weight is larger. What is not written costs no memory.
@@ -67,12 +69,49 @@ impl Memory {
 
 impl Region {
     fn new(what: &str, bytes: usize) -> Result<Self, BackendError> {
-        let memory = |_| BackendError::Memory { what: what.into(), bytes };
-        let mut map = MmapMut::map_anon(bytes).map_err(memory)?;
-        // Smaller pages are slower, not wrong.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(Advice::HugePage);
+        let mut map = map(what, bytes)?;
         Ok(Self { start: map.as_mut_ptr(), _map: map })
+    }
+}
+
+/// Zeros, which cost memory where they are written.
+fn map(what: &str, bytes: usize) -> Result<MmapMut, BackendError> {
+    let memory = |_| BackendError::Memory { what: what.into(), bytes };
+    let map = MmapMut::map_anon(bytes).map_err(memory)?;
+    // Smaller pages are slower, not wrong.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(Advice::HugePage);
+    Ok(map)
+}
+
+/// So many numbers, zero at first; what is not written costs no memory.
+pub(super) struct Zeroed<T> {
+    map: MmapMut,
+    length: usize,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Pod> Zeroed<T> {
+    pub(super) fn new(what: &str, length: usize) -> Result<Self, BackendError> {
+        let bytes = length.checked_mul(size_of::<T>());
+        let too_many = || BackendError::Memory { what: what.into(), bytes: usize::MAX };
+        // A map of nothing is refused.
+        let map = map(what, bytes.ok_or_else(too_many)?.max(1))?;
+        Ok(Self { map, length, numbers: PhantomData })
+    }
+}
+
+impl<T: Pod> Deref for Zeroed<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.map[..self.length * size_of::<T>()])
+    }
+}
+
+impl<T: Pod> DerefMut for Zeroed<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.map[..self.length * size_of::<T>()])
     }
 }
 

@@ -70,6 +70,7 @@ pub(super) struct Member<'a> {
 ///
 /// Each thread has a range of its own and begins there, so that it reads memory in order and what it asks for ahead is
 /// its own; who is done takes over what others have not begun.
+#[derive(Debug, Default)]
 pub(super) struct Pieces {
     /// By thread: the next piece of its range.
     next: Vec<Padded>,
@@ -77,6 +78,7 @@ pub(super) struct Pieces {
 }
 
 /// Alone on its cache lines, which the processor fetches in pairs.
+#[derive(Debug)]
 #[repr(align(128))]
 struct Padded(AtomicUsize);
 
@@ -155,6 +157,12 @@ impl Team {
     /// Work to be shared in one run, once.
     pub(super) fn pieces(&self, count: usize) -> Pieces {
         Pieces::new(count, self.shared.threads)
+    }
+
+    /// The same in place of other work that has been done.
+    pub(super) fn pieces_in<'p>(&self, pieces: &'p mut Pieces, count: usize) -> &'p Pieces {
+        pieces.reset(count, self.shared.threads);
+        pieces
     }
 
     /// Runs `work` for each of `0..count`, on all threads if there is more than one piece.
@@ -297,8 +305,19 @@ impl Member<'_> {
 
 impl Pieces {
     fn new(count: usize, threads: usize) -> Self {
-        let next = |thread| Padded(AtomicUsize::new(count * thread / threads));
-        Self { next: (0..threads).map(next).collect(), count }
+        let mut pieces = Self::default();
+        pieces.reset(count, threads);
+        pieces
+    }
+
+    /// Other work, none of it done; in the same memory, since some hundred times a step a place on cache lines of its own would
+    /// have to be found.
+    fn reset(&mut self, count: usize, threads: usize) {
+        self.count = count;
+        self.next.resize_with(threads, || Padded(AtomicUsize::new(0)));
+        for (thread, next) in self.next.iter_mut().enumerate() {
+            *next.0.get_mut() = count * thread / threads;
+        }
     }
 
     pub(super) fn count(&self) -> usize {

@@ -10,13 +10,13 @@ use super::super::ahead::Ahead;
 use super::super::kernel::{Kernel, Loops};
 use super::super::rows::exp;
 use super::super::vector::PANEL;
-use super::cache::{Kept, Pools};
-use super::context::{Context, Half, Paged};
+use super::cache::Pools;
+use super::context::{Context, Gathered, Half, Paged, Source};
 use super::direct::FEW;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Portable};
-use super::products::{Strided, products, softmax};
+use super::products::{Strided, softmax};
 use super::{STRETCH, TILE};
 use crate::backend::Sight;
 use std::ops::Range;
@@ -119,6 +119,7 @@ impl Loops for Finish<'_, '_> {
 }
 
 /// Buffers of one thread.
+#[derive(Default)]
 pub(super) struct Scratch {
     /// `[vector][D]`, scaled.
     q: Vec<f32>,
@@ -131,14 +132,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// For blocks of up to so many query vectors.
-    pub(super) fn new(vectors: usize, head_size: usize) -> Self {
-        Self {
-            q: vec![0.0; vectors * head_size],
-            scores: vec![0.0; vectors * SCORES],
-            keys: vec![[0.0; TILE]; head_size],
-            values: vec![[0.0; PANEL]; head_size.div_ceil(PANEL) * TILE],
-        }
+    /// Room for blocks of up to so many query vectors. Whatever other blocks have left in it, each fills anew what it reads.
+    pub(super) fn fit(&mut self, vectors: usize, head_size: usize) {
+        let Self { q, scores, keys, values } = self;
+        q.resize(q.len().max(vectors * head_size), 0.0);
+        scores.resize(scores.len().max(vectors * SCORES), 0.0);
+        keys.resize(head_size, [0.0; TILE]);
+        values.resize(head_size.div_ceil(PANEL) * TILE, [0.0; PANEL]);
     }
 }
 
@@ -208,13 +208,13 @@ impl Block<'_> {
         for (row, to) in self.rows.clone().zip(scratch.q.chunks_exact_mut(self.group * size)) {
             to.iter_mut().zip(&self.q.row(row)[columns.clone()]).for_each(|(to, q)| *to = q * scale);
         }
-        let mut all = Part::of(into, vectors, size);
         for stretch in stretches.clone() {
-            if stretch == stretches.start {
-                self.stretch::<L>(stretch, scratch, &mut all);
-            } else {
-                let mut later = Part::of(spare, vectors, size);
-                self.stretch::<L>(stretch, scratch, &mut later);
+            let is_first = stretch == stretches.start;
+            // One call for both, since it becomes thousands of instructions.
+            let floats = if is_first { &mut *into } else { &mut *spare };
+            self.stretch::<L>(stretch, scratch, &mut Part::of(floats, vectors, size));
+            if !is_first {
+                let (mut all, later) = (Part::of(into, vectors, size), Part::of(spare, vectors, size));
                 Join { all: &mut all, later: &later, first: self.first(stretch * STRETCH) }.run();
             }
         }
@@ -224,21 +224,27 @@ impl Block<'_> {
     #[inline(always)]
     fn stretch<L: Lanes>(&self, stretch: usize, scratch: &mut Scratch, part: &mut Part<'_>) {
         let positions = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.end());
+        let Scratch { q, scores, keys, values } = scratch;
         match &self.context {
-            Context::Cache { cache, layer, blocks } if self.rows.len() == 1 && self.group <= FEW => {
+            Context::Cache { cache, layer, blocks }
+                if self.rows.len() == 1 && self.group <= FEW && cache.is_direct() =>
+            {
                 let (layer, head) = (*layer, self.head);
                 match &cache.pools {
                     Pools::F32(pools) => {
                         let paged = Paged { cache, pools, layer, head, blocks };
-                        self.tiles::<L, f32>(positions, paged.is_direct().then_some(&paged), scratch, part);
+                        self.tiles::<L>(positions, paged, (q, scores), part);
                     }
                     Pools::Bf16(pools) => {
                         let paged = Paged { cache, pools, layer, head, blocks };
-                        self.tiles::<L, u16>(positions, paged.is_direct().then_some(&paged), scratch, part);
+                        self.tiles::<L>(positions, paged, (q, scores), part);
                     }
                 }
             }
-            _ => self.tiles::<L, f32>(positions, None, scratch, part),
+            context => {
+                let gathered = Gathered { context, head: self.head, size: self.head_size, keys, values };
+                self.tiles::<L>(positions, gathered, (q, scores), part);
+            }
         }
     }
 
@@ -258,25 +264,22 @@ impl Block<'_> {
         }
     }
 
-    /// The tiles of a stretch, read from the pool directly or gathered first.
+    /// The tiles of a stretch, by queries and scores of the scratch.
     #[inline(always)]
-    fn tiles<L: Lanes, T: Kept>(
+    fn tiles<L: Lanes>(
         &self,
         positions: Range<usize>,
-        direct: Option<&Paged<'_, T>>,
-        scratch: &mut Scratch,
+        mut source: impl Source,
+        (q, scores): (&[f32], &mut [f32]),
         part: &mut Part<'_>,
     ) {
-        let Scratch { q, scores, keys, values } = scratch;
         let (vectors, size, width) = (self.vectors(), self.head_size, self.head_size.next_multiple_of(PANEL));
         let tiles = || positions.clone().step_by(TILE).map(|start| start..positions.end.min(start + TILE));
         // What comes next is asked for before the products of what is here.
         let next = |tile: &Range<usize>| tile.end..positions.end.min(tile.end + TILE);
         for tile in tiles() {
             self.ahead.ask(LINES);
-            if direct.is_none() {
-                self.context.keys(self.head, tile.clone(), keys);
-            }
+            source.gather(Half::Keys, tile.clone());
             match next(&tile) {
                 next if next.is_empty() => {
                     let first = positions.start..positions.end.min(positions.start + TILE);
@@ -287,10 +290,7 @@ impl Block<'_> {
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let x = Strided { floats: &q[first * size..], stride: size };
             let y = &mut scores[first * SCORES + at..];
-            match direct {
-                Some(paged) => paged.scores::<L>(vectors, tile, x, (y, SCORES)),
-                None => products::<L>(vectors - first, keys, x, (y, SCORES), false, |_| size),
-            }
+            source.scores::<L>(vectors - first, tile, x, (y, SCORES));
         }
         let first = self.first(positions.start);
         for i in first..vectors {
@@ -302,21 +302,13 @@ impl Block<'_> {
         part.sums[first * width..].fill(0.0);
         for tile in tiles() {
             self.ahead.ask(LINES);
-            if direct.is_none() {
-                self.context.values(self.head, size, tile.clone(), values);
-            }
+            source.gather(Half::Values, tile.clone());
             self.context.ask(Half::Values, self.head, next(&tile));
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let x = Strided { floats: &scores[first * SCORES + at..], stride: SCORES };
-            if let Some(paged) = direct {
-                paged.weighted::<L>(vectors, tile, x, (part.sums, width));
-                continue;
-            }
+            let y = (&mut part.sums[first * width..], width);
             let depth = |last: usize| self.seen_by(first + last).min(tile.end) - tile.start;
-            for (panel, values) in values.chunks_exact(TILE).enumerate() {
-                let y = &mut part.sums[first * width + panel * PANEL..];
-                products::<L>(vectors - first, values, x, (y, width), true, depth);
-            }
+            source.weighted::<L>(vectors - first, tile.clone(), x, y, depth);
         }
     }
 }

@@ -4,11 +4,14 @@
 //! numbers of a value do. It knows nothing of scores; `context.rs` reads it.
 #![allow(unsafe_code)]
 
+use super::super::ahead::prefetch_all;
 use super::super::kernel::Loops;
+use super::super::memory::Zeroed;
 use super::super::shared::Shared;
 use super::super::{Cpu, Rows, expect};
 use super::lanes::{HALF, Lanes};
 use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
+use bytemuck::Pod;
 use half::bf16;
 use std::ops::Range;
 
@@ -36,15 +39,14 @@ pub(super) enum Pools {
 }
 
 pub(super) struct Halves<T> {
-    /// `[layer][block][kv head][D][position]`
-    pub(super) keys: Vec<T>,
-    /// `[layer][block][kv head][position][D]`
-    pub(super) values: Vec<T>,
+    /// `[block][layer][kv head][D][position]`: what a sequence has of all layers lies in few large pages.
+    pub(super) keys: Zeroed<T>,
+    /// `[block][layer][kv head][position][D]`
+    pub(super) values: Zeroed<T>,
 }
 
 /// A number as the pool keeps it; a bf16 as its bits, since the system gives zeroed integers for nothing.
-pub(super) trait Kept: Copy + Send + Sync {
-    const ZERO: Self;
+pub(super) trait Kept: Pod + Send + Sync {
     fn keep(x: f32) -> Self;
     fn widen<const N: usize>(from: &[Self; N]) -> [f32; N];
     /// One part of a tile in two halves.
@@ -52,8 +54,6 @@ pub(super) trait Kept: Copy + Send + Sync {
 }
 
 impl Kept for f32 {
-    const ZERO: Self = 0.0;
-
     #[inline(always)]
     fn keep(x: f32) -> Self {
         x
@@ -71,8 +71,6 @@ impl Kept for f32 {
 }
 
 impl Kept for u16 {
-    const ZERO: Self = 0;
-
     #[inline(always)]
     fn keep(x: f32) -> Self {
         bf16::from_f32(x).to_bits()
@@ -135,6 +133,15 @@ impl PagedCache {
         })
     }
 
+    /// Asks memory for what [`Self::write`] will write of a few rows: each number of a key goes to a cache line of its own, and a
+    /// processor waits for them one after the other.
+    pub(in super::super) fn ask(&self, layer: usize, spans: &[SequenceSpan]) {
+        match &self.pools {
+            Pools::F32(pools) => pools.ask(&self.layout, layer, spans),
+            Pools::Bf16(pools) => pools.ask(&self.layout, layer, spans),
+        }
+    }
+
     /// Writes the spans' rows, in the order of the spans.
     pub(super) fn write(&mut self, cpu: &Cpu, layer: usize, spans: &[SequenceSpan], k: &Rows, v: &Rows) {
         let new = New { layout: self.layout, layer, spans, k, v };
@@ -148,8 +155,14 @@ impl PagedCache {
 /// The numbers of `(layer, block, head)` among all keys, and among all values.
 pub(super) fn place(layout: &CacheLayout, layer: usize, block: u32, head: usize) -> Range<usize> {
     let size = layout.block_size * layout.head_size;
-    let start = ((layer * layout.blocks + block as usize) * layout.kv_heads + head) * size;
+    let start = ((block as usize * layout.layers + layer) * layout.kv_heads + head) * size;
     start..start + size
+}
+
+/// Where numbers lie, or would lie if there were so many.
+fn addresses<T>(numbers: &[T], range: Range<usize>) -> Range<usize> {
+    let address = |at: usize| numbers.as_ptr().wrapping_add(at) as usize;
+    address(range.start)..address(range.end)
 }
 
 /// Positions cut where blocks end: block, where in the block, positions.
@@ -177,7 +190,7 @@ struct New<'a> {
 
 impl<T: Kept> Halves<T> {
     fn bytes(&self) -> usize {
-        size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())
+        size_of_val(&*self.keys) + size_of_val(&*self.values)
     }
 
     fn new(layout: &CacheLayout) -> Result<Self, BackendError> {
@@ -188,14 +201,22 @@ impl<T: Kept> Halves<T> {
             what: "the key-value pool".into(),
             bytes: numbers.map_or(usize::MAX, |n| n.saturating_mul(2 * size_of::<T>())),
         };
-        // Asked for first, since running out of memory must be an error; then zeroed by the system, which gives a page
-        // only when it is written: a pool costs memory as it fills.
-        let pool = || {
-            let numbers = numbers.ok_or_else(memory)?;
-            Vec::<T>::new().try_reserve_exact(numbers).map_err(|_| memory())?;
-            Ok(vec![T::ZERO; numbers])
-        };
+        let pool = || Zeroed::new("the key-value pool", numbers.ok_or_else(memory)?).map_err(|_| memory());
         Ok(Self { keys: pool()?, values: pool()? })
+    }
+
+    fn ask(&self, layout: &CacheLayout, layer: usize, spans: &[SequenceSpan]) {
+        for span in spans.iter().filter(|span| span.rows.len() == 1) {
+            let Some(&block) = span.blocks.get(span.start / layout.block_size) else { continue };
+            let (first, end) =
+                (place(layout, layer, block, 0).start, place(layout, layer, block, layout.kv_heads).start);
+            let offset = span.start % layout.block_size * layout.head_size;
+            prefetch_all(addresses(&self.keys, first..end));
+            for head in 0..layout.kv_heads {
+                let value = place(layout, layer, block, head).start + offset;
+                prefetch_all(addresses(&self.values, value..value + layout.head_size));
+            }
+        }
     }
 
     fn write(&mut self, cpu: &Cpu, new: &New<'_>) {

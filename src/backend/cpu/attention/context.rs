@@ -5,6 +5,8 @@ use super::super::Rows;
 use super::super::vector::PANEL;
 use super::TILE;
 use super::cache::{Halves, Kept, PagedCache, Pools, by_block, place};
+use super::lanes::Lanes;
+use super::products::{Strided, products};
 use std::ops::Range;
 
 /// One sequence's keys and values.
@@ -83,6 +85,63 @@ impl Context<'_> {
                     Paged { cache, pools, layer: *layer, head, blocks }.values(positions, tile);
                 }
             },
+        }
+    }
+}
+
+/// What a block multiplies with, tile by tile.
+pub(super) trait Source {
+    /// Makes a tile ready to be read.
+    fn gather(&mut self, half: Half, tile: Range<usize>);
+
+    /// `y[r] = x[r] K^T` of so many rows; what stands in lanes beyond the tile's positions has no meaning.
+    fn scores<L: Lanes>(&self, rows: usize, tile: Range<usize>, x: Strided<'_>, y: (&mut [f32], usize));
+
+    /// `y[r] += x[r] V`; `depth` as in [`products`].
+    fn weighted<L: Lanes>(
+        &self,
+        rows: usize,
+        tile: Range<usize>,
+        x: Strided<'_>,
+        y: (&mut [f32], usize),
+        depth: impl Fn(usize) -> usize,
+    );
+}
+
+/// Tiles that are copied first, so that many rows read f32 in order.
+pub(super) struct Gathered<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) head: usize,
+    pub(super) size: usize,
+    pub(super) keys: &'a mut [[f32; TILE]],
+    pub(super) values: &'a mut [[f32; PANEL]],
+}
+
+impl Source for Gathered<'_> {
+    #[inline(always)]
+    fn gather(&mut self, half: Half, tile: Range<usize>) {
+        match half {
+            Half::Keys => self.context.keys(self.head, tile, self.keys),
+            Half::Values => self.context.values(self.head, self.size, tile, self.values),
+        }
+    }
+
+    #[inline(always)]
+    fn scores<L: Lanes>(&self, rows: usize, _: Range<usize>, x: Strided<'_>, y: (&mut [f32], usize)) {
+        products::<L>(rows, self.keys, x, y, false, |_| self.size);
+    }
+
+    #[inline(always)]
+    fn weighted<L: Lanes>(
+        &self,
+        rows: usize,
+        _: Range<usize>,
+        x: Strided<'_>,
+        (y, width): (&mut [f32], usize),
+        depth: impl Fn(usize) -> usize,
+    ) {
+        for (panel, values) in self.values.chunks_exact(TILE).enumerate() {
+            products::<L>(rows, values, x, (&mut y[panel * PANEL..], width), true, &depth);
         }
     }
 }

@@ -24,6 +24,7 @@ use super::{Cpu, Rows, expect};
 use crate::backend::{AttentionShape, BackendError, SequenceSpan, Sight, alibi_slopes};
 use block::{Block, Finish, Join, Part, Scratch};
 use context::Context;
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::ops::Range;
 
@@ -124,22 +125,27 @@ impl Plan {
             spans.iter().map(|span| shape.kv_heads * span.rows.len().div_ceil(rows)).sum()
         };
         let enough = |&rows: &usize| rows <= least || pieces(rows) >= 4 * threads;
+        let seen = |span: &SequenceSpan, rows: &Range<usize>| match shape.sight {
+            Sight::All => span.rows.len(),
+            Sight::Past | Sight::Window(_) => span.start + rows.end - span.rows.start,
+        };
+        let scores =
+            spans.iter().map(|span| shape.kv_heads * span.rows.len() * seen(span, &span.rows)).sum::<usize>();
         let rows_together = (0..).map(|halvings| most >> halvings).find(enough).unwrap_or(least).max(1);
         for (index, span) in spans.iter().enumerate() {
             for start in span.rows.clone().step_by(rows_together) {
                 let rows = start..span.rows.end.min(start + rows_together);
                 plan.vectors = plan.vectors.max(rows.len() * group);
-                let seen = match shape.sight {
-                    Sight::All => span.rows.len(),
-                    Sight::Past | Sight::Window(_) => span.start + rows.end - span.rows.start,
-                };
+                let seen = seen(span, &rows);
                 let stretches = seen.div_ceil(STRETCH);
-                let split = stretches > 1 && span.rows.len() <= rows_together;
+                // A piece of no more than this leaves all threads enough to take.
+                let large = 4 * threads * rows.len() * seen > scores;
+                let split = large && stretches > 1 && span.rows.len() <= rows_together;
                 let heads = kept.get(index).map_or(shape.kv_heads, |&kept| kept.min(shape.kv_heads));
                 for head in 0..heads {
                     let block = BlockPlace { span: index, rows: rows.clone(), head };
                     if split {
-                        plan.split(block, stretches, Part::floats(rows.len() * group, shape.head_size));
+                        plan.split(block, seen, Part::floats(rows.len() * group, shape.head_size));
                     } else {
                         let scores = rows.len() * seen;
                         plan.pieces.push(Piece { block, stretches: 0..stretches, scores, part: None });
@@ -152,12 +158,14 @@ impl Plan {
         plan
     }
 
-    fn split(&mut self, block: BlockPlace, stretches: usize, floats: usize) {
+    /// One piece for each stretch of what a block's rows see.
+    fn split(&mut self, block: BlockPlace, seen: usize, floats: usize) {
+        let stretches = seen.div_ceil(STRETCH);
         let parts = self.parts..self.parts + stretches * floats;
         for stretch in 0..stretches {
             let start = self.parts + stretch * floats;
             let (block, part) = (block.clone(), Some(start..start + floats));
-            let scores = block.rows.len() * STRETCH;
+            let scores = block.rows.len() * STRETCH.min(seen - stretch * STRETCH);
             self.pieces.push(Piece { block, stretches: stretch..stretch + 1, scores, part });
         }
         self.parts = parts.end;
@@ -185,24 +193,28 @@ impl Step<'_> {
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
         if plan.pieces.iter().map(|piece| piece.scores).sum::<usize>() <= ALONE {
-            let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
             let ahead = Ahead::default();
-            plan.pieces.iter().for_each(|piece| self.piece(piece, &mut buffers, &parts, &output, &ahead));
+            BUFFERS.with_borrow_mut(|buffers| {
+                buffers.fit(plan.vectors, self.shape.head_size);
+                plan.pieces.iter().for_each(|piece| self.piece(piece, buffers, &parts, &output, &ahead));
+            });
             plan.joins.iter().for_each(|join| self.join(join, &parts, &output));
             return y;
         }
-        let (pieces, joins) =
-            (self.cpu.team.pieces(plan.pieces.len()), self.cpu.team.pieces(plan.joins.len()));
+        let pieces = self.cpu.team.pieces(plan.pieces.len());
+        let joins = (!plan.joins.is_empty()).then(|| self.cpu.team.pieces(plan.joins.len()));
         self.cpu.team.run(|member| {
-            let mut buffers = Buffers::new(plan.vectors, self.shape.head_size);
-            member.share(&pieces, |range| {
-                for piece in &plan.pieces[range] {
-                    self.piece(piece, &mut buffers, &parts, &output, member.ahead());
-                }
+            BUFFERS.with_borrow_mut(|buffers| {
+                buffers.fit(plan.vectors, self.shape.head_size);
+                member.share(&pieces, |range| {
+                    for piece in &plan.pieces[range] {
+                        self.piece(piece, buffers, &parts, &output, member.ahead());
+                    }
+                });
             });
-            if !plan.joins.is_empty() {
+            if let Some(joins) = &joins {
                 member.barrier();
-                member.share(&joins, |range| {
+                member.share(joins, |range| {
                     plan.joins[range].iter().for_each(|join| self.join(join, &parts, &output));
                 });
             }
@@ -284,7 +296,12 @@ impl Step<'_> {
     }
 }
 
-/// What one thread works in.
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// What one thread works in, from one step to the next.
+#[derive(Default)]
 struct Buffers {
     scratch: Scratch,
     /// The part of all stretches of a block, and of one of them.
@@ -293,8 +310,12 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(vectors: usize, head_size: usize) -> Self {
-        let part = vec![0.0; Part::floats(vectors, head_size)];
-        Self { scratch: Scratch::new(vectors, head_size), all: part.clone(), spare: part }
+    /// Room for blocks of up to so many query vectors.
+    fn fit(&mut self, vectors: usize, head_size: usize) {
+        self.scratch.fit(vectors, head_size);
+        let part = Part::floats(vectors, head_size);
+        for floats in [&mut self.all, &mut self.spare] {
+            floats.resize(part.max(floats.len()), 0.0);
+        }
     }
 }
