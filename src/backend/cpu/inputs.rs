@@ -226,7 +226,7 @@ impl Loops for FillPairs<'_> {
 
 /// The bits of the nearest bf16, ties to even, in the upper half; what is in the lower half has no meaning.
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
+pub(super) fn rounded(x: f32) -> u32 {
     let bits = x.to_bits();
     // A NaN stays one: rounding up could make it an infinity, or carry into the sign.
     if x.is_nan() { bits | 0x0040_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }

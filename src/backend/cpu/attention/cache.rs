@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::super::ahead::prefetch_all;
+use super::super::inputs::rounded;
 use super::super::kernel::Loops;
 use super::super::memory::Zeroed;
 use super::super::shared::Shared;
@@ -12,11 +13,10 @@ use super::super::{Cpu, Rows, expect};
 use super::lanes::{HALF, Lanes};
 use crate::backend::{AttentionShape, BackendError, CacheLayout, SequenceSpan};
 use bytemuck::Pod;
-use half::bf16;
 use std::ops::Range;
 
 /// Rows from which on all threads write.
-const ROWS_FOR_THREADS: usize = 16;
+const ROWS_FOR_THREADS: usize = 8;
 
 /// How the key-value pool keeps its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,7 +73,7 @@ impl Kept for f32 {
 impl Kept for u16 {
     #[inline(always)]
     fn keep(x: f32) -> Self {
-        bf16::from_f32(x).to_bits()
+        (rounded(x) >> 16) as u16
     }
 
     #[inline(always)]
@@ -243,40 +243,34 @@ impl<T: Kept> Loops for Piece<'_, T> {
     #[inline(always)]
     fn run(self) {
         let Self { new, piece, keys, values } = self;
-        let (head, is_keys) = (piece / 2, piece.is_multiple_of(2));
-        new.each_run(head, |place, offset, rows| {
-            if is_keys {
-                // SAFETY: this piece alone has this head's keys.
-                new.keys(head, rows, offset, unsafe { keys.part(place) });
-            } else {
-                // SAFETY: this piece alone has this head's values.
-                new.values(head, rows, offset, unsafe { values.part(place) });
+        let (layout, head, is_keys) = (&new.layout, piece / 2, piece.is_multiple_of(2));
+        for span in new.spans {
+            let positions = span.start..span.start + span.rows.len();
+            for (block, offset, run) in by_block(positions, layout.block_size, &span.blocks) {
+                let place = place(layout, new.layer, block, head);
+                let first = span.rows.start + run.start - span.start;
+                let rows = first..first + run.len();
+                if is_keys {
+                    // SAFETY: this piece alone has this head's keys.
+                    new.keys(head, rows, offset, unsafe { keys.part(place) });
+                } else {
+                    // SAFETY: this piece alone has this head's values.
+                    new.values(head, rows, offset, unsafe { values.part(place) });
+                }
             }
-        });
+        }
     }
 }
 
 impl New<'_> {
-    /// Calls `each` with the place of every block that is written, where in the block, and the rows that go there.
-    #[inline(always)]
-    fn each_run(&self, head: usize, mut each: impl FnMut(Range<usize>, usize, Range<usize>)) {
-        for span in self.spans {
-            let positions = span.start..span.start + span.rows.len();
-            for (block, offset, run) in by_block(positions, self.layout.block_size, &span.blocks) {
-                let row = |position: usize| span.rows.start + position - span.start;
-                let place = place(&self.layout, self.layer, block, head);
-                each(place, offset, row(run.start)..row(run.end));
-            }
-        }
-    }
-
     #[inline(always)]
     fn keys<T: Kept>(&self, head: usize, rows: Range<usize>, offset: usize, block: &mut [T]) {
-        let (size, width) = (self.layout.head_size, self.k.width());
-        let first = rows.start * width + head * size;
-        for (d, block) in block.chunks_exact_mut(self.layout.block_size).enumerate() {
-            let column = self.k.values()[first + d..].iter().step_by(width);
-            block[offset..offset + rows.len()].iter_mut().zip(column).for_each(|(to, &x)| *to = T::keep(x));
+        let size = self.layout.head_size;
+        for (position, row) in (offset..).zip(rows) {
+            let key = &self.k.row(row)[head * size..(head + 1) * size];
+            for (to, &x) in block.chunks_exact_mut(self.layout.block_size).zip(key) {
+                to[position] = T::keep(x);
+            }
         }
     }
 
@@ -285,7 +279,9 @@ impl New<'_> {
         let size = self.layout.head_size;
         for (row, value) in rows.zip(block[offset * size..].chunks_exact_mut(size)) {
             let of_head = &self.v.row(row)[head * size..(head + 1) * size];
-            value.iter_mut().zip(of_head).for_each(|(to, &x)| *to = T::keep(x));
+            for (to, &x) in value.iter_mut().zip(of_head) {
+                *to = T::keep(x);
+            }
         }
     }
 }
