@@ -45,7 +45,7 @@ pub(super) struct Halves<T> {
     pub(super) values: Zeroed<T>,
 }
 
-/// A number as the pool keeps it; a bf16 as its bits, since the system gives zeroed integers for nothing.
+/// A number as the pool keeps it; a bf16 as its bits, which are half of those of the f32.
 pub(super) trait Kept: Pod + Send + Sync {
     fn keep(x: f32) -> Self;
     fn widen<const N: usize>(from: &[Self; N]) -> [f32; N];

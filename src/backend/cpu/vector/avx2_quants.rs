@@ -1,5 +1,5 @@
 //! Inputs to 8-bit quants, with AVX2. Written out because what the compiler makes of plain loops goes number by number:
-//! 0.7 ns for each on Zen 3, as long as four rows take to be multiplied with 16 outputs.
+//! 0.67 ns for each on Zen 3 instead of 0.34.
 #![allow(unsafe_code)]
 
 use super::PANEL;
