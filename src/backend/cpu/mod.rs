@@ -305,9 +305,6 @@ impl Backend for Cpu {
         kept: &[usize],
         cache: Option<(&mut PagedCache, usize)>,
     ) -> Result<Rows, BackendError> {
-        if let Some((cache, layer)) = &cache {
-            cache.ask(*layer, spans);
-        }
         let rotate = |rows| self.rotary(rows, shape.head_size, angles);
         attention::attention(self, &rotate(q)?, &rotate(k)?, &v, shape, spans, kept, cache)
     }

@@ -4,7 +4,6 @@
 //! numbers of a value do. It knows nothing of scores; `context.rs` reads it.
 #![allow(unsafe_code)]
 
-use super::super::ahead::prefetch_all;
 use super::super::inputs::rounded;
 use super::super::kernel::Loops;
 use super::super::memory::Zeroed;
@@ -133,15 +132,6 @@ impl PagedCache {
         })
     }
 
-    /// Asks memory for what [`Self::write`] will write of a few rows: each number of a key goes to a cache line of its own, and a
-    /// processor waits for them one after the other.
-    pub(in super::super) fn ask(&self, layer: usize, spans: &[SequenceSpan]) {
-        match &self.pools {
-            Pools::F32(pools) => pools.ask(&self.layout, layer, spans),
-            Pools::Bf16(pools) => pools.ask(&self.layout, layer, spans),
-        }
-    }
-
     /// Writes the spans' rows, in the order of the spans.
     pub(super) fn write(&mut self, cpu: &Cpu, layer: usize, spans: &[SequenceSpan], k: &Rows, v: &Rows) {
         let new = New { layout: self.layout, layer, spans, k, v };
@@ -157,12 +147,6 @@ pub(super) fn place(layout: &CacheLayout, layer: usize, block: u32, head: usize)
     let size = layout.block_size * layout.head_size;
     let start = ((block as usize * layout.layers + layer) * layout.kv_heads + head) * size;
     start..start + size
-}
-
-/// Where numbers lie, or would lie if there were so many.
-fn addresses<T>(numbers: &[T], range: Range<usize>) -> Range<usize> {
-    let address = |at: usize| numbers.as_ptr().wrapping_add(at) as usize;
-    address(range.start)..address(range.end)
 }
 
 /// Positions cut where blocks end: block, where in the block, positions.
@@ -203,20 +187,6 @@ impl<T: Kept> Halves<T> {
         };
         let pool = || Zeroed::new("the key-value pool", numbers.ok_or_else(memory)?).map_err(|_| memory());
         Ok(Self { keys: pool()?, values: pool()? })
-    }
-
-    fn ask(&self, layout: &CacheLayout, layer: usize, spans: &[SequenceSpan]) {
-        for span in spans.iter().filter(|span| span.rows.len() == 1) {
-            let Some(&block) = span.blocks.get(span.start / layout.block_size) else { continue };
-            let (first, end) =
-                (place(layout, layer, block, 0).start, place(layout, layer, block, layout.kv_heads).start);
-            let offset = span.start % layout.block_size * layout.head_size;
-            prefetch_all(addresses(&self.keys, first..end));
-            for head in 0..layout.kv_heads {
-                let value = place(layout, layer, block, head).start + offset;
-                prefetch_all(addresses(&self.values, value..value + layout.head_size));
-            }
-        }
     }
 
     fn write(&mut self, cpu: &Cpu, new: &New<'_>) {
