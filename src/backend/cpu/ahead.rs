@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Bytes that a thread asks for ahead, at most: a quarter of a small second-level cache.
 const MOST: usize = 128 << 10;
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Addresses that a thread will read, the first of them first.
 pub(super) type Spans = [Range<usize>; 2];

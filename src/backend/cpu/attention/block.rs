@@ -12,7 +12,7 @@ use super::super::rows::exp;
 use super::super::vector::PANEL;
 use super::cache::Pools;
 use super::context::{Context, Gathered, Half, Paged, Source};
-use super::direct::FEW;
+use super::direct::{Direct, FEW};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{Lanes, Portable};
@@ -233,11 +233,11 @@ impl Block<'_> {
                 match &cache.pools {
                     Pools::F32(pools) => {
                         let paged = Paged { cache, pools, layer, head, blocks };
-                        self.tiles::<L>(positions, paged, (q, scores), part);
+                        self.tiles::<L>(positions, Direct::new(paged), (q, scores), part);
                     }
                     Pools::Bf16(pools) => {
                         let paged = Paged { cache, pools, layer, head, blocks };
-                        self.tiles::<L>(positions, paged, (q, scores), part);
+                        self.tiles::<L>(positions, Direct::new(paged), (q, scores), part);
                     }
                 }
             }
@@ -275,18 +275,14 @@ impl Block<'_> {
     ) {
         let (vectors, size, width) = (self.vectors(), self.head_size, self.head_size.next_multiple_of(PANEL));
         let tiles = || positions.clone().step_by(TILE).map(|start| start..positions.end.min(start + TILE));
-        // What comes next is asked for before the products of what is here.
-        let next = |tile: &Range<usize>| tile.end..positions.end.min(tile.end + TILE);
+        let after = |end: usize| end..positions.end.min(end + TILE);
         for tile in tiles() {
             self.ahead.ask(LINES);
-            source.gather(Half::Keys, tile.clone());
-            match next(&tile) {
-                next if next.is_empty() => {
-                    let first = positions.start..positions.end.min(positions.start + TILE);
-                    self.context.ask(Half::Values, self.head, first);
-                }
-                next => self.context.ask(Half::Keys, self.head, next),
-            }
+            let next = match after(tile.end) {
+                next if next.is_empty() => (Half::Values, after(positions.start)),
+                next => (Half::Keys, next),
+            };
+            source.gather(Half::Keys, tile.clone(), next);
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let x = Strided { floats: &q[first * size..], stride: size };
             let y = &mut scores[first * SCORES + at..];
@@ -302,8 +298,12 @@ impl Block<'_> {
         part.sums[first * width..].fill(0.0);
         for tile in tiles() {
             self.ahead.ask(LINES);
-            source.gather(Half::Values, tile.clone());
-            self.context.ask(Half::Values, self.head, next(&tile));
+            // After the last tile, the keys of the next stretch.
+            let next = match after(tile.end) {
+                next if next.is_empty() => (Half::Keys, tile.end..self.end().min(tile.end + TILE)),
+                next => (Half::Values, next),
+            };
+            source.gather(Half::Values, tile.clone(), next);
             let (first, at) = (self.first(tile.start), tile.start - positions.start);
             let x = Strided { floats: &scores[first * SCORES + at..], stride: SCORES };
             let y = (&mut part.sums[first * width..], width);

@@ -91,8 +91,8 @@ impl Context<'_> {
 
 /// What a block multiplies with, tile by tile.
 pub(super) trait Source {
-    /// Makes a tile ready to be read.
-    fn gather(&mut self, half: Half, tile: Range<usize>);
+    /// Makes a tile ready to be read, and has the one that follows asked for.
+    fn gather(&mut self, half: Half, tile: Range<usize>, next: (Half, Range<usize>));
 
     /// `y[r] = x[r] K^T` of so many rows; what stands in lanes beyond the tile's positions has no meaning.
     fn scores<L: Lanes>(&self, rows: usize, tile: Range<usize>, x: Strided<'_>, y: (&mut [f32], usize));
@@ -119,11 +119,12 @@ pub(super) struct Gathered<'a> {
 
 impl Source for Gathered<'_> {
     #[inline(always)]
-    fn gather(&mut self, half: Half, tile: Range<usize>) {
+    fn gather(&mut self, half: Half, tile: Range<usize>, next: (Half, Range<usize>)) {
         match half {
             Half::Keys => self.context.keys(self.head, tile, self.keys),
             Half::Values => self.context.values(self.head, self.size, tile, self.values),
         }
+        self.context.ask(next.0, self.head, next.1);
     }
 
     #[inline(always)]

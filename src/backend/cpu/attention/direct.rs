@@ -1,13 +1,18 @@
 //! Attention of one row straight from the pool: with so few query vectors, gathering a tile first costs more than its
 //! products. Every number is computed in the order of `products`, so that it is the same bit for bit.
+#![allow(unsafe_code)]
 #![expect(clippy::needless_range_loop, reason = "the index names the row")]
 
+use super::super::ahead::{Ahead, LINE};
 use super::TILE;
 use super::cache::{Kept, PagedCache, by_block, place};
 use super::context::{Half, Paged, Source};
 use super::lanes::{HALF, Lanes};
 use super::products::Strided;
 use std::ops::Range;
+
+/// Numbers of a key, or values, between two turns of asking memory for what comes.
+const TURN: usize = 8;
 
 /// Query vectors that are worth it.
 pub(super) const FEW: usize = 4;
@@ -19,9 +24,25 @@ impl PagedCache {
     }
 }
 
-impl<T: Kept> Source for Paged<'_, T> {
+/// One head of one sequence in the pool, and the tile of it that is read next, asked for line by line between products: all
+/// at once it would keep them waiting.
+pub(super) struct Direct<'a, T> {
+    paged: Paged<'a, T>,
+    coming: Ahead,
+}
+
+impl<'a, T> Direct<'a, T> {
     #[inline(always)]
-    fn gather(&mut self, _: Half, _: Range<usize>) {}
+    pub(super) fn new(paged: Paged<'a, T>) -> Self {
+        Self { paged, coming: Ahead::default() }
+    }
+}
+
+impl<T: Kept> Source for Direct<'_, T> {
+    #[inline(always)]
+    fn gather(&mut self, _: Half, _: Range<usize>, next: (Half, Range<usize>)) {
+        self.coming.set(&self.paged.addresses(next.0, next.1));
+    }
 
     #[inline(always)]
     fn scores<L: Lanes>(&self, rows: usize, tile: Range<usize>, x: Strided<'_>, y: (&mut [f32], usize)) {
@@ -52,6 +73,34 @@ impl<T: Kept> Source for Paged<'_, T> {
 }
 
 impl<T: Kept> Paged<'_, T> {
+    /// Where a tile lies.
+    fn addresses(&self, half: Half, tile: Range<usize>) -> [Range<usize>; 2] {
+        let layout = &self.cache.layout;
+        let mut all = [0..0, 0..0];
+        if layout.block_size > TILE {
+            return all;
+        }
+        for (addresses, (block, offset, run)) in
+            all.iter_mut().zip(by_block(tile, layout.block_size, self.blocks))
+        {
+            let place = place(layout, self.layer, block, self.head);
+            let numbers = match half {
+                Half::Keys => &self.pools.keys[place],
+                Half::Values => {
+                    &self.pools.values[place][offset * layout.head_size..][..run.len() * layout.head_size]
+                }
+            };
+            let numbers = numbers.as_ptr_range();
+            *addresses = numbers.start as usize..numbers.end as usize;
+        }
+        all
+    }
+}
+
+impl<T: Kept> Direct<'_, T> {
+    /// Cache lines that are asked for in each turn: a tile has as many turns as a head numbers, whether of keys or of values.
+    const LINES: usize = TILE * size_of::<T>() / LINE;
+
     #[inline(always)]
     fn scores_in_parts<L: Lanes, const R: usize>(
         &self,
@@ -72,32 +121,39 @@ impl<T: Kept> Paged<'_, T> {
         x: Strided<'_>,
         (y, stride): (&mut [f32], usize),
     ) {
-        let layout = &self.cache.layout;
+        let Paged { cache, pools, layer, head, blocks } = self.paged;
+        let (size, block_size) = (cache.layout.head_size, cache.layout.block_size);
+        // Halves of positions, `step` of them for each number of a key.
+        let step = block_size / HALF;
         let half = |position: usize| {
             // A tile that ends within its first half reads that twice.
             let position = if position < tile.end { position } else { tile.start };
-            let block = self.blocks[position / layout.block_size];
-            &self.pools.keys[place(layout, self.layer, block, self.head)][position % layout.block_size..]
+            let keys = &pools.keys[place(&cache.layout, layer, blocks[position / block_size], head)];
+            &keys.as_chunks::<HALF>().0[position % block_size / HALF..]
         };
         let halves = [half(tile.start), half(tile.start + HALF)];
+        assert!(halves.iter().all(|half| half.len() > (size - 1) * step));
         let mut rows = [&x.floats[..0]; R];
         for (r, row) in rows.iter_mut().enumerate() {
-            *row = &x.floats[r * x.stride..][..layout.head_size];
+            *row = &x.floats[r * x.stride..][..size];
         }
         for first in (0..L::PARTS).step_by(P) {
             let mut sums = [[L::splat(0.0); P]; R];
-            let keys = halves.map(|half| half.chunks(layout.block_size));
-            let [left, right] = keys;
-            for (d, (left, right)) in left.zip(right).take(layout.head_size).enumerate() {
-                let mut x = [L::splat(0.0); R];
-                for r in 0..R {
-                    x[r] = L::splat(rows[r][d]);
-                }
-                let keys = [first_half(left), first_half(right)];
-                for p in 0..P {
-                    let keys = T::lanes::<L>(keys, first + p);
+            for start in (0..size).step_by(TURN) {
+                self.coming.ask(TURN * Self::LINES);
+                for d in start..size.min(start + TURN) {
+                    let mut x = [L::splat(0.0); R];
                     for r in 0..R {
-                        sums[r][p] = sums[r][p].add_product(x[r], keys);
+                        x[r] = L::splat(rows[r][d]);
+                    }
+                    // SAFETY: `d` is less than `size`, for which there are halves enough, as asserted.
+                    let keys =
+                        unsafe { [halves[0].get_unchecked(d * step), halves[1].get_unchecked(d * step)] };
+                    for p in 0..P {
+                        let keys = T::lanes::<L>(keys, first + p);
+                        for r in 0..R {
+                            sums[r][p] = sums[r][p].add_product(x[r], keys);
+                        }
                     }
                 }
             }
@@ -129,30 +185,36 @@ impl<T: Kept> Paged<'_, T> {
         x: Strided<'_>,
         (y, stride): (&mut [f32], usize),
     ) {
-        let size = self.cache.layout.head_size;
+        let Paged { cache, pools, layer, head, blocks } = self.paged;
+        // Halves of a value.
+        let step = cache.layout.head_size / HALF;
         for (start, first) in
-            (0..size).step_by(TILE).flat_map(|start| (0..L::PARTS).step_by(P).map(move |part| (start, part)))
+            (0..step).step_by(2).flat_map(|start| (0..L::PARTS).step_by(P).map(move |part| (start, part)))
         {
             let mut sums = [[L::splat(0.0); P]; R];
             for r in 0..R {
                 for p in 0..P {
-                    sums[r][p] = L::load(lanes(&mut y[r * stride + start..]), first + p);
+                    sums[r][p] = L::load(lanes(&mut y[r * stride + start * HALF..]), first + p);
                 }
             }
-            for (block, offset, run) in by_block(tile.clone(), self.cache.layout.block_size, self.blocks) {
-                let values = &self.pools.values[place(&self.cache.layout, self.layer, block, self.head)];
+            for (block, offset, run) in by_block(tile.clone(), cache.layout.block_size, blocks) {
+                let values = &pools.values[place(&cache.layout, layer, block, head)];
+                let values = &values.as_chunks::<HALF>().0[offset * step..][..run.len() * step];
                 let mut weights = [&x.floats[..0]; R];
                 for (r, weights) in weights.iter_mut().enumerate() {
                     *weights = &x.floats[r * x.stride + run.start - tile.start..][..run.len()];
                 }
-                let values = values[offset * size..].chunks_exact(size).take(run.len());
-                for (i, value) in values.enumerate() {
+                for i in 0..run.len() {
+                    if i.is_multiple_of(TURN) {
+                        self.coming.ask(TURN * Self::LINES);
+                    }
                     let mut x = [L::splat(0.0); R];
                     for r in 0..R {
                         x[r] = L::splat(weights[r][i]);
                     }
-                    let value = &value[start..];
-                    let value = [first_half(value), first_half(&value[HALF..])];
+                    let at = i * step + start;
+                    // SAFETY: `i` is less than `run.len()` and `start + 1` than `step`, which is even.
+                    let value = unsafe { [values.get_unchecked(at), values.get_unchecked(at + 1)] };
                     for p in 0..P {
                         let value = T::lanes::<L>(value, first + p);
                         for r in 0..R {
@@ -163,7 +225,7 @@ impl<T: Kept> Paged<'_, T> {
             }
             for r in 0..R {
                 for p in 0..P {
-                    sums[r][p].store(lanes(&mut y[r * stride + start..]), first + p);
+                    sums[r][p].store(lanes(&mut y[r * stride + start * HALF..]), first + p);
                 }
             }
         }
@@ -175,11 +237,6 @@ impl<T: Kept> Paged<'_, T> {
 #[inline(always)]
 const fn parts_together(parts: usize, rows: usize) -> usize {
     if parts == 2 && rows <= 3 { 2 } else { 1 }
-}
-
-#[inline(always)]
-fn first_half<T>(numbers: &[T]) -> &[T; HALF] {
-    numbers.first_chunk().expect("blocks and heads are whole halves")
 }
 
 #[inline(always)]
