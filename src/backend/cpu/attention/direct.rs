@@ -243,3 +243,31 @@ const fn parts_together(parts: usize, rows: usize) -> usize {
 fn lanes(floats: &mut [f32]) -> &mut [f32; TILE] {
     floats.first_chunk_mut().expect("rows are padded to whole tiles")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::Pools;
+    use super::*;
+    use crate::backend::CacheLayout;
+    use crate::backend::cpu::KvDtype;
+
+    #[test]
+    fn what_comes_is_where_the_tile_lies() {
+        let layout = CacheLayout { layers: 2, kv_heads: 3, head_size: 32, blocks: 4, block_size: 16 };
+        let cache = PagedCache::new(layout, KvDtype::F32).expect("a pool of this size");
+        let Pools::F32(pools) = &cache.pools else { panic!("f32 was asked for") };
+        let paged = Paged { cache: &cache, pools, layer: 1, head: 2, blocks: &[3, 0, 2] };
+        let place = |block: u32| place(&layout, 1, block, 2).start;
+        let bytes = |of: &[f32], at: usize, count: usize| {
+            let start = of[at..at + count].as_ptr() as usize;
+            start..start + count * size_of::<f32>()
+        };
+        let (keys, values, block) = (&*pools.keys, &*pools.values, 16 * 32);
+        let whole = [bytes(keys, place(3), block), bytes(keys, place(0), block)];
+        assert_eq!(paged.addresses(Half::Keys, 0..32), whole);
+        // Five positions of the third block: all of its keys, which lie transposed, and as many values.
+        assert_eq!(paged.addresses(Half::Keys, 32..37), [bytes(keys, place(2), block), 0..0]);
+        assert_eq!(paged.addresses(Half::Values, 32..37), [bytes(values, place(2), 5 * 32), 0..0]);
+        assert_eq!(paged.addresses(Half::Values, 37..37), [0..0, 0..0]);
+    }
+}
