@@ -131,7 +131,7 @@ pub(super) fn prefetch_all(addresses: Range<usize>) {
 
 /// Asks for a cache line, to the first level.
 #[inline(always)]
-fn prefetch_near(address: usize) {
+pub(super) fn prefetch_near(address: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: any address may be asked for, even one that is not mapped.
     unsafe {

@@ -1,7 +1,7 @@
 //! What a sequence's rows see, as tiles that the kernel can read: contiguous f32, whatever lies behind them.
-#![allow(unsafe_code)]
 
 use super::super::Rows;
+use super::super::ahead::{LINE, prefetch_near};
 use super::super::vector::PANEL;
 use super::TILE;
 use super::cache::{Halves, Kept, PagedCache, Pools, by_block, place};
@@ -154,24 +154,6 @@ pub(super) enum Half {
     Values,
 }
 
-/// Bytes that memory gives at a time.
-const LINE: usize = 64;
-
-/// Asks for memory that will be read soon.
-#[inline(always)]
-fn ask_for<T>(numbers: &[T]) {
-    for line in numbers.chunks(LINE / size_of::<T>()) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 has this instruction, and it changes nothing but the cache.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
-    }
-}
-
 #[inline(always)]
 fn put_value<T: Kept>(value: &[T], lane: usize, tile: &mut [[f32; PANEL]]) {
     let (panels, rest) = value.as_chunks::<PANEL>();
@@ -208,14 +190,32 @@ pub(super) struct Paged<'a, T> {
 impl<T: Kept> Paged<'_, T> {
     #[inline(always)]
     fn ask(&self, half: Half, positions: Range<usize>) {
+        for addresses in self.addresses(half, positions) {
+            addresses.step_by(LINE).for_each(prefetch_near);
+        }
+    }
+
+    /// Where a tile lies, block by block: whole blocks of keys, since they lie transposed. Nothing where blocks are larger than
+    /// tiles, of which each number of a key would have a part.
+    #[inline(always)]
+    pub(super) fn addresses(
+        &self,
+        half: Half,
+        tile: Range<usize>,
+    ) -> impl Iterator<Item = Range<usize>> + '_ {
         let layout = &self.cache.layout;
-        if layout.block_size > TILE {
-            return;
-        }
-        let numbers = if half == Half::Keys { &self.pools.keys } else { &self.pools.values };
-        for (block, ..) in by_block(positions, layout.block_size, self.blocks) {
-            ask_for(&numbers[place(layout, self.layer, block, self.head)]);
-        }
+        let tile = if layout.block_size > TILE { 0..0 } else { tile };
+        by_block(tile, layout.block_size, self.blocks).map(move |(block, offset, run)| {
+            let place = place(layout, self.layer, block, self.head);
+            let numbers = match half {
+                Half::Keys => &self.pools.keys[place],
+                Half::Values => {
+                    &self.pools.values[place][offset * layout.head_size..][..run.len() * layout.head_size]
+                }
+            };
+            let Range { start, end } = numbers.as_ptr_range();
+            start as usize..end as usize
+        })
     }
 
     #[inline(always)]
@@ -271,5 +271,33 @@ fn put_keys<T: Kept, const N: usize>(
         if let (Some(keys), Some(tile)) = (keys, tile[to..].first_chunk_mut::<N>()) {
             *tile = T::widen(keys);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::CacheLayout;
+    use crate::backend::cpu::KvDtype;
+
+    #[test]
+    fn what_comes_is_where_the_tile_lies() {
+        let layout = CacheLayout { layers: 2, kv_heads: 3, head_size: 32, blocks: 4, block_size: 16 };
+        let cache = PagedCache::new(layout, KvDtype::F32).expect("a pool of this size");
+        let Pools::F32(pools) = &cache.pools else { panic!("f32 was asked for") };
+        let paged = Paged { cache: &cache, pools, layer: 1, head: 2, blocks: &[3, 0, 2] };
+        let place = |block: u32| place(&layout, 1, block, 2).start;
+        let bytes = |of: &[f32], at: usize, count: usize| {
+            let start = of[at..at + count].as_ptr() as usize;
+            start..start + count * size_of::<f32>()
+        };
+        let addresses = |half, tile| paged.addresses(half, tile).collect::<Vec<_>>();
+        let (keys, values, block) = (&*pools.keys, &*pools.values, 16 * 32);
+        let whole = [bytes(keys, place(3), block), bytes(keys, place(0), block)];
+        assert_eq!(addresses(Half::Keys, 0..32), whole);
+        // Five positions of the third block: all of its keys, which lie transposed, and as many values.
+        assert_eq!(addresses(Half::Keys, 32..37), [bytes(keys, place(2), block)]);
+        assert_eq!(addresses(Half::Values, 32..37), [bytes(values, place(2), 5 * 32)]);
+        assert!(addresses(Half::Values, 37..37).is_empty());
     }
 }

@@ -11,7 +11,7 @@ use super::lanes::{HALF, Lanes};
 use super::products::Strided;
 use std::ops::Range;
 
-/// Numbers of a key, or values, between two turns of asking memory for what comes.
+/// Steps of the inner loops between two turns of asking memory for what comes.
 const TURN: usize = 8;
 
 /// Query vectors that are worth it.
@@ -41,7 +41,9 @@ impl<'a, T> Direct<'a, T> {
 impl<T: Kept> Source for Direct<'_, T> {
     #[inline(always)]
     fn gather(&mut self, _: Half, _: Range<usize>, next: (Half, Range<usize>)) {
-        self.coming.set(&self.paged.addresses(next.0, next.1));
+        // A tile lies in two blocks at most, see `is_direct`.
+        let mut addresses = self.paged.addresses(next.0, next.1);
+        self.coming.set(&[0, 1].map(|_| addresses.next().unwrap_or_default()));
     }
 
     #[inline(always)]
@@ -72,33 +74,9 @@ impl<T: Kept> Source for Direct<'_, T> {
     }
 }
 
-impl<T: Kept> Paged<'_, T> {
-    /// Where a tile lies.
-    fn addresses(&self, half: Half, tile: Range<usize>) -> [Range<usize>; 2] {
-        let layout = &self.cache.layout;
-        let mut all = [0..0, 0..0];
-        if layout.block_size > TILE {
-            return all;
-        }
-        for (addresses, (block, offset, run)) in
-            all.iter_mut().zip(by_block(tile, layout.block_size, self.blocks))
-        {
-            let place = place(layout, self.layer, block, self.head);
-            let numbers = match half {
-                Half::Keys => &self.pools.keys[place],
-                Half::Values => {
-                    &self.pools.values[place][offset * layout.head_size..][..run.len() * layout.head_size]
-                }
-            };
-            let numbers = numbers.as_ptr_range();
-            *addresses = numbers.start as usize..numbers.end as usize;
-        }
-        all
-    }
-}
-
 impl<T: Kept> Direct<'_, T> {
-    /// Cache lines that are asked for in each turn: a tile has as many turns as a head numbers, whether of keys or of values.
+    /// Cache lines to ask for in each step of the inner loops, of which a tile takes as many as a head has numbers, be it of
+    /// keys or of values.
     const LINES: usize = TILE * size_of::<T>() / LINE;
 
     #[inline(always)]
@@ -242,32 +220,4 @@ const fn parts_together(parts: usize, rows: usize) -> usize {
 #[inline(always)]
 fn lanes(floats: &mut [f32]) -> &mut [f32; TILE] {
     floats.first_chunk_mut().expect("rows are padded to whole tiles")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::cache::Pools;
-    use super::*;
-    use crate::backend::CacheLayout;
-    use crate::backend::cpu::KvDtype;
-
-    #[test]
-    fn what_comes_is_where_the_tile_lies() {
-        let layout = CacheLayout { layers: 2, kv_heads: 3, head_size: 32, blocks: 4, block_size: 16 };
-        let cache = PagedCache::new(layout, KvDtype::F32).expect("a pool of this size");
-        let Pools::F32(pools) = &cache.pools else { panic!("f32 was asked for") };
-        let paged = Paged { cache: &cache, pools, layer: 1, head: 2, blocks: &[3, 0, 2] };
-        let place = |block: u32| place(&layout, 1, block, 2).start;
-        let bytes = |of: &[f32], at: usize, count: usize| {
-            let start = of[at..at + count].as_ptr() as usize;
-            start..start + count * size_of::<f32>()
-        };
-        let (keys, values, block) = (&*pools.keys, &*pools.values, 16 * 32);
-        let whole = [bytes(keys, place(3), block), bytes(keys, place(0), block)];
-        assert_eq!(paged.addresses(Half::Keys, 0..32), whole);
-        // Five positions of the third block: all of its keys, which lie transposed, and as many values.
-        assert_eq!(paged.addresses(Half::Keys, 32..37), [bytes(keys, place(2), block), 0..0]);
-        assert_eq!(paged.addresses(Half::Values, 32..37), [bytes(values, place(2), 5 * 32), 0..0]);
-        assert_eq!(paged.addresses(Half::Values, 37..37), [0..0, 0..0]);
-    }
 }
