@@ -28,6 +28,15 @@ impl Test {
             Self::Decode { streams, .. } => streams,
         }
     }
+
+    /// Steps before the next case's turn. The first of them finds another sub-network's weights in the caches, so there are
+    /// several where they are short.
+    fn steps_in_turn(self) -> usize {
+        match self {
+            Self::Prefill { .. } => 1,
+            Self::Decode { .. } => 8,
+        }
+    }
 }
 
 /// Who computes.
@@ -171,12 +180,25 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    pub(in crate::cli) fn time(&mut self, case: &mut Case) -> Result<(), Failure> {
-        let began = Instant::now();
-        for batch in &case.batches {
-            self.run(batch)?;
+    /// Times all steps of each case of one test once. Cases take turns after a few steps, because a machine that is shared with others
+    /// has a speed that changes within a second; another one begins each `round`, so that none always follows the same one.
+    pub(in crate::cli) fn round(&mut self, cases: &mut [Case], round: usize) -> Result<(), Failure> {
+        let first = round % cases.len().max(1);
+        cases.iter_mut().for_each(|case| case.seconds.push(0.0));
+        let steps = cases.iter().map(Case::steps).max().unwrap_or(0);
+        let in_turn = cases.first().map_or(1, |case| case.test.steps_in_turn());
+        for start in (0..steps).step_by(in_turn) {
+            for turn in (first..cases.len()).chain(0..first) {
+                let case = &mut cases[turn];
+                let began = Instant::now();
+                for batch in case.batches.iter().skip(start).take(in_turn) {
+                    self.run(batch)?;
+                }
+                if let Some(seconds) = case.seconds.last_mut() {
+                    *seconds += began.elapsed().as_secs_f64();
+                }
+            }
         }
-        case.seconds.push(began.elapsed().as_secs_f64());
         Ok(())
     }
 

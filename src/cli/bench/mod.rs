@@ -24,7 +24,7 @@ use std::path::PathBuf;
 /// Measure each sub-network on this machine, beside what the machine can do at most.
 ///
 /// Computes a prompt in the steps that the server would take, and decodes with several numbers of streams, each
-/// sub-network by itself and all of them mixed in one batch. Sub-networks take turns within each round, so that a
+/// sub-network by itself and all of them mixed in one batch. Sub-networks take turns every few steps, so that a
 /// machine whose speed drifts favours none; the median of the rounds counts. The bound is the larger of two times: that
 /// of reading what the step must read (weights, adapters, cached keys and values, each once), and that of its
 /// arithmetic, both at the best rates that plain loops reach in the same round.
@@ -297,13 +297,9 @@ fn rounds(
     for round in 0..args.rounds {
         limits.push(meter.measure()?);
         for together in cases.chunk_by_mut(|a, b| a.test == b.test) {
-            // Another one begins each round, so that none is always measured after the same one.
-            let first = round % together.len();
-            for turn in (first..together.len()).chain(0..first) {
-                driver.time(&mut together[turn])?;
-                done += 1;
-                progress.set(done, "");
-            }
+            driver.round(together, round)?;
+            done += together.len() as u64;
+            progress.set(done, "");
         }
     }
     progress.finish();

@@ -134,12 +134,10 @@ fn rounds(
     for case in &cases {
         driver.warm_up(case)?;
     }
-    let mut progress = Progress::new("latency", (ROUNDS * cases.len()) as u64, 0);
+    let mut progress = Progress::new("latency", ROUNDS as u64, 0);
     for round in 0..ROUNDS {
-        for (turn, case) in cases.iter_mut().enumerate() {
-            driver.time(case)?;
-            progress.set((round * genomes.len() + turn + 1) as u64, "");
-        }
+        driver.round(&mut cases, round)?;
+        progress.set(round as u64 + 1, "");
     }
     progress.finish();
     let each = 1e3 / test.tokens() as f64;
