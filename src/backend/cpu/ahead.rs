@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that a thread asks for ahead, at most: a quarter of a small second-level cache.
 const MOST: usize = 128 << 10;
+/// How far ahead of a single row its panels are asked for: less lets it wait (4-bit weights, Sapphire Rapids: 2 KiB take 2 % less
+/// time than 1.25, 4 KiB 9 %, 8 KiB 8 %).
+const NEAR: usize = 4 << 10;
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
@@ -100,6 +103,11 @@ impl Ahead {
     pub(super) fn in_turns(&self, turns: usize, near: bool) -> Asking<'_> {
         Asking { ahead: self, lines: self.left().div_ceil(turns.max(1)), near }
     }
+
+    /// To ask for nothing.
+    pub(super) fn not_at_all(&self) -> Asking<'_> {
+        Asking { ahead: self, lines: 0, near: false }
+    }
 }
 
 /// Some of what is left, asked for turn by turn between products.
@@ -115,7 +123,7 @@ impl Asking<'_> {
     #[inline(always)]
     pub(super) fn turn<T>(self, at: *const T, bytes: usize) {
         if self.near {
-            let start = at as usize + 2 * bytes;
+            let start = at as usize + NEAR;
             (start..start + bytes).step_by(LINE).for_each(prefetch_near);
         }
         if self.lines > 0 {

@@ -1,13 +1,14 @@
-//! The phases of an operation: prepare, shrink, multiply; each one a share of the work for every thread of a run.
+//! The first phases of an operation, prepare and shrink; `multiply` has the last. Each is a share of the work for every thread of
+//! a run.
 #![allow(unsafe_code)]
 
 use super::Cpu;
 use super::Rows;
-use super::ahead::{ByThread, Spans, prefetch_all};
+use super::ahead::{ByThread, Spans};
 use super::inputs::{Buffers, Inputs};
-use super::kernel::{Lanes, Loops, TILE, Tile, TileRow};
+use super::kernel::{Lanes, TILE, Tile, TileRow};
 use super::plan::{AdapterPlan, Plan};
-use super::rows::{Normalise, silu};
+use super::rows::Normalise;
 use super::shared::Shared;
 use super::team::{Member, Pieces};
 use super::vector::PANEL;
@@ -56,48 +57,38 @@ impl Source<'_> {
 
 /// What a thread works in, from one operation to the next.
 #[derive(Default)]
-struct Desk {
-    rows: Vec<TileRow>,
-    lanes: Vec<Lanes>,
-    others: Vec<Lanes>,
+pub(super) struct Desk {
+    pub(super) rows: Vec<TileRow>,
+    pub(super) lanes: Vec<Lanes>,
+    pub(super) others: Vec<Lanes>,
     floats: Vec<f32>,
     gathered: Vec<f32>,
 }
 
 thread_local! {
-    static DESK: RefCell<Desk> = RefCell::default();
-}
-
-/// Some rows of one plan that reach a panel, and their accumulators.
-pub(super) struct Work<'a> {
-    pub(super) plan: usize,
-    pub(super) panel: usize,
-    pub(super) rows: &'a [TileRow],
-    pub(super) lanes: &'a mut [Lanes],
-    /// Where the panel is touched for the first time: what is to be asked for meanwhile.
-    next: Option<&'a Option<Spans>>,
+    pub(super) static DESK: RefCell<Desk> = RefCell::default();
 }
 
 /// Linears that read the same rows, with their buffers and the pieces of their phases.
 pub(super) struct Group<'a> {
-    cpu: &'a Cpu,
+    pub(super) cpu: &'a Cpu,
     pub(super) plans: &'a [Plan<'a>],
-    inputs: Inputs<'a>,
+    pub(super) inputs: Inputs<'a>,
     /// By plan: `s A x` up to each row's rank, zero beyond.
-    shrunk: Vec<Inputs<'a>>,
-    length: usize,
+    pub(super) shrunk: Vec<Inputs<'a>>,
+    pub(super) length: usize,
     /// Rows that a panel takes before the next panel comes.
-    chunk: usize,
+    pub(super) chunk: usize,
     /// Rows of one piece of shrinking.
     few: usize,
     preparing: &'a Pieces,
-    shrinking: &'a Pieces,
+    pub(super) shrinking: &'a Pieces,
     /// Pieces of shrinking that are done.
-    shrunken: AtomicUsize,
-    multiplying: &'a Pieces,
+    pub(super) shrunken: AtomicUsize,
+    pub(super) multiplying: &'a Pieces,
     paired: bool,
     /// What will be read after this.
-    next: Option<ByThread>,
+    pub(super) next: Option<ByThread>,
 }
 
 impl<'a> Group<'a> {
@@ -193,7 +184,7 @@ impl<'a> Group<'a> {
     }
 
     /// Which of the inputs is row 0 to a thread.
-    fn first(&self, member: &Member<'_>) -> usize {
+    pub(super) fn first(&self, member: &Member<'_>) -> usize {
         if self.length <= OWN { member.index() * self.length } else { 0 }
     }
 
@@ -209,11 +200,11 @@ impl<'a> Group<'a> {
     }
 
     /// Panels that are pieces of their own.
-    fn numbers(&self) -> usize {
+    pub(super) fn numbers(&self) -> usize {
         self.plans[..if self.paired { 1 } else { self.plans.len() }].iter().map(panels).sum()
     }
 
-    fn panel_addresses(&self, number: usize) -> Range<usize> {
+    pub(super) fn panel_addresses(&self, number: usize) -> Range<usize> {
         let (plan, panel) = self.panel(number);
         self.plans[plan].linear.weight.addresses(panel)
     }
@@ -258,7 +249,7 @@ impl<'a> Group<'a> {
             lanes.resize(rows.len(), [0.0; PANEL]);
             let tile = Tile {
                 matrix: &adapter.a,
-                panel,
+                panels: panel..panel + 1,
                 inputs: &self.inputs,
                 first: self.first(member),
                 rows,
@@ -280,153 +271,8 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Calls `write` with the finished outputs of some rows of one panel at a time; before that, for each panel and the rows
-    /// that do not reach it, `clear` with plan, panel and the row's place.
-    pub(super) fn multiply(
-        &self,
-        member: &Member<'_>,
-        clear: impl Fn(usize, usize, usize),
-        write: impl Fn(Work<'_>),
-    ) {
-        self.each_panel(member, |number, next, chunk, desk| {
-            let (plan, panel) = self.panel(number);
-            let unreached = |place: &usize| self.plans[plan].rows[*place].active.out <= panel * PANEL;
-            chunk.clone().filter(unreached).for_each(|place| clear(plan, panel, place));
-            let Desk { rows, lanes, .. } = desk;
-            self.each_tile((plan, panel), chunk, rows, |rows, first| {
-                lanes.resize(rows.len().max(lanes.len()), [0.0; PANEL]);
-                let lanes = &mut lanes[..rows.len()];
-                let mut work = Work { plan, panel, rows, lanes, next: first.then_some(next) };
-                self.tile(member, &mut work);
-                write(work);
-            });
-        });
-    }
-
-    /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
-    pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
-        self.each_panel(member, |panel, next, chunk, desk| {
-            let Desk { rows, lanes, others, .. } = desk;
-            let second = (self.length > 1).then(|| [self.plans[1].linear.weight.addresses(panel), 0..0]);
-            self.each_tile((0, panel), chunk, rows, |rows, first| {
-                for lanes in [&mut *lanes, &mut *others] {
-                    lanes.resize(rows.len().max(lanes.len()), [0.0; PANEL]);
-                }
-                let (gates, ups) = (&mut lanes[..rows.len()], &mut others[..rows.len()]);
-                self.tile(
-                    member,
-                    &mut Work { plan: 0, panel, rows, lanes: gates, next: first.then_some(&second) },
-                );
-                self.tile(
-                    member,
-                    &mut Work { plan: 1, panel, rows, lanes: ups, next: first.then_some(next) },
-                );
-                self.cpu.kernel.vectorised(Gate { gates, ups });
-                for (row, gates) in rows.iter().zip(gates) {
-                    let at = row.row * width + panel * PANEL;
-                    let kept = PANEL.min(width - panel * PANEL);
-                    // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
-                    unsafe { gated.part(at..at + kept) }.copy_from_slice(&gates[..kept]);
-                }
-            });
-        });
-    }
-
-    /// Calls `work` with the number of a panel, what is read after it, and a chunk of rows, by their places, for all of them.
-    fn each_panel(
-        &self,
-        member: &Member<'_>,
-        mut work: impl FnMut(usize, &Option<Spans>, Range<usize>, &mut Desk),
-    ) {
-        let panels = self.numbers();
-        let after = |piece: usize| match &self.next {
-            next if self.multiplying.begins_at(piece + 1) => Some(next.as_ref()?[member.index()].clone()),
-            // One row asks for what follows by itself.
-            _ => (self.length > 1).then(|| [self.panel_addresses((piece + 1) % panels), 0..0]),
-        };
-        DESK.with_borrow_mut(|desk| {
-            member.share(self.multiplying, |pieces| {
-                for piece in pieces {
-                    let start = piece / panels * self.chunk;
-                    let chunk = start..self.length.min(start + self.chunk);
-                    work(piece % panels, &after(piece), chunk, desk);
-                }
-            });
-        });
-    }
-
-    /// Calls `work` with some of the chunk's rows at a time, as far as they reach the panel, and with whether they are the
-    /// first.
-    fn each_tile(
-        &self,
-        (plan, panel): (usize, usize),
-        chunk: Range<usize>,
-        rows: &mut Vec<TileRow>,
-        mut work: impl FnMut(&[TileRow], bool),
-    ) {
-        let plan = &self.plans[plan];
-        let reached = chunk.filter(|&place| plan.rows[place].active.out > panel * PANEL);
-        rows.clear();
-        rows.extend(reached.map(|place| plan.tile_row(place)));
-        if !rows.is_empty() {
-            // Cut evenly.
-            let at_once = rows.len().div_ceil(rows.len().div_ceil(TILE));
-            rows.chunks(at_once).enumerate().for_each(|(i, rows)| work(rows, i == 0));
-        }
-    }
-
-    /// Bias, base and adapters.
-    fn tile(&self, member: &Member<'_>, work: &mut Work<'_>) {
-        let Work { panel, rows, .. } = *work;
-        let plan = &self.plans[work.plan];
-        if let Some(next) = &work.next {
-            if let Some(next) = next {
-                member.ahead().set(next);
-            }
-            // Needed after the base's panel: memory has time until then.
-            plan.adapters.iter().for_each(|plan| prefetch_all(plan.adapter.b.addresses(panel)));
-        }
-        let mut start = [0.0; PANEL];
-        if let Some(bias) = &plan.linear.bias {
-            let bias = &bias[panel * PANEL..bias.len().min((panel + 1) * PANEL)];
-            start[..bias.len()].copy_from_slice(bias);
-        }
-        work.lanes.fill(start);
-        let tile = Tile {
-            matrix: &plan.linear.weight,
-            panel,
-            inputs: &self.inputs,
-            first: self.first(member),
-            rows,
-            active: None,
-            ahead: member.ahead(),
-            quads: plan.quads(rows[0].inp),
-        };
-        // SAFETY: all rows were prepared, before the barrier or by this thread.
-        unsafe { self.cpu.kernel.accumulate(&tile, work.lanes) };
-        if plan.adapters.is_empty() {
-            return;
-        }
-        // Rarely waits: others have shrunk while this thread multiplied.
-        member.wait_until(|| self.shrunken.load(Ordering::Acquire) >= self.shrinking.count());
-        for (run, adapter) in plan.runs(rows) {
-            let tile = Tile {
-                matrix: &adapter.adapter.b,
-                panel,
-                inputs: &self.shrunk[work.plan],
-                first: 0,
-                rows: &rows[run.clone()],
-                active: Some(adapter.rank),
-                ahead: member.ahead(),
-                quads: &adapter.quads,
-            };
-            // SAFETY: all rows have been shrunk, as just waited for.
-            unsafe { self.cpu.kernel.accumulate(&tile, &mut work.lanes[run]) };
-        }
-    }
-
     /// The plan and its panel behind a number.
-    fn panel(&self, mut number: usize) -> (usize, usize) {
+    pub(super) fn panel(&self, mut number: usize) -> (usize, usize) {
         for (index, plan) in self.plans.iter().enumerate() {
             if number < panels(plan) {
                 return (index, number);
@@ -437,22 +283,6 @@ impl<'a> Group<'a> {
     }
 }
 
-/// `gate = silu(gate) * up`
-struct Gate<'a> {
-    gates: &'a mut [Lanes],
-    ups: &'a [Lanes],
-}
-
-impl Loops for Gate<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let (gates, ups) = (self.gates.as_flattened_mut(), self.ups.as_flattened());
-        for (gate, up) in gates.iter_mut().zip(ups) {
-            *gate = silu(*gate) * up;
-        }
-    }
-}
-
-fn panels(plan: &Plan<'_>) -> usize {
+pub(super) fn panels(plan: &Plan<'_>) -> usize {
     plan.linear.weight.rows().div_ceil(PANEL)
 }

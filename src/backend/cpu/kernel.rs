@@ -18,6 +18,8 @@ use std::ops::Range;
 /// The most rows that one tile holds: enough that loading a part of a panel into the first-level cache costs little
 /// beside its products.
 pub(super) const TILE: usize = 48;
+/// So few rows ask for the panels that follow theirs by themselves: they go through one in the time that memory takes for it.
+pub(super) const FEW: usize = 16;
 /// Bytes of a panel that all rows of a tile are multiplied with before the next ones: half of a first-level cache, so that
 /// the inputs of a few rows find room beside them.
 const NEAR: usize = 16 << 10;
@@ -95,7 +97,7 @@ impl Kernel {
         unsafe { fill(x, to) }
     }
 
-    /// Adds `matrix[panel, ..] x` to the accumulators of each row.
+    /// Adds `matrix[panel, ..] x` to the accumulators, `lanes[panel][row]`.
     ///
     /// # Safety
     /// The tile's rows have been filled, before a barrier.
@@ -142,10 +144,10 @@ fn is_amd() -> bool {
     (id.ebx, id.edx, id.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163)
 }
 
-/// One panel times some rows.
+/// Neighbouring panels times some rows.
 pub(super) struct Tile<'a> {
     pub(super) matrix: &'a Matrix,
-    pub(super) panel: usize,
+    pub(super) panels: Range<usize>,
     pub(super) inputs: &'a Inputs<'a>,
     /// Which of the inputs is row 0.
     pub(super) first: usize,
@@ -157,6 +159,24 @@ pub(super) struct Tile<'a> {
     pub(super) ahead: &'a Ahead,
     /// For quantised weights: [`Matrix::quads`] of the first row's inputs.
     pub(super) quads: &'a [u8],
+}
+
+impl Tile<'_> {
+    /// Whether few rows take the same inputs, so that they go through its panels together.
+    fn is_straight(&self) -> bool {
+        let same = || self.rows.first().map(|row| row.inp) == self.rows.last().map(|row| row.inp);
+        (1..=FEW).contains(&self.rows.len()) && (self.active.is_some() || same())
+    }
+
+    /// Units that hold the first `inp` inputs.
+    fn units(&self, inp: usize) -> usize {
+        let columns = self.matrix.columns();
+        match &self.matrix.panels {
+            // Blocks in an order of their own: each has some of every row's inputs.
+            Panels::Blocks(BlockPanels { places: Some(_), .. }) if inp > 0 => columns.div_ceil(PANEL),
+            panels => inp.min(columns).div_ceil(panels.unit()),
+        }
+    }
 }
 
 /// A row's part in a tile.
@@ -203,8 +223,16 @@ macro_rules! instruction_set {
 
             $(#[target_feature(enable = $features)])?
             unsafe fn form<const FORM: usize>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
-                // SAFETY: as above.
-                unsafe { staircase::<$vector, FORM>(tile, lanes) }
+                let rows = tile.rows.len();
+                assert!(rows <= TILE && lanes.len() == rows * tile.panels.len());
+                if tile.is_straight() {
+                    // SAFETY: as above.
+                    return unsafe { straight::<$vector, FORM>(tile, lanes) };
+                }
+                for (panel, lanes) in tile.panels.clone().zip(lanes.chunks_exact_mut(rows.max(1))) {
+                    // SAFETY: as above.
+                    unsafe { staircase::<$vector, FORM>(tile, panel, lanes) };
+                }
             }
         }
     };
@@ -240,25 +268,32 @@ fn vectorised_avx512(loops: impl Loops) {
     loops.run();
 }
 
+/// Few rows of one width go through panels as fast as memory gives them: what is the same for all panels is found out once.
+///
+/// # Safety
+/// The tile's rows have been filled, before a barrier.
+#[inline(always)]
+unsafe fn straight<V: Vector, const FORM: usize>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
+    let (rows, range) = (tile.rows.len(), 0..tile.units(tile.active.unwrap_or(tile.rows[0].inp)));
+    let asking = asking_near::<V, FORM>(tile, rows, range.len() * tile.panels.len());
+    for (panel, lanes) in tile.panels.clone().zip(lanes.chunks_exact_mut(rows)) {
+        // SAFETY: by contract.
+        unsafe { all_rows::<V, FORM>(tile, panel, range.clone(), lanes, asking) };
+    }
+}
+
 /// The staircase: as long as all rows have inputs, all take part; then those that reach further.
 ///
 /// # Safety
 /// The tile's rows have been filled, before a barrier.
 #[inline(always)]
-unsafe fn staircase<V: Vector, const FORM: usize>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
-    assert!(tile.rows.len() == lanes.len() && lanes.len() <= TILE);
-    let columns = tile.matrix.columns();
-    let units = |inp: usize| match &tile.matrix.panels {
-        // Blocks in an order of their own: each has some of every row's inputs.
-        Panels::Blocks(BlockPanels { places: Some(_), .. }) if inp > 0 => columns.div_ceil(PANEL),
-        panels => inp.min(columns).div_ceil(panels.unit()),
-    };
+unsafe fn staircase<V: Vector, const FORM: usize>(tile: &Tile<'_>, panel: usize, lanes: &mut [Lanes]) {
     let (mut start, mut rows) = (0, tile.rows.len());
     while rows > 0 {
-        let end = units(tile.active.unwrap_or(tile.rows[rows - 1].inp));
+        let end = tile.units(tile.active.unwrap_or(tile.rows[rows - 1].inp));
         if end > start {
             // SAFETY: by contract.
-            unsafe { stage::<V, FORM>(tile, start..end, &mut lanes[..rows]) };
+            unsafe { stage::<V, FORM>(tile, panel, start..end, &mut lanes[..rows]) };
             start = end;
         }
         rows = if tile.active.is_some() { 0 } else { rows - 1 };
@@ -276,43 +311,83 @@ impl<V: Vector, const FORM: usize> AtOnce<V, FORM> {
     };
 }
 
+/// Turns of asking for what follows while so many rows go through so many units.
+#[inline(always)]
+fn turns<V: Vector, const FORM: usize>(rows: usize, units: usize) -> usize {
+    let quantised = FORM < Layout::ALL.len();
+    let groups = rows.div_ceil(AtOnce::<V, FORM>::ROWS);
+    groups * V::passes(quantised, rows.div_ceil(groups)) * units.div_ceil(if quantised { 1 } else { TURN })
+}
+
+/// Of few rows the first to go through a panel ask for what follows it.
+#[inline(always)]
+fn asking_near<'a, V: Vector, const FORM: usize>(
+    tile: &Tile<'a>,
+    rows: usize,
+    units: usize,
+) -> [Asking<'a>; 2] {
+    let at_once = rows.div_ceil(rows.div_ceil(AtOnce::<V, FORM>::ROWS));
+    [tile.ahead.in_turns(turns::<V, FORM>(at_once, units), true), tile.ahead.not_at_all()]
+}
+
 /// Units of inputs `range` for the first rows of a tile; for many rows in parts that stay near.
 ///
 /// # Safety
 /// The tile's rows have been filled, before a barrier.
 #[inline(always)]
-unsafe fn stage<V: Vector, const FORM: usize>(tile: &Tile<'_>, range: Range<usize>, lanes: &mut [Lanes]) {
+unsafe fn stage<V: Vector, const FORM: usize>(
+    tile: &Tile<'_>,
+    panel: usize,
+    range: Range<usize>,
+    lanes: &mut [Lanes],
+) {
     let most = AtOnce::<V, FORM>::ROWS;
     let near = if lanes.len() <= most { usize::MAX } else { NEAR / tile.matrix.panels.unit_bytes() };
-    let quantised = FORM < Layout::ALL.len();
-    let groups = lanes.len().div_ceil(most);
-    let passes = groups * V::passes(quantised, lanes.len().div_ceil(groups));
-    let turns = passes * range.len().div_ceil(if quantised { 1 } else { TURN });
-    // One row runs through a panel at once, as fast as memory gives it.
-    let asking = tile.ahead.in_turns(turns, lanes.len() == 1);
+    let asking = if tile.rows.len() <= FEW {
+        asking_near::<V, FORM>(tile, lanes.len(), range.len())
+    } else {
+        [tile.ahead.in_turns(turns::<V, FORM>(lanes.len(), range.len()), false); 2]
+    };
     let mut start = range.start;
     while start < range.end {
         let part = start..range.end.min(start.saturating_add(near));
         start = part.end;
-        let mut row = 0;
-        while row < lanes.len() {
-            // Cut evenly: 8 rows as 4 and 4 where 6 fit.
-            let left = lanes.len() - row;
-            let rows = left.div_ceil(left.div_ceil(most));
-            // A constant first, so that what does not fit into the registers of an instruction set is not compiled for it.
-            macro_rules! take {
-                ($($count:literal)*) => {
-                    $(if AtOnce::<V, FORM>::ROWS >= $count && rows >= $count {
-                        // SAFETY: by contract.
-                        row += unsafe { some_rows::<V, FORM, $count>(tile, part.clone(), row, lanes, asking) };
-                    } else)* {
-                        // SAFETY: by contract.
-                        row += unsafe { some_rows::<V, FORM, 1>(tile, part.clone(), row, lanes, asking) };
-                    }
-                };
-            }
-            take!(12 8 6 5 4 3 2);
+        // SAFETY: by contract.
+        unsafe { all_rows::<V, FORM>(tile, panel, part, lanes, asking) };
+    }
+}
+
+/// All rows, as many at once as there is room for; `asking` while the first of them go through the panel, and later ones.
+///
+/// # Safety
+/// The tile's rows have been filled, before a barrier.
+#[inline(always)]
+unsafe fn all_rows<V: Vector, const FORM: usize>(
+    tile: &Tile<'_>,
+    panel: usize,
+    range: Range<usize>,
+    lanes: &mut [Lanes],
+    asking: [Asking<'_>; 2],
+) {
+    let mut row = 0;
+    while row < lanes.len() {
+        let asking = asking[usize::from(row > 0)];
+        // Cut evenly: 8 rows as 4 and 4 where 6 fit.
+        let left = lanes.len() - row;
+        let rows = left.div_ceil(left.div_ceil(AtOnce::<V, FORM>::ROWS));
+        // A constant first, so that what does not fit into the registers of an instruction set is not compiled for it.
+        macro_rules! take {
+            ($($count:literal)*) => {
+                $(if AtOnce::<V, FORM>::ROWS >= $count && rows >= $count {
+                    // SAFETY: by contract.
+                    row += unsafe { some_rows::<V, FORM, $count>(tile, panel, range.clone(), row, lanes, asking) };
+                } else)* {
+                    // SAFETY: by contract.
+                    row += unsafe { some_rows::<V, FORM, 1>(tile, panel, range.clone(), row, lanes, asking) };
+                }
+            };
         }
+        take!(12 8 6 5 4 3 2);
     }
 }
 
@@ -323,12 +398,13 @@ unsafe fn stage<V: Vector, const FORM: usize>(tile: &Tile<'_>, range: Range<usiz
 #[inline(always)]
 unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
     tile: &Tile<'_>,
+    panel: usize,
     range: Range<usize>,
     row: usize,
     lanes: &mut [Lanes],
     asking: Asking<'_>,
 ) -> usize {
-    let Tile { matrix, panel, inputs, first: first_row, .. } = *tile;
+    let Tile { matrix, inputs, first: first_row, .. } = *tile;
     let lanes: &mut [Lanes; R] = lanes[row..].first_chunk_mut().expect("as many accumulators as rows");
     // Loops, not `array::map`, see `vector::avx2`.
     let rows = &tile.rows[row..row + R];

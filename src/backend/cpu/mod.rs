@@ -12,6 +12,7 @@ mod kernel;
 mod limits;
 mod matrix;
 mod memory;
+mod multiply;
 mod pack;
 mod plan;
 mod product;

@@ -8,8 +8,9 @@
 
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
-use super::kernel::{Lanes, TILE, Tile, TileRow};
+use super::kernel::{FEW, Lanes, TILE, Tile, TileRow};
 use super::matrix::Matrix;
+use super::multiply::STRIP;
 use super::plan::{Plan, RowPlan, size};
 use super::shared::Shared;
 use super::team::Member;
@@ -155,6 +156,7 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let (preparing, panels) = (cpu.team.pieces(x.len()), cpu.team.pieces(weight.rows().div_ceil(PANEL)));
     let first = |thread| [weight.addresses_from(panels.start_of(thread)), 0..0];
     let next = cpu.order.follow(weight.addresses(0).start, || (0..cpu.threads).map(first).collect());
+    let few = x.len() <= FEW;
     cpu.team.run(|member| {
         member.share(&preparing, |rows| {
             let mut gathered = Vec::new();
@@ -162,24 +164,26 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
             rows.for_each(|row| unsafe { inputs.fill(cpu.kernel, row, x.row(row), &mut gathered) });
         });
         member.barrier();
-        let mut lanes = vec![[0.0; PANEL]; rows.len().min(TILE)];
+        let mut lanes = Vec::new();
         member.share(&panels, |range| {
-            for panel in range {
+            let at_once = if few { (STRIP / x.len().max(1)).max(1) } else { 1 };
+            for start in range.clone().step_by(at_once) {
+                let strip = start..range.end.min(start + at_once);
                 match &next {
-                    next if panels.begins_at(panel + 1) => {
+                    next if panels.begins_at(strip.end) => {
                         let next = next.as_ref().map(|next| &next[member.index()]);
                         next.into_iter().for_each(|next| member.ahead().set(next));
                     }
-                    _ if x.len() > 1 => member.ahead().set(&[weight.addresses(panel + 1), 0..0]),
-                    // One row asks for what follows by itself.
+                    // Few rows ask for what follows by themselves.
+                    _ if !few => member.ahead().set(&[weight.addresses(strip.end), 0..0]),
                     _ => {}
                 }
                 for rows in rows.chunks(TILE) {
-                    let lanes = &mut lanes[..rows.len()];
+                    lanes.resize(rows.len() * strip.len(), [0.0; PANEL]);
                     lanes.fill([0.0; PANEL]);
                     let tile = Tile {
                         matrix: weight,
-                        panel,
+                        panels: strip.clone(),
                         inputs: &inputs,
                         first: 0,
                         rows,
@@ -188,9 +192,11 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
                         quads: &quads,
                     };
                     // SAFETY: all rows are filled, before the barrier.
-                    unsafe { cpu.kernel.accumulate(&tile, lanes) };
-                    for (row, lanes) in rows.iter().zip(lanes) {
-                        output.write(row.row, panel, lanes, weight.rows());
+                    unsafe { cpu.kernel.accumulate(&tile, &mut lanes) };
+                    for (panel, lanes) in strip.clone().zip(lanes.chunks_exact(rows.len())) {
+                        for (row, lanes) in rows.iter().zip(lanes) {
+                            output.write(row.row, panel, lanes, weight.rows());
+                        }
                     }
                 }
             }

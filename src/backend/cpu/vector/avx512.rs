@@ -15,8 +15,8 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     // Twelve rows of two accumulators; two weights and a broadcast leave room in 32 registers.
     const ROWS: usize = 12;
     // Six rows of four; two weights, two scales and a broadcast beside them.
-    const BYTES_ROWS: usize = 6;
-    const HALVES_ROWS: usize = 6;
+    const BYTES_ROWS: usize = 8;
+    const HALVES_ROWS: usize = 8;
     const BIASED: bool = true;
 
     #[inline(always)]

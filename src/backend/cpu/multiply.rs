@@ -1,0 +1,246 @@
+//! The last phase of an operation: panel by panel, for all rows that reach it, the base's product and the adapters'.
+#![allow(unsafe_code)]
+
+use super::ahead::{Spans, prefetch_all};
+use super::group::{DESK, Desk, Group, panels};
+use super::kernel::{FEW, Lanes, Loops, TILE, Tile, TileRow};
+use super::plan::Plan;
+use super::rows::silu;
+use super::shared::Shared;
+use super::team::Member;
+use super::vector::PANEL;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// Accumulators of a strip, at most: half of a first-level cache has room for those of two plans.
+pub(super) const STRIP: usize = 64;
+
+/// Some rows of one plan that reach a panel, and their accumulators.
+pub(super) struct Work<'a> {
+    pub(super) plan: usize,
+    pub(super) panel: usize,
+    pub(super) rows: &'a [TileRow],
+    pub(super) lanes: &'a mut [Lanes],
+}
+
+/// Neighbouring panels of one plan and some of its rows, by their places.
+struct Strip {
+    plan: usize,
+    panels: Range<usize>,
+    places: Range<usize>,
+    /// What is read after it.
+    next: Option<Spans>,
+}
+
+impl Group<'_> {
+    /// Calls `write` with the finished outputs of some rows of one panel at a time; before that, for each panel and the rows
+    /// that do not reach it, `clear` with plan, panel and the row's place.
+    pub(super) fn multiply(
+        &self,
+        member: &Member<'_>,
+        clear: impl Fn(usize, usize, usize),
+        write: impl Fn(Work<'_>),
+    ) {
+        self.each_strip(member, |strip, desk| {
+            let (plan, places) = (strip.plan, strip.places.clone());
+            for panel in strip.panels.clone() {
+                let unreached = |place: &usize| self.plans[plan].rows[*place].active.out <= panel * PANEL;
+                places.clone().filter(unreached).for_each(|place| clear(plan, panel, place));
+            }
+            let Desk { rows, lanes, .. } = desk;
+            self.each_tile(strip, rows, |rows, panels, next| {
+                let lanes = room(lanes, rows.len() * panels.len());
+                self.tile(member, plan, panels.clone(), rows, lanes, next);
+                for (panel, lanes) in panels.zip(lanes.chunks_exact_mut(rows.len())) {
+                    write(Work { plan, panel, rows, lanes });
+                }
+            });
+        });
+    }
+
+    /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
+    pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
+        self.each_strip(member, |strip, desk| {
+            let Desk { rows, lanes, others, .. } = desk;
+            let second = self.plans[1].linear.weight.addresses(strip.panels.start);
+            self.each_tile(strip, rows, |rows, panels, next| {
+                let count = rows.len() * panels.len();
+                let (gates, ups) = (room(lanes, count), room(others, count));
+                let second = next.map(|_| (self.length > FEW).then(|| [second.clone(), 0..0]));
+                self.tile(member, 0, panels.clone(), rows, gates, second.as_ref());
+                self.tile(member, 1, panels.clone(), rows, ups, next);
+                self.cpu.kernel.vectorised(Gate { gates, ups });
+                for (panel, gates) in panels.zip(gates.chunks_exact(rows.len())) {
+                    for (row, gates) in rows.iter().zip(gates) {
+                        let at = row.row * width + panel * PANEL;
+                        let kept = PANEL.min(width - panel * PANEL);
+                        // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
+                        unsafe { gated.part(at..at + kept) }.copy_from_slice(&gates[..kept]);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Calls `work` for all panels and rows: with neighbouring panels where there are few rows, else with one panel and some
+    /// of the rows.
+    fn each_strip(&self, member: &Member<'_>, mut work: impl FnMut(Strip, &mut Desk)) {
+        let numbers = self.numbers();
+        let few = self.length <= FEW;
+        let most = if few { (STRIP / self.length.max(1)).max(1) } else { 1 };
+        let after = |piece: usize| match &self.next {
+            next if self.multiplying.begins_at(piece + 1) => Some(next.as_ref()?[member.index()].clone()),
+            // Few rows ask for what follows by themselves.
+            _ => (!few).then(|| [self.panel_addresses((piece + 1) % numbers), 0..0]),
+        };
+        DESK.with_borrow_mut(|desk| {
+            member.share(self.multiplying, |mut pieces| {
+                while !pieces.is_empty() {
+                    let start = pieces.start / numbers * self.chunk;
+                    let places = start..self.length.min(start + self.chunk);
+                    let (plan, panel) = self.panel(pieces.start % numbers);
+                    let count = pieces.len().min(most).min(panels(&self.plans[plan]) - panel);
+                    pieces.start += count;
+                    let next = after(pieces.start - 1);
+                    work(Strip { plan, panels: panel..panel + count, places, next }, desk);
+                }
+            });
+        });
+    }
+
+    /// Calls `work` with some of a strip's rows at a time and panels that they all reach; the first time, when panels are
+    /// touched, with what is to be asked for meanwhile.
+    fn each_tile(
+        &self,
+        strip: Strip,
+        rows: &mut Vec<TileRow>,
+        mut work: impl FnMut(&[TileRow], Range<usize>, Option<&Option<Spans>>),
+    ) {
+        let Strip { plan, mut panels, places, next } = strip;
+        let plan = &self.plans[plan];
+        let reached = |place: usize| plan.rows[place].active.out.div_ceil(PANEL);
+        let mut next = Some(&next);
+        while !panels.is_empty() {
+            let mut end = panels.end;
+            rows.clear();
+            for place in places.clone().filter(|&place| reached(place) > panels.start) {
+                end = end.min(reached(place));
+                rows.push(plan.tile_row(place));
+            }
+            if rows.is_empty() {
+                return;
+            }
+            // Cut evenly.
+            let at_once = rows.len().div_ceil(rows.len().div_ceil(TILE));
+            for rows in rows.chunks(at_once) {
+                work(rows, panels.start..end, next.take());
+            }
+            panels.start = end;
+        }
+    }
+
+    /// Bias, base and adapters of one plan. `next`: where the panels are touched for the first time.
+    fn tile(
+        &self,
+        member: &Member<'_>,
+        number: usize,
+        panels: Range<usize>,
+        rows: &[TileRow],
+        lanes: &mut [Lanes],
+        next: Option<&Option<Spans>>,
+    ) {
+        let plan = &self.plans[number];
+        if let Some(next) = next {
+            self.ask(member, plan, &panels, next);
+        }
+        for (panel, lanes) in panels.clone().zip(lanes.chunks_exact_mut(rows.len())) {
+            lanes.fill(bias(plan, panel));
+        }
+        let tile = Tile {
+            matrix: &plan.linear.weight,
+            panels: panels.clone(),
+            inputs: &self.inputs,
+            first: self.first(member),
+            rows,
+            active: None,
+            ahead: member.ahead(),
+            quads: plan.quads(rows[0].inp),
+        };
+        // SAFETY: all rows were prepared, before the barrier or by this thread.
+        unsafe { self.cpu.kernel.accumulate(&tile, lanes) };
+        if plan.adapters.is_empty() {
+            return;
+        }
+        // Rarely waits: others have shrunk while this thread multiplied.
+        member.wait_until(|| self.shrunken.load(Ordering::Acquire) >= self.shrinking.count());
+        for (run, adapter) in plan.runs(rows) {
+            let expand = |panels: Range<usize>, lanes: &mut [Lanes]| {
+                let tile = Tile {
+                    matrix: &adapter.adapter.b,
+                    panels,
+                    inputs: &self.shrunk[number],
+                    first: 0,
+                    rows: &rows[run.clone()],
+                    active: Some(adapter.rank),
+                    ahead: member.ahead(),
+                    quads: &adapter.quads,
+                };
+                // SAFETY: all rows have been shrunk, as just waited for.
+                unsafe { self.cpu.kernel.accumulate(&tile, lanes) };
+            };
+            if run.len() == rows.len() {
+                expand(panels.clone(), lanes);
+                continue;
+            }
+            for (panel, lanes) in panels.clone().zip(lanes.chunks_exact_mut(rows.len())) {
+                expand(panel..panel + 1, &mut lanes[run.clone()]);
+            }
+        }
+    }
+
+    /// Asks for what is needed after the base's panels, the adapters' panels first: memory has time until then.
+    fn ask(&self, member: &Member<'_>, plan: &Plan<'_>, panels: &Range<usize>, next: &Option<Spans>) {
+        let adapters = |panel| plan.adapters.iter().map(move |plan| plan.adapter.b.addresses(panel));
+        match (next, adapters(panels.start).next()) {
+            (Some(next), _) => member.ahead().set(next),
+            (None, Some(first)) if panels.len() > 1 => {
+                let last = plan.adapters[0].adapter.b.addresses(panels.end - 1);
+                return member.ahead().set(&[first.start..last.end, 0..0]);
+            }
+            _ => {}
+        }
+        panels.clone().flat_map(adapters).for_each(prefetch_all);
+    }
+}
+
+/// `gate = silu(gate) * up`
+struct Gate<'a> {
+    gates: &'a mut [Lanes],
+    ups: &'a [Lanes],
+}
+
+impl Loops for Gate<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (gates, ups) = (self.gates.as_flattened_mut(), self.ups.as_flattened());
+        for (gate, up) in gates.iter_mut().zip(ups) {
+            *gate = silu(*gate) * up;
+        }
+    }
+}
+
+/// Where a panel's sums begin.
+fn bias(plan: &Plan<'_>, panel: usize) -> Lanes {
+    let mut start = [0.0; PANEL];
+    if let Some(bias) = &plan.linear.bias {
+        let bias = &bias[panel * PANEL..bias.len().min((panel + 1) * PANEL)];
+        start[..bias.len()].copy_from_slice(bias);
+    }
+    start
+}
+
+/// So many accumulators.
+fn room(lanes: &mut Vec<Lanes>, count: usize) -> &mut [Lanes] {
+    lanes.resize(count.max(lanes.len()), [0.0; PANEL]);
+    &mut lanes[..count]
+}
