@@ -62,7 +62,6 @@ pub(super) struct Desk {
     pub(super) lanes: Vec<Lanes>,
     pub(super) others: Vec<Lanes>,
     floats: Vec<f32>,
-    gathered: Vec<f32>,
 }
 
 thread_local! {
@@ -168,7 +167,7 @@ impl<'a> Group<'a> {
     ) {
         let plan = &self.plans[0].rows[place];
         let x = source.row(plan.row);
-        let Desk { floats, gathered, .. } = desk;
+        let Desk { floats, .. } = desk;
         let x = match norm {
             Some(Norm { weight, eps }) => {
                 floats.clear();
@@ -180,7 +179,7 @@ impl<'a> Group<'a> {
         };
         let (row, x) = (self.first(member) + plan.row, &x[..plan.active.inp]);
         // SAFETY: each row is in one piece and nobody reads before the barrier, or is this thread's own.
-        unsafe { self.inputs.fill(self.cpu.kernel, row, x, gathered) };
+        unsafe { self.inputs.fill(self.cpu.kernel, row, x) };
     }
 
     /// Which of the inputs is row 0 to a thread.
@@ -239,7 +238,7 @@ impl<'a> Group<'a> {
         adapter: &AdapterPlan<'_>,
         desk: &mut Desk,
     ) {
-        let Desk { lanes, floats: shrunk, gathered, .. } = desk;
+        let Desk { lanes, floats: shrunk, .. } = desk;
         let AdapterPlan { adapter, rank, .. } = *adapter;
         let width = rank.next_multiple_of(PANEL);
         shrunk.clear();
@@ -267,7 +266,7 @@ impl<'a> Group<'a> {
         for (row, shrunk) in rows.iter().zip(shrunk.chunks_exact(width.max(1))) {
             let rank = self.plans[plan].rows[row.place].active.rank;
             // SAFETY: each row of each plan is in one piece, and nobody reads before all pieces are done.
-            unsafe { self.shrunk[plan].fill(self.cpu.kernel, row.row, &shrunk[..rank], gathered) };
+            unsafe { self.shrunk[plan].fill(self.cpu.kernel, row.row, &shrunk[..rank]) };
         }
     }
 

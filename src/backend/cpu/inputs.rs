@@ -108,7 +108,7 @@ impl<'a> Inputs<'a> {
     /// # Safety
     /// Nobody else fills or reads this row meanwhile.
     #[expect(unsafe_code, reason = "rows are filled by several threads")]
-    pub(super) unsafe fn fill(&self, kernel: Kernel, row: usize, x: &[f32], gathered: &mut Vec<f32>) {
+    pub(super) unsafe fn fill(&self, kernel: Kernel, row: usize, x: &[f32]) {
         let x = &x[..x.len().min(self.width)];
         if let Some(buffer) = &self.f32 {
             // SAFETY: of this row, by contract; so below.
@@ -126,14 +126,7 @@ impl<'a> Inputs<'a> {
             let count = self.width.div_ceil(BLOCK);
             // SAFETY: as above.
             let to = unsafe { buffer.part(row * count..(row + 1) * count) };
-            let x = match self.places {
-                None => x,
-                Some(places) => {
-                    gather(x, places, self.width, gathered);
-                    gathered
-                }
-            };
-            kernel.fill_blocks(x, to);
+            kernel.fill_blocks(x, self.places, to);
         }
     }
 
@@ -232,15 +225,6 @@ pub(super) fn rounded(x: f32) -> u32 {
     if x.is_nan() { bits | 0x0040_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
 }
 
-/// `width` numbers in the order of `places`; those of `x` are the first of them, the others zero.
-fn gather(x: &[f32], places: &[u32], width: usize, gathered: &mut Vec<f32>) {
-    gathered.clear();
-    if x.len() == width {
-        return gathered.extend(places.iter().map(|&input| x[input as usize]));
-    }
-    gathered.extend(places.iter().map(|&input| x.get(input as usize).copied().unwrap_or(0.0)));
-}
-
 /// All blocks of a row whose first numbers are `x`.
 #[inline(always)]
 pub(super) fn fill_blocks<V: Vector>(x: &[f32], to: &mut [QuantBlock]) {
@@ -254,6 +238,21 @@ pub(super) fn fill_blocks<V: Vector>(x: &[f32], to: &mut [QuantBlock]) {
         last[..rest.len()].copy_from_slice(rest);
         *block = quantise::<V>(&last);
         none.fill(QuantBlock::default());
+    }
+}
+
+/// The same with the numbers in the order of `places`, of which there are as many as the row has numbers.
+#[inline(always)]
+pub(super) fn fill_gathered<V: Vector>(x: &[f32], places: &[u32], to: &mut [QuantBlock]) {
+    let (whole, rest) = places.as_chunks::<BLOCK>();
+    let (first, last) = to.split_at_mut(whole.len());
+    for (block, places) in first.iter_mut().zip(whole) {
+        *block = quantise::<V>(&V::gather(x, places));
+    }
+    if let Some(block) = last.first_mut() {
+        let mut places = [u32::MAX; BLOCK];
+        places[..rest.len()].copy_from_slice(rest);
+        *block = quantise::<V>(&V::gather(x, &places));
     }
 }
 
@@ -283,7 +282,7 @@ mod tests {
             Kernel::available().into_iter().flat_map(|k| [0, 1, 5, 32, 33, 90].map(|n| (k, n)))
         {
             let mut blocks = [QuantBlock::default(); 4];
-            kernel.fill_blocks(&x[..length], &mut blocks);
+            kernel.fill_blocks(&x[..length], None, &mut blocks);
             for (b, block) in blocks.into_iter().enumerate() {
                 let sum = block.quants.iter().map(|&q| i32::from(q)).sum::<i32>();
                 assert_eq!((block.minus_8, block.minus_128), (-8 * sum, -128 * sum));
@@ -299,7 +298,7 @@ mod tests {
         for kernel in Kernel::available() {
             let quantise = |first: &[f32]| {
                 let mut block = [QuantBlock::default()];
-                kernel.fill_blocks(first, &mut block);
+                kernel.fill_blocks(first, None, &mut block);
                 block[0]
             };
             assert!(quantise(&[1.0, f32::NAN, 3.0]).scale.is_nan());
@@ -312,6 +311,30 @@ mod tests {
             // Ties go to the even one; the largest quant stands for itself.
             let largest = f32::from(kernel.largest_input());
             assert_eq!(quantise(&[largest, 0.5, 1.5, -2.5, -0.5]).quants[..5], [largest as i8, 0, 2, -2, 0]);
+        }
+    }
+
+    #[test]
+    fn blocks_have_the_numbers_in_their_order() {
+        let x = (0..3 * BLOCK).map(|i| ((i * 37 % 91) as f32 - 40.0) * 0.37).collect::<Vec<_>>();
+        for kernel in Kernel::available() {
+            // Whole blocks and not; and of rows that are cut off.
+            for (width, length) in [(96usize, 96), (96, 50), (70, 70), (70, 33), (5, 2), (32, 0)] {
+                let places = (0..width as u32).map(|i| (i * 29 + 7) % width as u32).collect::<Vec<_>>();
+                let number = |&place: &u32| x[..length].get(place as usize).copied().unwrap_or(0.0);
+                let gathered = places.iter().map(number).collect::<Vec<_>>();
+                let (mut expected, mut got) = ([QuantBlock::default(); 3], [QuantBlock::default(); 3]);
+                let blocks = ..width.div_ceil(BLOCK);
+                kernel.fill_blocks(&gathered, None, &mut expected[blocks]);
+                kernel.fill_blocks(&x[..length], Some(&places), &mut got[blocks]);
+                for (got, expected) in got.iter().zip(expected) {
+                    assert_eq!(
+                        (got.scale, got.quants),
+                        (expected.scale, expected.quants),
+                        "{kernel:?} {width}"
+                    );
+                }
+            }
         }
     }
 

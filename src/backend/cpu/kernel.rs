@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::ahead::{Ahead, Asking};
-use super::inputs::{Inputs, QuantBlock, fill_blocks};
+use super::inputs::{Inputs, QuantBlock, fill_blocks, fill_gathered};
 use super::matrix::{BlockPanels, Layout, Matrix, PairPanels, Panels};
 pub(super) use super::vector::Lanes;
 #[cfg(target_arch = "x86_64")]
@@ -19,7 +19,7 @@ use std::ops::Range;
 /// beside its products.
 pub(super) const TILE: usize = 48;
 /// So few rows ask for the panels that follow theirs by themselves: they go through one in the time that memory takes for it.
-pub(super) const FEW: usize = 16;
+pub(super) const FEW: usize = 8;
 /// Bytes of a panel that all rows of a tile are multiplied with before the next ones: half of a first-level cache, so that
 /// the inputs of a few rows find room beside them.
 const NEAR: usize = 16 << 10;
@@ -82,8 +82,8 @@ impl Kernel {
         }
     }
 
-    /// The blocks of a row whose first numbers are `x`; the others are zero.
-    pub(super) fn fill_blocks(self, x: &[f32], to: &mut [QuantBlock]) {
+    /// The blocks of a row whose first numbers are `x`; the others are zero. `places`: the numbers' order in the blocks.
+    pub(super) fn fill_blocks(self, x: &[f32], places: Option<&[u32]>, to: &mut [QuantBlock]) {
         let fill = match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => with_avx2::fill,
@@ -94,7 +94,7 @@ impl Kernel {
             _ => portable::fill,
         };
         // SAFETY: `available` has seen these instructions on this processor.
-        unsafe { fill(x, to) }
+        unsafe { fill(x, places, to) }
     }
 
     /// Adds `matrix[panel, ..] x` to the accumulators, `lanes[panel][row]`.
@@ -217,8 +217,11 @@ macro_rules! instruction_set {
             /// # Safety
             /// The processor has these instructions.
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn fill(x: &[f32], to: &mut [QuantBlock]) {
-                fill_blocks::<$vector>(x, to);
+            pub(super) unsafe fn fill(x: &[f32], places: Option<&[u32]>, to: &mut [QuantBlock]) {
+                match places {
+                    Some(places) => fill_gathered::<$vector>(x, places, to),
+                    None => fill_blocks::<$vector>(x, to),
+                }
             }
 
             $(#[target_feature(enable = $features)])?

@@ -9,6 +9,7 @@ use super::memory::Packed;
 use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
 use crate::weights::{BLOCK, Blocks};
 use half::{bf16, f16};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     pub(super) panels: Panels,
+    /// [`Self::quads`] of all inputs.
+    quads: Vec<u8>,
 }
 
 /// Outputs beyond the last are zero, inputs beyond the last meet inputs that are.
@@ -162,7 +165,11 @@ impl Panels {
 
 impl Matrix {
     pub(super) fn new(rows: usize, columns: usize, panels: Panels) -> Self {
-        Self { rows, columns, panels }
+        let quads = match &panels {
+            Panels::Blocks(blocks) => quads(blocks.places.as_deref(), columns),
+            Panels::F32(_) | Panels::Bf16(_) => Vec::new(),
+        };
+        Self { rows, columns, panels, quads }
     }
 
     /// Outputs.
@@ -198,15 +205,15 @@ impl Matrix {
         out.div_ceil(PANEL) * of_panel
     }
 
-    /// By block: the quads that hold any of the first `inp` inputs; as many blocks as are needed.
-    pub(super) fn quads(&self, inp: usize) -> Vec<u8> {
-        let Panels::Blocks(BlockPanels { places: Some(places), .. }) = &self.panels else {
-            let of_block = |block: usize| (inp - block * BLOCK).min(BLOCK).div_ceil(QUAD) as u8;
-            return (0..inp.div_ceil(BLOCK)).map(of_block).collect();
-        };
-        let of_block =
-            |block: &[u32]| block.partition_point(|&input| (input as usize) < inp).div_ceil(QUAD) as u8;
-        places.chunks(BLOCK).map(of_block).collect()
+    /// By block: the quads that hold any of the first `inp` inputs; as many blocks as are needed. None where there are no blocks.
+    pub(super) fn quads(&self, inp: usize) -> Cow<'_, [u8]> {
+        match &self.panels {
+            Panels::Blocks(blocks) if inp < self.columns => match &blocks.places {
+                None if inp.is_multiple_of(BLOCK) => Cow::Borrowed(&self.quads[..inp / BLOCK]),
+                places => Cow::Owned(quads(places.as_deref(), inp)),
+            },
+            _ => Cow::Borrowed(&self.quads),
+        }
     }
 
     /// Where a panel lies.
@@ -238,6 +245,16 @@ impl Matrix {
             }
             Panels::Blocks(blocks) => blocks.unpack_row(self.columns, (panel, lane), into),
         }
+    }
+}
+
+/// [`Matrix::quads`] of blocks in order or with `places`.
+fn quads(places: Option<&[u32]>, inp: usize) -> Vec<u8> {
+    let in_order = |block: usize| (inp - block * BLOCK).min(BLOCK).div_ceil(QUAD) as u8;
+    let within = |block: &[u32]| block.partition_point(|&input| (input as usize) < inp).div_ceil(QUAD) as u8;
+    match places {
+        None => (0..inp.div_ceil(BLOCK)).map(in_order).collect(),
+        Some(places) => places.chunks(BLOCK).map(within).collect(),
     }
 }
 

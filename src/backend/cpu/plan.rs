@@ -5,6 +5,7 @@ use super::matrix::Matrix;
 use super::{Cpu, Rows};
 use crate::backend::{Adapter, BackendError, Linear, Segment};
 use crate::supernet::ActiveLinear;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// One Linear over all rows of a batch.
@@ -13,7 +14,7 @@ pub(super) struct Plan<'a> {
     /// All rows, those with more active inputs first, so that the rows that reach an input are the first ones.
     pub(super) rows: Vec<RowPlan>,
     /// By distinct number of active inputs: [`Matrix::quads`].
-    quads: Vec<(usize, Vec<u8>)>,
+    quads: Vec<(usize, Cow<'a, [u8]>)>,
     /// The super-adapters in use.
     pub(super) adapters: Vec<AdapterPlan<'a>>,
 }
@@ -33,7 +34,7 @@ pub(super) struct AdapterPlan<'a> {
     /// The highest active rank.
     pub(super) rank: usize,
     /// [`Matrix::quads`] of B up to that rank.
-    pub(super) quads: Vec<u8>,
+    pub(super) quads: Cow<'a, [u8]>,
 }
 
 impl<'a> Plan<'a> {
@@ -72,7 +73,7 @@ impl<'a> Plan<'a> {
     fn note(&mut self, adapter: &'a Adapter<Cpu>, rank: usize) -> usize {
         let known = self.adapters.iter().position(|known| std::ptr::eq(known.adapter, adapter));
         let place = known.unwrap_or_else(|| {
-            self.adapters.push(AdapterPlan { adapter, rank, quads: Vec::new() });
+            self.adapters.push(AdapterPlan { adapter, rank, quads: Cow::default() });
             self.adapters.len() - 1
         });
         self.adapters[place].rank = self.adapters[place].rank.max(rank);

@@ -159,9 +159,8 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let few = x.len() <= FEW;
     cpu.team.run(|member| {
         member.share(&preparing, |rows| {
-            let mut gathered = Vec::new();
             // SAFETY: each row is one piece, and nobody reads before the barrier.
-            rows.for_each(|row| unsafe { inputs.fill(cpu.kernel, row, x.row(row), &mut gathered) });
+            rows.for_each(|row| unsafe { inputs.fill(cpu.kernel, row, x.row(row)) });
         });
         member.barrier();
         let mut lanes = Vec::new();

@@ -106,6 +106,24 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
     }
 
     #[inline(always)]
+    fn gather(x: &[f32], places: &[u32; PANEL]) -> [f32; PANEL] {
+        let mut gathered = [0.0f32; PANEL];
+        // Places are read as signed numbers, of four bytes each.
+        let Ok(length) = i32::try_from(x.len()) else { return super::gather(x, places) };
+        for (to, places) in gathered.as_chunks_mut::<16>().0.iter_mut().zip(places.as_chunks::<16>().0) {
+            // SAFETY: as in `zero`; only places within `x` are read, as the mask says.
+            unsafe {
+                let places = _mm512_loadu_si512(places.as_ptr().cast());
+                let within = _mm512_cmplt_epu32_mask(places, _mm512_set1_epi32(length));
+                let none = _mm512_setzero_ps();
+                let numbers = _mm512_mask_i32gather_ps::<4>(none, within, places, x.as_ptr().cast());
+                _mm512_storeu_ps(to.as_mut_ptr(), numbers);
+            }
+        }
+        gathered
+    }
+
+    #[inline(always)]
     fn largest(x: &[f32; PANEL]) -> f32 {
         // SAFETY: see `zero`; these processors have AVX2.
         unsafe { avx2_quants::largest(x) }

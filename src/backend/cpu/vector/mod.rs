@@ -157,6 +157,12 @@ pub(super) trait Vector: Copy {
         blocks::add_blocks::<Self, LAYOUT, R>(lanes, run, x);
     }
 
+    /// The numbers at these places; zero at places beyond the last.
+    #[inline(always)]
+    fn gather(x: &[f32], places: &[u32; PANEL]) -> [f32; PANEL] {
+        gather(x, places)
+    }
+
     /// The largest size among numbers; a NaN if one is.
     #[inline(always)]
     fn largest(x: &[f32; PANEL]) -> f32 {
@@ -193,6 +199,16 @@ pub(super) trait Vector: Copy {
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
     ) -> [Self::Ints; R];
+}
+
+/// [`Vector::gather`] one by one.
+#[inline(always)]
+fn gather(x: &[f32], places: &[u32; PANEL]) -> [f32; PANEL] {
+    let mut gathered = [0.0; PANEL];
+    for (to, &place) in gathered.iter_mut().zip(places) {
+        *to = x.get(place as usize).copied().unwrap_or(0.0);
+    }
+    gathered
 }
 
 /// The two inputs of a pair.
