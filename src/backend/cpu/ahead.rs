@@ -101,12 +101,12 @@ impl Ahead {
 
     /// To ask for all that is left in so many turns; `near`: and for what follows what is being read.
     pub(super) fn in_turns(&self, turns: usize, near: bool) -> Asking<'_> {
-        Asking { ahead: self, lines: self.left().div_ceil(turns.max(1)), near }
+        Asking { ahead: self, lines: self.left().div_ceil(turns.max(1)), near, end: usize::MAX, skipped: 0 }
     }
 
     /// To ask for nothing.
     pub(super) fn not_at_all(&self) -> Asking<'_> {
-        Asking { ahead: self, lines: 0, near: false }
+        Asking { ahead: self, lines: 0, near: false, end: usize::MAX, skipped: 0 }
     }
 }
 
@@ -116,14 +116,26 @@ pub(super) struct Asking<'a> {
     ahead: &'a Ahead,
     lines: usize,
     near: bool,
+    /// Where what is read now ends, and how many bytes after it are not read.
+    end: usize,
+    skipped: usize,
 }
 
 impl Asking<'_> {
-    /// A turn, before so many bytes of weights are read from `at` on.
+    /// While these weights are read, and what comes so many bytes after them is not.
     #[inline(always)]
-    pub(super) fn turn<T>(self, at: *const T, bytes: usize) {
+    pub(super) fn during<T>(self, weights: &[T], skipped: usize) -> Self {
+        Self { end: weights.as_ptr_range().end as usize, skipped, ..self }
+    }
+
+    /// A turn, before `bytes` of the next `stride` bytes of weights are read from `at` on.
+    #[inline(always)]
+    pub(super) fn turn<T>(self, at: *const T, bytes: usize, stride: usize) {
         if self.near {
-            let start = at as usize + NEAR;
+            let mut start = at as usize + NEAR.next_multiple_of(stride);
+            if start >= self.end {
+                start += self.skipped;
+            }
             (start..start + bytes).step_by(LINE).for_each(prefetch_near);
         }
         if self.lines > 0 {
@@ -192,7 +204,7 @@ mod tests {
         assert_eq!(
             (0..5)
                 .map(|_| {
-                    asking.turn(memory.as_ptr(), 0);
+                    asking.turn(memory.as_ptr(), 0, 1);
                     ahead.left()
                 })
                 .collect::<Vec<_>>(),

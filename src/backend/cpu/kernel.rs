@@ -421,11 +421,14 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 x[r] = unsafe { &inputs.f32(first_row + rows[r].row)[range.clone()] };
             }
             check(weights.len(), x);
-            V::add_inputs(lanes, weights, x, asking);
+            let skipped = (matrix.columns() - weights.len()) * size_of::<Lanes>();
+            V::add_inputs(lanes, weights, x, asking.during(weights, skipped));
         }
-        Panels::Bf16(pairs) if FORM == BF16 || FORM == BF16_DOT => {
-            let panels: &[[[bf16; 2]; PANEL]] = bytemuck::cast_slice(pairs.packed.bytes());
-            let weights = &panels[panel * matrix.columns().div_ceil(2)..][range.clone()];
+        Panels::Bf16(PairPanels { packed, .. }) if FORM == BF16 || FORM == BF16_DOT => {
+            let panels: &[[[bf16; 2]; PANEL]] = bytemuck::cast_slice(packed.bytes());
+            let pairs = matrix.columns().div_ceil(2);
+            let weights = &panels[panel * pairs..][range.clone()];
+            let asking = asking.during(weights, (pairs - weights.len()) * size_of::<[[bf16; 2]; PANEL]>());
             if FORM == BF16_DOT {
                 let mut x: [&[Pair]; R] = [&[]; R];
                 for r in 0..R {
@@ -452,7 +455,8 @@ unsafe fn some_rows<V: Vector, const FORM: usize, const R: usize>(
                 // SAFETY: by contract.
                 x[r] = unsafe { &inputs.blocks(first_row + rows[r].row)[range.clone()] };
             }
-            let run = BlockRun::new(blocks.layout, blocks.packed.bytes(), first, quads, asking);
+            let (packed, skipped) = (blocks.packed.bytes(), per_panel - quads.len());
+            let run = BlockRun::new(blocks.layout, packed, first, quads, skipped, asking);
             quants::<V, FORM, R>(lanes, run, x);
         }
         // The form is that of the panels, see `instruction_set`.

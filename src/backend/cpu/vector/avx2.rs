@@ -248,7 +248,7 @@ unsafe fn add_inputs<const N: usize, const R: usize>(
         let mut sums = load_sums::<N, R>(lanes, from);
         for (k, weights) in weights.iter().enumerate() {
             if k.is_multiple_of(TURN) {
-                asking.turn(weights, TURN * size_of_val(weights));
+                asking.turn(weights, TURN * size_of_val(weights), TURN * size_of_val(weights));
             }
             let mut some = [_mm256_setzero_ps(); N];
             for i in 0..N {
@@ -280,7 +280,7 @@ unsafe fn add_pairs<const N: usize, const R: usize>(
         let mut sums = load_sums::<N, R>(lanes, from);
         for (k, weights) in weights.iter().enumerate() {
             if k.is_multiple_of(TURN) {
-                asking.turn(weights, TURN * size_of_val(weights));
+                asking.turn(weights, TURN * size_of_val(weights), TURN * size_of_val(weights));
             }
             let at = weights.as_ptr().add(from).cast::<__m256i>();
             let mut some = [_mm256_setzero_ps(); N];

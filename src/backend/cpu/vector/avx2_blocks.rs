@@ -23,7 +23,7 @@ pub(super) unsafe fn add_blocks_to_sixteen<const LAYOUT: usize, const R: usize>(
     // SAFETY: by contract.
     unsafe {
         for (b, (header, weights)) in run.blocks(layout).enumerate() {
-            run.asking.turn(header.as_ptr(), layout.record());
+            run.asking.turn(header.as_ptr(), layout.header() + size_of_val(weights), layout.record());
             let mut block = [x[0].as_ptr(); R];
             for r in 0..R {
                 block[r] = x[r].as_ptr().add(b);

@@ -20,17 +20,18 @@ pub(in super::super) struct BlockRun<'a> {
 }
 
 impl<'a> BlockRun<'a> {
-    /// From block `first` of the packed matrix on, as many as `quads`.
+    /// From block `first` of the packed matrix on, as many as `quads`; so many after them are not read.
     #[inline(always)]
     pub(in super::super) fn new(
         layout: Layout,
         packed: &'a [u8],
         first: usize,
         quads: &'a [u8],
+        skipped: usize,
         asking: Asking<'a>,
     ) -> Self {
         let records = &packed[first * layout.record()..][..quads.len() * layout.record()];
-        Self { records, quads, asking }
+        Self { records, quads, asking: asking.during(records, skipped * layout.record()) }
     }
 
     /// In blocks.
@@ -78,7 +79,7 @@ pub(super) fn add_blocks<V: Vector, const LAYOUT: usize, const R: usize>(
     }
     let mut sums = load_all::<V, R>(lanes);
     for (b, (header, weights)) in run.blocks(layout).enumerate() {
-        run.asking.turn(header.as_ptr(), layout.record());
+        run.asking.turn(header.as_ptr(), layout.header() + size_of_val(weights), layout.record());
         let scales = V::load_f16(&header[0]);
         let mut begin = [0; R];
         let mut quants: [&[[i8; QUAD]; QUADS]; R] = [&[[0; QUAD]; QUADS]; R];

@@ -95,7 +95,7 @@ pub(super) trait Vector: Copy {
         let mut sums = load_all::<Self, R>(lanes);
         for (k, weights) in weights.iter().enumerate() {
             if k.is_multiple_of(TURN) {
-                asking.turn(weights, TURN * size_of_val(weights));
+                asking.turn(weights, TURN * size_of_val(weights), TURN * size_of_val(weights));
             }
             let weights = Self::load(weights);
             for r in 0..R {
@@ -116,7 +116,7 @@ pub(super) trait Vector: Copy {
         let mut sums = load_all::<Self, R>(lanes);
         for (k, weights) in weights.iter().enumerate() {
             if k.is_multiple_of(TURN) {
-                asking.turn(weights, TURN * size_of_val(weights));
+                asking.turn(weights, TURN * size_of_val(weights), TURN * size_of_val(weights));
             }
             let [first, second] = Self::load_pairs(weights);
             for r in 0..R {
@@ -138,7 +138,7 @@ pub(super) trait Vector: Copy {
         let mut sums = load_all::<Self, R>(lanes);
         for (k, weights) in weights.iter().enumerate() {
             if k.is_multiple_of(TURN) {
-                asking.turn(weights, TURN * size_of_val(weights));
+                asking.turn(weights, TURN * size_of_val(weights), TURN * size_of_val(weights));
             }
             for r in 0..R {
                 sums[r] = sums[r].add_dot(x[r][k], weights);
