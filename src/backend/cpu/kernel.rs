@@ -18,8 +18,6 @@ use std::ops::Range;
 /// The most rows that one tile holds: enough that loading a part of a panel into the first-level cache costs little
 /// beside its products.
 pub(super) const TILE: usize = 48;
-/// So few rows ask for the panels that follow theirs by themselves: they go through one in the time that memory takes for it.
-pub(super) const FEW: usize = 8;
 /// Bytes of a panel that all rows of a tile are multiplied with before the next ones: half of a first-level cache, so that
 /// the inputs of a few rows find room beside them.
 const NEAR: usize = 16 << 10;
@@ -69,6 +67,18 @@ impl Kernel {
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512 VNNI",
             Self::Avx512Bf16 => "AVX-512 VNNI and BF16",
+        }
+    }
+
+    /// So few rows go through a panel at once, in about the time that memory takes for it: they ask by themselves for what
+    /// follows, and take neighbouring panels in one call.
+    pub(super) fn few(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::FEW,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => Avx512::<false>::FEW,
+            _ => Portable::FEW,
         }
     }
 
@@ -162,10 +172,10 @@ pub(super) struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Whether few rows take the same inputs, so that they go through its panels together.
-    fn is_straight(&self) -> bool {
+    /// Whether few rows, see [`Kernel::few`], take the same inputs, so that they go through its panels together.
+    fn is_straight<V: Vector>(&self) -> bool {
         let same = || self.rows.first().map(|row| row.inp) == self.rows.last().map(|row| row.inp);
-        (1..=FEW).contains(&self.rows.len()) && (self.active.is_some() || same())
+        (1..=V::FEW).contains(&self.rows.len()) && (self.active.is_some() || same())
     }
 
     /// Units that hold the first `inp` inputs.
@@ -228,7 +238,7 @@ macro_rules! instruction_set {
             unsafe fn form<const FORM: usize>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
                 let rows = tile.rows.len();
                 assert!(rows <= TILE && lanes.len() == rows * tile.panels.len());
-                if tile.is_straight() {
+                if tile.is_straight::<$vector>() {
                     // SAFETY: as above.
                     return unsafe { straight::<$vector, FORM>(tile, lanes) };
                 }
@@ -346,7 +356,7 @@ unsafe fn stage<V: Vector, const FORM: usize>(
 ) {
     let most = AtOnce::<V, FORM>::ROWS;
     let near = if lanes.len() <= most { usize::MAX } else { NEAR / tile.matrix.panels.unit_bytes() };
-    let asking = if tile.rows.len() <= FEW {
+    let asking = if tile.rows.len() <= V::FEW {
         asking_near::<V, FORM>(tile, lanes.len(), range.len())
     } else {
         [tile.ahead.in_turns(turns::<V, FORM>(lanes.len(), range.len()), false); 2]
@@ -375,8 +385,8 @@ unsafe fn all_rows<V: Vector, const FORM: usize>(
     let mut row = 0;
     while row < lanes.len() {
         let asking = asking[usize::from(row > 0)];
-        // Cut evenly: 8 rows as 4 and 4 where 6 fit.
         let left = lanes.len() - row;
+        // Cut evenly: 10 rows as 5 and 5 where 8 fit.
         let rows = left.div_ceil(left.div_ceil(AtOnce::<V, FORM>::ROWS));
         // A constant first, so that what does not fit into the registers of an instruction set is not compiled for it.
         macro_rules! take {

@@ -3,7 +3,7 @@
 
 use super::ahead::{Spans, prefetch_all};
 use super::group::{DESK, Desk, Group, panels};
-use super::kernel::{FEW, Lanes, Loops, TILE, Tile, TileRow};
+use super::kernel::{Lanes, Loops, TILE, Tile, TileRow};
 use super::plan::Plan;
 use super::rows::silu;
 use super::shared::Shared;
@@ -66,7 +66,7 @@ impl Group<'_> {
             self.each_tile(strip, rows, |rows, panels, next| {
                 let count = rows.len() * panels.len();
                 let (gates, ups) = (room(lanes, count), room(others, count));
-                let second = next.map(|_| (self.length > FEW).then(|| [second.clone(), 0..0]));
+                let second = next.map(|_| (!self.is_few()).then(|| [second.clone(), 0..0]));
                 self.tile(member, 0, panels.clone(), rows, gates, second.as_ref());
                 self.tile(member, 1, panels.clone(), rows, ups, next);
                 self.cpu.kernel.vectorised(Gate { gates, ups });
@@ -82,11 +82,15 @@ impl Group<'_> {
         });
     }
 
+    fn is_few(&self) -> bool {
+        self.length <= self.cpu.kernel.few()
+    }
+
     /// Calls `work` for all panels and rows: with neighbouring panels where there are few rows, else with one panel and some
     /// of the rows.
     fn each_strip(&self, member: &Member<'_>, mut work: impl FnMut(Strip, &mut Desk)) {
         let numbers = self.numbers();
-        let few = self.length <= FEW;
+        let few = self.is_few();
         let most = if few { (STRIP / self.length.max(1)).max(1) } else { 1 };
         let after = |piece: usize| match &self.next {
             next if self.multiplying.begins_at(piece + 1) => Some(next.as_ref()?[member.index()].clone()),

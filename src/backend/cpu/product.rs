@@ -8,7 +8,7 @@
 
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
-use super::kernel::{FEW, Lanes, TILE, Tile, TileRow};
+use super::kernel::{Lanes, TILE, Tile, TileRow};
 use super::matrix::Matrix;
 use super::multiply::STRIP;
 use super::plan::{Plan, RowPlan, size};
@@ -156,7 +156,7 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let (preparing, panels) = (cpu.team.pieces(x.len()), cpu.team.pieces(weight.rows().div_ceil(PANEL)));
     let first = |thread| [weight.addresses_from(panels.start_of(thread)), 0..0];
     let next = cpu.order.follow(weight.addresses(0).start, || (0..cpu.threads).map(first).collect());
-    let few = x.len() <= FEW;
+    let few = x.len() <= cpu.kernel.few();
     cpu.team.run(|member| {
         member.share(&preparing, |rows| {
             // SAFETY: each row is one piece, and nobody reads before the barrier.

@@ -55,6 +55,8 @@ pub(super) trait Vector: Copy {
     const BYTES_ROWS: usize;
     /// The same for weights quantised to half a byte.
     const HALVES_ROWS: usize;
+    /// Rows that are taken together whatever the weights.
+    const FEW: usize = least(Self::ROWS, least(Self::BYTES_ROWS, Self::HALVES_ROWS));
     /// Whether [`Self::dot_bytes`] takes a byte for the number that it is, 128 more than the quant it stands for.
     const BIASED: bool;
     /// The largest quant of an input.
@@ -199,6 +201,10 @@ pub(super) trait Vector: Copy {
         weights: &[[u8; QUAD_BYTES]],
         x: [&[[i8; QUAD]; QUADS]; R],
     ) -> [Self::Ints; R];
+}
+
+const fn least(one: usize, other: usize) -> usize {
+    if one < other { one } else { other }
 }
 
 /// [`Vector::gather`] one by one.
