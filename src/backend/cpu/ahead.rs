@@ -132,15 +132,19 @@ impl Asking<'_> {
     #[inline(always)]
     pub(super) fn turn<T>(self, at: *const T, bytes: usize, stride: usize) {
         if self.near {
-            let mut start = at as usize + NEAR.next_multiple_of(stride);
-            if start >= self.end {
-                start += self.skipped;
-            }
+            let start = self.coming(at as usize, stride);
             (start..start + bytes).step_by(LINE).for_each(prefetch_near);
         }
         if self.lines > 0 {
             self.ahead.ask(self.lines);
         }
+    }
+
+    /// What will be read when [`NEAR`] bytes, in whole strides, have been read from `at` on.
+    #[inline(always)]
+    fn coming(self, at: usize, stride: usize) -> usize {
+        let start = at + NEAR.next_multiple_of(stride);
+        if start < self.end { start } else { start + self.skipped }
     }
 }
 
@@ -212,5 +216,16 @@ mod tests {
         );
         ahead.set(&[0..usize::MAX, 0..1]);
         assert_eq!(ahead.left(), MOST / LINE);
+    }
+
+    #[test]
+    fn what_comes_after_a_prefix_is_the_next_panel() {
+        // Panels of 20 blocks of 640 bytes, of which 12 are read.
+        let (block, memory, ahead) = (640, vec![0u8; 12_800], Ahead::default());
+        let asking = ahead.in_turns(1, true).during(&memory[..12 * block], 8 * block);
+        let start = memory.as_ptr() as usize;
+        let coming = |from: usize| (asking.coming(start + from * block, block) - start) / block;
+        // Seven blocks are the first 4 KiB or more.
+        assert_eq!([0, 4, 5, 11].map(coming), [7, 11, 20, 26]);
     }
 }

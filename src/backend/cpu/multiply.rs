@@ -3,7 +3,7 @@
 
 use super::ahead::{Spans, prefetch_all};
 use super::group::{DESK, Desk, Group, panels};
-use super::kernel::{Lanes, Loops, TILE, Tile, TileRow};
+use super::kernel::{Kernel, Lanes, Loops, TILE, Tile, TileRow};
 use super::plan::Plan;
 use super::rows::silu;
 use super::shared::Shared;
@@ -13,7 +13,12 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Accumulators of a strip, at most: half of a first-level cache has room for those of two plans.
-pub(super) const STRIP: usize = 64;
+const STRIP: usize = 64;
+
+/// Neighbouring panels that so many rows take in one call.
+pub(super) fn panels_at_once(kernel: Kernel, rows: usize) -> usize {
+    if rows <= kernel.few() { (STRIP / rows.max(1)).max(1) } else { 1 }
+}
 
 /// Some rows of one plan that reach a panel, and their accumulators.
 pub(super) struct Work<'a> {
@@ -91,7 +96,7 @@ impl Group<'_> {
     fn each_strip(&self, member: &Member<'_>, mut work: impl FnMut(Strip, &mut Desk)) {
         let numbers = self.numbers();
         let few = self.is_few();
-        let most = if few { (STRIP / self.length.max(1)).max(1) } else { 1 };
+        let most = panels_at_once(self.cpu.kernel, self.length);
         let after = |piece: usize| match &self.next {
             next if self.multiplying.begins_at(piece + 1) => Some(next.as_ref()?[member.index()].clone()),
             // Few rows ask for what follows by themselves.

@@ -10,7 +10,7 @@ use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
 use super::kernel::{Lanes, TILE, Tile, TileRow};
 use super::matrix::Matrix;
-use super::multiply::STRIP;
+use super::multiply::panels_at_once;
 use super::plan::{Plan, RowPlan, size};
 use super::shared::Shared;
 use super::team::Member;
@@ -165,7 +165,7 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
         member.barrier();
         let mut lanes = Vec::new();
         member.share(&panels, |range| {
-            let at_once = if few { (STRIP / x.len().max(1)).max(1) } else { 1 };
+            let at_once = panels_at_once(cpu.kernel, x.len());
             for start in range.clone().step_by(at_once) {
                 let strip = start..range.end.min(start + at_once);
                 match &next {
