@@ -24,7 +24,7 @@ const FLOORS: [(&str, u32); 17] = [
 ];
 
 /// A crate and the only places that may name it.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("axum", &["server"]),
     ("tower_http", &["server"]),
     ("hyper", &["server"]),
@@ -36,6 +36,7 @@ const CRATES: [(&str, &[&str]); 11] = [
     ("prometheus", &["server"]),
     ("indicatif", &["cli"]),
     ("gemm", &["backend/reference"]),
+    ("libc", &["cli"]),
 ];
 
 const FILE_LINES: usize = 500;

@@ -38,9 +38,12 @@ fn checkpoint(recipe: &Recipe) -> Checkpoint {
 #[test]
 fn a_killed_training_that_goes_on_ends_where_an_uninterrupted_one_does() {
     let sandwich = Recipe { sampling: Sampling::Sandwich, distill: true, length_buckets: true, ..recipe() };
-    for (recipe, total) in
-        [(recipe(), 10), (sandwich.clone(), 20), (Recipe { max_tokens: Some(147), ..sandwich }, 18)]
-    {
+    for (recipe, total) in [
+        (recipe(), 10),
+        (sandwich.clone(), 20),
+        (Recipe { max_tokens: Some(147), ..sandwich.clone() }, 18),
+        (Recipe { students: 2, accumulation: 3, ..sandwich }, 30),
+    ] {
         goes_on(&recipe, total);
     }
 }
@@ -54,13 +57,16 @@ fn goes_on(recipe: &Recipe, total: u64) {
     // Dropout and the choice of sub-networks are at work, else nothing would have to be continued.
     assert!(expected.iter().any(|m| m.sub_network != expected[0].sub_network));
 
-    for killed_after in [2, 4, 6] {
+    let window = recipe().accumulation;
+    for killed_after in [1, 2, 3].map(|windows| windows * window) {
         let folder = Folder::empty();
         let checkpoint = checkpoint(&recipe());
         let mut first = trainer(&net, recipe());
         assert!(!checkpoint.resume(&folder.file(FILE), &mut first).unwrap());
         for m in &expected[..killed_after] {
-            assert!(first.done() == 0 || first.between_windows() == first.done().is_multiple_of(2));
+            assert!(
+                first.done() == 0 || first.between_windows() == first.done().is_multiple_of(window as u64)
+            );
             assert_eq!(&first.step().unwrap(), m);
         }
         checkpoint.save(&folder.file(FILE), &first).unwrap();

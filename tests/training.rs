@@ -154,6 +154,28 @@ fn a_sandwich_is_the_maximal_network_then_the_minimal_or_a_random_one_on_the_sam
 }
 
 #[test]
+fn several_students_are_the_minimal_network_and_random_ones_and_learn_from_one_teacher() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let sequences = (3..43).map(|n| Sequence::whole(vec![n, n + 1, n + 2])).collect::<Vec<_>>();
+    let recipe = Recipe { students: 3, micro_batch: 2, epochs: 1, ..Recipe::best() };
+    let mut trainer = trainer(&net, recipe, sequences);
+    let done = (0..trainer.total()).map(|_| trainer.step().unwrap()).collect::<Vec<_>>();
+    assert_eq!(done.len(), 80);
+    let mut random = Vec::new();
+    for batch in done.chunks(4) {
+        assert_eq!(batch.iter().map(|m| m.distilled).collect::<Vec<_>>(), [false, true, true, true]);
+        assert_eq!(
+            [&batch[0].sub_network, &batch[1].sub_network],
+            [&net.space.maximal(), &net.space.minimal()]
+        );
+        random.extend(batch[2..].iter().map(|m| &m.sub_network));
+        // One step for all four, at its end.
+        assert_eq!(batch.iter().filter(|m| m.gradient_norm.is_some()).count(), 1);
+    }
+    assert!(random.windows(2).any(|w| w[0] != w[1]) && random.iter().any(|&s| *s != net.space.minimal()));
+}
+
+#[test]
 fn plain_lora_trains_the_maximal_network_only_and_ends_where_its_tokens_do() {
     let net = Supernet::open("tiny-tied/base", "tiny-tied");
     let sequences = (3..43).map(|n| Sequence { tokens: vec![n, n + 1, n + 2], given: 2 }).collect();

@@ -54,7 +54,7 @@ pub struct Trainer {
     /// Each has something to learn.
     sequences: Vec<Sequence>,
     schedule: Schedule,
-    /// Of the micro-batch before, while a student is to learn from it.
+    /// Of the batch's first micro-batch, while students are to learn from it.
     teacher: Option<Teacher>,
     /// Whether activations are computed again rather than remembered.
     recompute: bool,
@@ -203,11 +203,14 @@ impl Trainer {
         self.done = number;
         let distilled = teacher.is_some();
         let trained_tokens = done.iter().map(|part| part.tokens).sum();
-        let teaches = self.recipe.distill && !self.recipe.is_student(number);
-        self.teacher = teaches.then(|| {
+        if !self.recipe.distill || !self.recipe.is_student(number + 1) {
+            self.teacher = None;
+        } else if teacher.is_some() {
+            self.teacher = teacher;
+        } else {
             let last = done.into_iter().map(|part| part.both_ways.last).collect();
-            Teacher { sequences: sequences.to_vec(), last }
-        });
+            self.teacher = Some(Teacher { sequences: sequences.to_vec(), last });
+        }
         let epoch = self.schedule.epoch_of(number);
         Ok(MicroBatch {
             number,

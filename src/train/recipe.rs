@@ -11,18 +11,12 @@ pub enum Sampling {
     /// Each micro-batch another one, uniform and independent in every group, as in LoNAS.
     #[default]
     Random,
-    /// Each batch of sequences is two micro-batches: the maximal network sees it, then a student does, the minimal
-    /// sub-network and a random one in turn (Yu and Huang 2019, "Universally Slimmable Networks").
+    /// Each batch of sequences is several micro-batches: the maximal network sees it, then students do, the minimal
+    /// sub-network and random ones (Yu and Huang 2019, "Universally Slimmable Networks"). A single student is the minimal one
+    /// and a random one in turn.
     Sandwich,
     /// Only the maximal network: plain LoRA, the ceiling.
     Maximal,
-}
-
-impl Sampling {
-    /// Micro-batches that see the same sequences.
-    pub fn passes(self) -> u64 {
-        if self == Self::Sandwich { 2 } else { 1 }
-    }
 }
 
 /// Everything that decides the outcome of a training, beside base, data and search space.
@@ -48,6 +42,9 @@ pub struct Recipe {
     pub threads: usize,
     #[serde(default)]
     pub sampling: Sampling,
+    /// Students in a sandwich.
+    #[serde(default = "one")]
+    pub students: usize,
     /// Whether a sandwich's student learns the maximal network's distributions over the vocabulary in place of the
     /// targets. Without a second forward, what it learns from is what that network's own training pass gave, its dropout
     /// included.
@@ -63,6 +60,10 @@ pub struct Recipe {
     /// counted.
     #[serde(default)]
     pub max_tokens: Option<u64>,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// More would take centuries, and the count of micro-batches must not overflow.
@@ -83,6 +84,7 @@ impl Default for Recipe {
             bf16_base: false,
             threads: 1,
             sampling: Sampling::Random,
+            students: 1,
             distill: false,
             response_only: false,
             length_buckets: false,
@@ -103,9 +105,19 @@ impl Recipe {
         }
     }
 
+    /// Micro-batches that see the same sequences, one after the other.
+    pub fn passes(&self) -> u64 {
+        if self.sampling == Sampling::Sandwich { (self.students as u64).saturating_add(1) } else { 1 }
+    }
+
+    /// Which pass over its sequences micro-batch `number` is: 0, or that of a student, counted from 1.
+    pub fn pass(&self, number: u64) -> u64 {
+        (number - 1) % self.passes()
+    }
+
     /// Whether micro-batch `number` sees the sequences of the one before it with a smaller sub-network.
     pub fn is_student(&self, number: u64) -> bool {
-        self.sampling == Sampling::Sandwich && number.is_multiple_of(2)
+        self.pass(number) > 0
     }
 
     /// Whether a training can run by it.
@@ -133,8 +145,14 @@ impl Recipe {
             (
                 "accumulation",
                 self.accumulation.to_string(),
-                self.sampling != Sampling::Sandwich || self.accumulation.is_multiple_of(2),
-                "an even number with sandwich sampling, where the maximal network and its student are two micro-batches",
+                (self.accumulation as u64).is_multiple_of(self.passes()),
+                "whole batches of a sandwich, where the maximal network and each student are a micro-batch",
+            ),
+            (
+                "students",
+                self.students.to_string(),
+                self.students == 1 || (self.students > 1 && self.sampling == Sampling::Sandwich),
+                "at least 1, and one without sandwich sampling",
             ),
             (
                 "distill",
@@ -157,7 +175,7 @@ impl Recipe {
 
     /// Micro-batches in one epoch of `sequences` sequences; the last sequences may be fewer than a micro-batch.
     pub fn micro_batches_per_epoch(&self, sequences: usize) -> usize {
-        sequences.div_ceil(self.micro_batch) * self.sampling.passes() as usize
+        sequences.div_ceil(self.micro_batch) * self.passes() as usize
     }
 
     /// The learning rate at micro-batch `micro_batch` of `total`, counted from 1 over the whole training: cosine to zero
@@ -197,7 +215,11 @@ mod tests {
             (Recipe { learning_rate: f64::NAN, ..recipe.clone() }, "learning rate"),
             (Recipe { learning_rate: -1.0, ..recipe.clone() }, "learning rate"),
             (Recipe { weight_decay: -0.1, ..recipe.clone() }, "weight decay"),
-            (Recipe { accumulation: 3, ..Recipe::best() }, "accumulation: expected an even number"),
+            (Recipe { accumulation: 3, ..Recipe::best() }, "accumulation: expected whole batches"),
+            (Recipe { students: 2, ..Recipe::best() }, "accumulation: expected whole batches"),
+            (Recipe { students: usize::MAX, ..Recipe::best() }, "accumulation: expected whole batches"),
+            (Recipe { students: 0, ..Recipe::best() }, "students: expected at least 1"),
+            (Recipe { students: 3, ..recipe.clone() }, "students: expected at least 1"),
             (Recipe { sampling: Sampling::Random, ..Recipe::best() }, "distill: expected sandwich"),
             (Recipe { max_tokens: Some(0), ..recipe.clone() }, "max tokens"),
             (Recipe { max_tokens: Some(u64::MAX), ..recipe.clone() }, "max tokens"),

@@ -56,13 +56,13 @@ impl Schedule {
             };
             self.epoch = Some((epoch, batches));
         }
-        let batch = (number - 1) % self.per_epoch / recipe.sampling.passes();
+        let batch = (number - 1) % self.per_epoch / recipe.passes();
         self.epoch.as_ref().and_then(|(_, batches)| batches.get(batch as usize)).map_or(&[], Vec::as_slice)
     }
 
     /// The micro-batch with whose optimizer step so many tokens have been trained.
     fn reaching(&mut self, tokens: u64, recipe: &Recipe) -> u64 {
-        let of_epoch = self.lengths.iter().sum::<usize>() as u64 * recipe.sampling.passes();
+        let of_epoch = self.lengths.iter().sum::<usize>() as u64 * recipe.passes();
         let epochs = tokens.saturating_sub(1) / of_epoch;
         let (mut number, mut trained) = (epochs * self.per_epoch, epochs * of_epoch);
         while trained < tokens {
@@ -82,12 +82,14 @@ pub(super) fn sub_network(recipe: &Recipe, space: &SearchSpace, number: u64) -> 
         random.set_word_pos(u128::from(number) << 20);
         space.pick(|_, choices| random.random_range(0..choices))
     };
+    // The first of a batch's students, or the only one of every second batch.
+    let batch = (number - 1) / recipe.passes();
+    let learns_minimal = recipe.pass(number) == 1 && (recipe.students > 1 || batch.is_multiple_of(2));
     match recipe.sampling {
         Sampling::Random => random(),
         Sampling::Maximal => space.maximal(),
         Sampling::Sandwich if !recipe.is_student(number) => space.maximal(),
-        // The students of every second batch are the smallest one.
-        Sampling::Sandwich if number % 4 == 2 => space.minimal(),
+        Sampling::Sandwich if learns_minimal => space.minimal(),
         Sampling::Sandwich => random(),
     }
 }
@@ -103,9 +105,11 @@ mod tests {
     #[test]
     fn every_epoch_sees_every_sequence_once_with_each_pass() {
         let lengths = (0..23).map(|i| 3 + i * 7 % 11).collect::<Vec<_>>();
-        for (sampling, passes) in [(Sampling::Random, 1), (Sampling::Sandwich, 2)] {
+        for (sampling, students) in [(Sampling::Random, 1), (Sampling::Sandwich, 1), (Sampling::Sandwich, 3)]
+        {
             for length_buckets in [false, true] {
-                let recipe = Recipe { epochs: 3, sampling, length_buckets, ..Recipe::default() };
+                let recipe = Recipe { epochs: 3, sampling, students, length_buckets, ..Recipe::default() };
+                let passes = if sampling == Sampling::Random { 1 } else { 1 + students };
                 let mut schedule = Schedule::new(&recipe, lengths.clone());
                 assert_eq!(schedule.total(), 3 * 6 * passes as u64);
                 let batches = all(&recipe, &mut schedule);

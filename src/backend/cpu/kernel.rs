@@ -24,7 +24,7 @@ const NEAR: usize = 16 << 10;
 
 /// The instruction set to compute with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kernel {
+pub(in crate::backend) enum Kernel {
     Portable,
     Avx2,
     Avx512,
@@ -34,7 +34,7 @@ pub(super) enum Kernel {
 
 impl Kernel {
     /// The best that this processor has.
-    pub(super) fn detect() -> Self {
+    pub(in crate::backend) fn detect() -> Self {
         *Self::available().last().unwrap_or(&Self::Portable)
     }
 
@@ -128,7 +128,7 @@ impl Kernel {
 
     /// Runs plain loops compiled for this instruction set, so that the compiler can use its registers in them.
     #[inline(always)]
-    pub(super) fn vectorised<L: Loops>(self, loops: L) {
+    pub(in crate::backend) fn vectorised<L: Loops>(self, loops: L) {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `available` has seen these instructions on this processor.
@@ -143,7 +143,7 @@ impl Kernel {
 
 /// Work for [`Kernel::vectorised`]: a method marked `inline(always)`, of loops. A closure or a function would be called from
 /// the code compiled for the instruction set, not become part of it; the same holds for `for_each` within.
-pub(super) trait Loops {
+pub(in crate::backend) trait Loops {
     fn run(self);
 }
 

@@ -26,6 +26,9 @@ mod team;
 mod tests;
 mod vector;
 
+pub(super) use kernel::{Kernel, Loops};
+pub(super) use rows::exp;
+
 pub use attention::{KvDtype, PagedCache};
 pub use limits::{Limits, LimitsMeter};
 pub use matrix::{Dtype, Matrix};
@@ -39,7 +42,6 @@ use super::{
 use crate::weights::{HostData, HostMatrix, HostVector};
 use ahead::Order;
 use inputs::Form;
-use kernel::Kernel;
 use memory::Memory;
 use pack::Packing;
 use product::Scratch;

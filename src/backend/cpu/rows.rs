@@ -192,7 +192,7 @@ fn sum(x: &[f32]) -> f32 {
 /// `e^x` to within 2 units in the last place, without branches, so that loops over it become vector code (Cody and
 /// Waite's reduction by ln 2, then a polynomial of degree 6 for the rest).
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(in crate::backend) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding and taking away 1.5 * 2^23 rounds to a whole number; `round` would be a library call without SSE 4.1.

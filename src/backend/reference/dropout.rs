@@ -3,6 +3,8 @@
 //! A mask drawn from a random stream would have to be kept for the way back, and taken to a GPU: for each adapter a byte for
 //! every number that goes into it. A hash of the number gives the same wherever and whenever it is asked for.
 
+use super::loops::vectorised;
+use crate::backend::cpu::Loops;
 use candle_core::{Device, Result, Tensor};
 
 /// Where a backend's dropout is: what the masks drawn next will be.
@@ -52,10 +54,7 @@ impl Mask {
             let (part, after) = rest.split_at_mut(length);
             let (low, key) = (at as u32, self.key as u32);
             let high = (at >> 32) as u32 ^ (self.key >> 32) as u32;
-            for (value, i) in part.iter_mut().zip(0u32..) {
-                let bits = mixed(mixed(low.wrapping_add(i) ^ key) ^ high);
-                *value *= if bits >= self.threshold { self.scale } else { 0.0 };
-            }
+            vectorised(Dropped { values: part, mask: self, low, key, high });
             (rest, at) = (after, at + length as u64);
         }
     }
@@ -68,7 +67,28 @@ impl Mask {
     }
 }
 
+/// Neighbouring elements' numbers have the same upper half, which `high` is, mixed with the key's.
+struct Dropped<'a> {
+    values: &'a mut [f32],
+    mask: Mask,
+    low: u32,
+    key: u32,
+    high: u32,
+}
+
+impl Loops for Dropped<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { values, mask: Mask { threshold, scale, .. }, low, key, high } = self;
+        for (value, i) in values.iter_mut().zip(0u32..) {
+            let bits = mixed(mixed(low.wrapping_add(i) ^ key) ^ high);
+            *value *= if bits >= threshold { scale } else { 0.0 };
+        }
+    }
+}
+
 /// Murmur3's last mixing: every bit of the result depends on every bit of `h`.
+#[inline(always)]
 fn mixed(mut h: u32) -> u32 {
     h ^= h >> 16;
     h = h.wrapping_mul(0x85eb_ca6b);

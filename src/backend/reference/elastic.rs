@@ -4,7 +4,7 @@
 //! the frozen `W` that nobody wants. The slow twin is in the tests, which compare values and gradients.
 
 use super::dropout::Mask;
-use super::product::{Onto, View, contiguous, multiply, with_values};
+use super::product::{Onto, View, contiguous, multiply, product, with_values};
 use crate::supernet::ActiveLinear;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
@@ -19,26 +19,20 @@ pub(super) struct Frozen {
 
 impl Frozen {
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let mut y = vec![0.0; x.len() / self.inp * self.out];
         let stride = self.weight.dim(1)?;
         with_values(&self.weight, |weight| {
             let weight = View::prefix(weight, self.out, self.inp, stride).t();
-            multiply((&mut y, self.out), Onto::Fresh, 1.0, View::whole(x, self.inp), weight, self.threads);
-            Ok(())
-        })?;
-        Ok(y)
+            Ok(product(1.0, View::whole(x, self.inp), weight, self.threads))
+        })
     }
 
     /// The gradient of `x` from that of `y`.
     fn backward(&self, dy: &[f32]) -> Result<Vec<f32>> {
-        let mut dx = vec![0.0; dy.len() / self.out * self.inp];
         let stride = self.weight.dim(1)?;
         with_values(&self.weight, |weight| {
             let weight = View::prefix(weight, self.out, self.inp, stride);
-            multiply((&mut dx, self.inp), Onto::Fresh, 1.0, View::whole(dy, self.out), weight, self.threads);
-            Ok(())
-        })?;
-        Ok(dx)
+            Ok(product(1.0, View::whole(dy, self.out), weight, self.threads))
+        })
     }
 
     fn rows(&self, x: &Layout) -> Result<usize> {
@@ -98,10 +92,8 @@ impl Elastic {
     /// `A[:r,:i] drop(x)`: `(T, r)`.
     fn shrunk(&self, dropped: &[f32], a: &[f32], a_stride: usize) -> Vec<f32> {
         let Frozen { inp, threads, .. } = self.frozen;
-        let mut shrunk = vec![0.0; dropped.len() / inp * self.rank];
         let a = View::prefix(a, self.rank, inp, a_stride).t();
-        multiply((&mut shrunk, self.rank), Onto::Fresh, 1.0, View::whole(dropped, inp), a, threads);
-        shrunk
+        product(1.0, View::whole(dropped, inp), a, threads)
     }
 
     /// Gradients of `x`, `A` and `B`. Those of `A` and `B` are zero outside the active prefix, and there they are
@@ -128,9 +120,8 @@ impl Elastic {
             View::whole(&shrunk, rank),
             threads,
         );
-        let mut dshrunk = vec![0.0; shrunk.len()];
         let b = View::prefix(b, out, rank, b_stride);
-        multiply((&mut dshrunk, rank), Onto::Fresh, self.scale, dy_view, b, threads);
+        let dshrunk = product(self.scale, dy_view, b, threads);
         let dshrunk = View::whole(&dshrunk, rank);
         let mut da = vec![0.0; a.len()];
         multiply((&mut da, a_stride), Onto::Fresh, 1.0, dshrunk.t(), View::whole(&dropped, inp), threads);
@@ -140,8 +131,7 @@ impl Elastic {
         match self.dropout {
             None => multiply((&mut dx, inp), Onto::Sum, 1.0, dshrunk, a, threads),
             Some(mask) => {
-                let mut through = dropped;
-                multiply((&mut through, inp), Onto::Fresh, 1.0, dshrunk, a, threads);
+                let mut through = product(1.0, dshrunk, a, threads);
                 mask.apply(&mut through);
                 dx.iter_mut().zip(&through).for_each(|(dx, d)| *dx += d);
             }

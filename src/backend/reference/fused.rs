@@ -3,6 +3,7 @@
 //! candle's own fused versions drop the gradient; composed of its elementwise operations each would be a handful of
 //! nodes that write and read all activations once more. The composed twins are in the tests.
 
+use super::loops::{Gate, GateBack, Logits, Shares, log_sum_exp, vectorised};
 use super::product::{contiguous, with_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 use std::ops::Deref;
@@ -64,10 +65,6 @@ impl CustomOp1 for RmsNorm {
 /// `silu(gate) * up`, elementwise.
 pub(super) struct Gated;
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
 impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
         "gated"
@@ -84,7 +81,8 @@ impl CustomOp2 for Gated {
             bail!("gated: gate {:?}, up {:?}", gate_layout.dims(), up_layout.dims());
         }
         let (gate, up) = (contiguous(gate, gate_layout)?, contiguous(up, up_layout)?);
-        let y = gate.iter().zip(up).map(|(&g, u)| g * sigmoid(g) * u).collect();
+        let mut y = gate.to_vec();
+        vectorised(Gate { gate: &mut y, up });
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
@@ -95,19 +93,16 @@ impl CustomOp2 for Gated {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dgate, dup): (Vec<f32>, Vec<f32>) = with_values(&dy.contiguous()?, |dy| {
-            with_values(gate, |gate| {
-                with_values(up, |up| {
-                    let gradients = gate.iter().zip(up).zip(dy).map(|((&g, &u), &d)| {
-                        let s = sigmoid(g);
-                        (d * u * s * (1.0 + g * (1.0 - s)), d * g * s)
-                    });
-                    Ok(gradients.unzip())
-                })
+        let mut d_gate = with_values(&dy.contiguous()?, |dy| Ok(dy.to_vec()))?;
+        let mut d_up = vec![0.0; d_gate.len()];
+        with_values(gate, |gate| {
+            with_values(up, |up| {
+                vectorised(GateBack { gate, up, d_gate: &mut d_gate, d_up: &mut d_up });
+                Ok(())
             })
         })?;
         let like = |values| Tensor::from_vec(values, gate.shape(), gate.device()).map(Some);
-        Ok((like(dgate)?, like(dup)?))
+        Ok((like(d_gate)?, like(d_up)?))
     }
 }
 
@@ -208,14 +203,6 @@ impl CrossEntropy {
     }
 }
 
-fn log_sum_exp(row: &[f32]) -> f32 {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // Each chunk in f32, their sum in f64: a vocabulary is too long for one f32 sum.
-    let sum =
-        row.chunks(256).map(|c| f64::from(c.iter().map(|x| (x - most).exp()).sum::<f32>())).sum::<f64>();
-    most + sum.ln() as f32
-}
-
 impl CustomOp1 for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross entropy"
@@ -235,12 +222,12 @@ impl CustomOp1 for CrossEntropy {
     fn bwd(&self, logits: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let weight = dy.to_scalar::<f32>()? / self.count as f32;
         let gradient = with_values(logits, |logits| {
-            let mut gradient = Vec::with_capacity(logits.len());
-            for (target, row) in self.rows(logits) {
-                let total = log_sum_exp(row);
-                let start = gradient.len();
-                gradient.extend(row.iter().map(|x| (x - total).exp() * weight));
-                gradient[start + target] -= weight;
+            let mut gradient = logits.to_vec();
+            let width = logits.len() / self.targets.len();
+            for (x, &target) in gradient.chunks_exact_mut(width).zip(&self.targets) {
+                let total = log_sum_exp(x);
+                vectorised(Shares { x, total, weight });
+                x[target as usize] -= weight;
             }
             Ok(gradient)
         })?;
@@ -259,10 +246,12 @@ pub(super) struct Divergence {
 
 impl Divergence {
     /// Runs `work` on each row's logits, the teacher's first.
-    fn for_rows(&self, logits: &[f32], mut work: impl FnMut(&[f32], &[f32])) -> Result<()> {
+    fn for_rows(&self, logits: &[f32], mut work: impl FnMut(Logits<'_>, Logits<'_>)) -> Result<()> {
         let width = self.teacher.dim(1)?;
         with_values(&self.teacher, |teacher| {
-            teacher.chunks_exact(width).zip(logits.chunks_exact(width)).for_each(|(t, l)| work(t, l));
+            for (teacher, row) in teacher.chunks_exact(width).zip(logits.chunks_exact(width)) {
+                work(Logits::new(teacher), Logits::new(row));
+            }
             Ok(())
         })
     }
@@ -278,28 +267,20 @@ impl CustomOp1 for Divergence {
             bail!("divergence: logits {:?}, the teacher's {:?}", layout.dims(), self.teacher.dims());
         }
         let mut sum = 0.0;
-        self.for_rows(contiguous(logits, layout)?, |teacher, row| {
-            let (of_teacher, of_row) = (log_sum_exp(teacher), log_sum_exp(row));
-            for (teacher, row) in teacher.chunks(256).zip(row.chunks(256)) {
-                let terms = teacher.iter().zip(row).map(|(t, l)| {
-                    let share = t - of_teacher;
-                    share.exp() * (share - (l - of_row))
-                });
-                sum += f64::from(terms.sum::<f32>());
-            }
-        })?;
+        self.for_rows(contiguous(logits, layout)?, |teacher, row| sum += teacher.divergence(row))?;
         Ok((CpuStorage::F32(vec![(sum / self.count as f64) as f32]), Shape::from(())))
     }
 
     /// The difference of the distributions: `(softmax(logits) - softmax(teacher)) / count`.
     fn bwd(&self, logits: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let weight = dy.to_scalar::<f32>()? / self.count as f32;
-        let mut gradient = Vec::with_capacity(logits.elem_count());
+        let mut gradient = vec![0.0; logits.elem_count()];
+        let mut rows = gradient.chunks_exact_mut(logits.dim(1)?);
         with_values(logits, |logits| {
             self.for_rows(logits, |teacher, row| {
-                let (of_teacher, of_row) = (log_sum_exp(teacher), log_sum_exp(row));
-                let difference = |(t, l): (&f32, &f32)| (l - of_row).exp() - (t - of_teacher).exp();
-                gradient.extend(teacher.iter().zip(row).map(|pair| difference(pair) * weight));
+                if let Some(to) = rows.next() {
+                    row.difference(teacher, weight, to);
+                }
             })
         })?;
         Tensor::from_vec(gradient, logits.shape(), logits.device()).map(Some)

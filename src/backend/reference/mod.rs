@@ -13,6 +13,7 @@ mod elastic;
 mod fused;
 mod gpu;
 mod gradients;
+mod loops;
 mod product;
 #[cfg(test)]
 mod tests;

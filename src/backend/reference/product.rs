@@ -65,17 +65,52 @@ pub(super) fn multiply(
     threads: usize,
 ) {
     let (into, stride) = into;
-    assert_eq!(a.columns, b.rows, "inner sizes of a product");
     let target = View::prefix(into, a.rows, b.columns, stride);
-    assert!(a.fits() && b.fits() && target.fits() && b.columns <= stride, "a product beyond its memory");
+    assert!(target.fits() && b.columns <= stride, "a product beyond its memory");
+    // SAFETY: the target lies within its slice, as just checked, which is borrowed alone.
+    unsafe { run((into.as_mut_ptr(), stride), onto, factor, a, b, threads) }
+}
+
+/// `factor * a b`, row-major. `threads` work on it.
+///
+/// # Panics
+/// Where the shapes do not fit each other or their memory; the callers have checked them.
+pub(super) fn product(factor: f32, a: View<'_>, b: View<'_>, threads: usize) -> Vec<f32> {
+    let length = a.rows * b.columns;
+    if a.columns == 0 {
+        return vec![0.0; length];
+    }
+    let mut result = Vec::with_capacity(length);
+    // SAFETY: there is room for all rows, and all of it has been written afterwards: zeros first would be one way through
+    // memory more.
+    unsafe {
+        run((result.as_mut_ptr(), b.columns), Onto::Fresh, factor, a, b, threads);
+        result.set_len(length);
+    }
+    result
+}
+
+/// # Safety
+/// `into` has room for `a.rows` rows of `stride`, of which `b.columns` are written, and is no other's; where it is `Onto::Sum`
+/// these hold numbers.
+unsafe fn run(
+    (into, stride): (*mut f32, usize),
+    onto: Onto,
+    factor: f32,
+    a: View<'_>,
+    b: View<'_>,
+    threads: usize,
+) {
+    assert_eq!(a.columns, b.rows, "inner sizes of a product");
+    assert!(a.fits() && b.fits(), "a product beyond its memory");
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-    // SAFETY: all three matrices lie within their slices, as just checked, and `into` is borrowed alone.
+    // SAFETY: both operands lie within their slices, as just checked; the target by contract.
     unsafe {
         gemm::gemm(
             a.rows,
             b.columns,
             a.columns,
-            into.as_mut_ptr(),
+            into,
             1,
             stride as isize,
             onto == Onto::Sum,

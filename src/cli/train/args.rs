@@ -79,10 +79,16 @@ pub(in crate::cli) struct TrainArgs {
     pub(super) checkpoint_every: f64,
 
     /// Which sub-networks are trained: `random` is another one for each micro-batch; with `sandwich` every batch of
-    /// sequences is seen by the maximal network and then by a student, the minimal sub-network and a random one in turn;
-    /// `maximal` is plain LoRA.
+    /// sequences is seen by the maximal network and then by a student, the minimal sub-network and a random one in turn
+    /// (or by `--students`); `maximal` is plain LoRA.
     #[arg(long, value_enum)]
     sampling: Option<SamplingName>,
+
+    /// Students of each batch with `--sampling sandwich`, beside the maximal network; of several the first is the minimal
+    /// sub-network and the others are random. More are worth it in long trainings, where the maximal network has seen
+    /// enough of the data first [default: 1]
+    #[arg(long, value_name = "N")]
+    students: Option<usize>,
 
     /// Let the students of `--sampling sandwich` learn the maximal network's distributions in place of the text.
     #[arg(
@@ -127,7 +133,8 @@ pub(in crate::cli) struct TrainArgs {
     #[arg(long)]
     micro_batch: Option<usize>,
 
-    /// Micro-batches in one optimizer step; the two of a sandwich are two [default: 4]
+    /// Micro-batches in one optimizer step; the maximal network and each student of a sandwich have one [default: 4, or the
+    /// next number that whole batches of a sandwich come to]
     #[arg(long)]
     accumulation: Option<usize>,
 
@@ -181,10 +188,14 @@ impl TrainArgs {
             RecipeName::Best => Recipe::best(),
         };
         let sampling = self.sampling.map_or(preset.sampling, Sampling::from);
+        let students = self.students.unwrap_or(preset.students);
+        let passes = Recipe { sampling, students, ..preset.clone() }.passes() as usize;
         let recipe = Recipe {
             epochs: self.epochs.unwrap_or(preset.epochs),
             micro_batch: self.micro_batch.unwrap_or(preset.micro_batch),
-            accumulation: self.accumulation.unwrap_or(preset.accumulation),
+            accumulation: self
+                .accumulation
+                .unwrap_or(preset.accumulation.max(1).div_ceil(passes).saturating_mul(passes)),
             learning_rate: self.learning_rate.unwrap_or(preset.learning_rate),
             weight_decay: self.weight_decay.unwrap_or(preset.weight_decay),
             dropout: self.dropout.unwrap_or(preset.dropout),
@@ -193,6 +204,7 @@ impl TrainArgs {
             // A GPU takes a micro-batch as one graph.
             threads: if compute.is_gpu() { 1 } else { rayon::current_num_threads() },
             sampling,
+            students,
             // Another sampling than the preset's has no students.
             distill: self.distill.unwrap_or(preset.distill && sampling == preset.sampling),
             response_only: self.response_only.unwrap_or(preset.response_only),
@@ -323,6 +335,9 @@ mod tests {
         let expected =
             Recipe { sampling: Sampling::Sandwich, distill: true, response_only: true, ..Recipe::default() };
         assert_eq!(whole, expected);
+        // A step takes whole batches: six micro-batches, not four.
+        let expected = Recipe { students: 2, accumulation: 6, ..Recipe::best() };
+        assert_eq!(recipe(&["--recipe", "best", "--students", "2"]), expected);
     }
 
     #[test]

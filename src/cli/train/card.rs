@@ -40,6 +40,7 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         bf16_base,
         threads,
         sampling,
+        students,
         distill,
         response_only,
         length_buckets,
@@ -52,16 +53,21 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         None => format!("{epochs} epochs, {trained} tokens forward and back"),
     };
     let alike = if *length_buckets { " of like lengths" } else { "" };
-    let sampled = match (sampling, distill) {
-        (Sampling::Random, _) => "a random one for each micro-batch",
-        (Sampling::Maximal, _) => "the maximal one only",
-        (Sampling::Sandwich, false) => {
-            "the maximal one, then the minimal or a random one on the same sequences"
+    let sampled = match (sampling, students) {
+        (Sampling::Random, _) => "a random one for each micro-batch".into(),
+        (Sampling::Maximal, _) => "the maximal one only".into(),
+        (Sampling::Sandwich, 1) => {
+            "the maximal one, then the minimal or a random one on the same sequences".to_string()
         }
-        (Sampling::Sandwich, true) => {
-            "the maximal one, then the minimal or a random one on the same sequences, which learns the maximal one's \
-             distributions"
+        (Sampling::Sandwich, students) => {
+            let random = students - 1;
+            format!("the maximal one, then the minimal and {random} random on the same sequences")
         }
+    };
+    let taught = match (*distill, *students) {
+        (false, _) => "",
+        (true, 1) => ", which learns the maximal one's distributions",
+        (true, _) => ", which learn the maximal one's distributions",
     };
     let learnt = if *response_only { "responses only, in validation too" } else { "whole sequences" };
     let mut text = format!(
@@ -71,7 +77,7 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
          | search space | {space} |\n| order of channels and heads | {order} |\n\
          | recipe | {duration}, {accumulation} micro-batches of {micro_batch} sequences{alike} a step; AdamW, rate \
          {learning_rate}, cosine to zero; weight decay {weight_decay}, clipped to {max_norm}, dropout {dropout}, seed \
-         {seed}, {numbers}, {threads} threads |\n| sub-networks | {sampled} |\n| loss over | {learnt} |\n\n## \
+         {seed}, {numbers}, {threads} threads |\n| sub-networks | {sampled}{taught} |\n| loss over | {learnt} |\n\n## \
          Training\n\n    {command}\n\n![loss](loss.svg)\n"
     );
     let validations = log.lines().iter().filter_map(|line| match line {
@@ -184,6 +190,8 @@ mod tests {
             &card,
             &["the minimal or a random one", "learns the maximal one's distributions", "responses only"],
         );
+        let card = card_of(&Recipe { students: 3, accumulation: 8, ..Recipe::best() });
+        says(&card, &["then the minimal and 2 random on the same sequences, which learn the maximal one's"]);
         let card = card_of(&Recipe { sampling: Sampling::Maximal, ..Recipe::default() });
         says(&card, &["| sub-networks | the maximal one only |"]);
     }
