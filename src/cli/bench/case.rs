@@ -252,3 +252,70 @@ impl<'a> Driver<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendError;
+    use crate::model::Logits;
+    use crate::supernet::ActiveShape;
+    use std::sync::Arc;
+
+    /// Notes of each step whose it was and where it began.
+    #[derive(Default)]
+    struct Noting(Vec<(u32, usize)>);
+
+    impl Executor for Noting {
+        fn forward(&mut self, batch: &Batch) -> Result<Logits, BackendError> {
+            self.0.push((batch.segments[0].selection.subnetwork, batch.spans[0].start));
+            Ok(Logits { values: Vec::new(), vocabulary: 4 })
+        }
+
+        fn vocabulary(&self) -> usize {
+            4
+        }
+
+        fn blocks(&self) -> usize {
+            64
+        }
+
+        fn block_size(&self) -> usize {
+            16
+        }
+    }
+
+    /// Runs rounds 0 and 1 of three cases of one test, of sub-networks 0, 1 and 2; the steps of each round.
+    fn rounds(test: Test) -> [Vec<(u32, usize)>; 2] {
+        let mut executor = Noting::default();
+        let mut cases = (0..3)
+            .map(|subnetwork| {
+                let shape = Arc::new(ActiveShape { linears: Vec::new() });
+                let by = Selection { adapter: 0, subnetwork, shape };
+                let one = Mix::One { index: subnetwork as usize, adapter: true };
+                Driver::new(&mut executor, 64, 10).case(test, one, &[by])
+            })
+            .collect::<Vec<_>>();
+        let rounds = [0, 1].map(|round| {
+            Driver::new(&mut executor, 64, 10).round(&mut cases, round).unwrap();
+            std::mem::take(&mut executor.0)
+        });
+        assert!(cases.iter().all(|case| case.seconds.len() == 2 && case.seconds.iter().all(|&s| s > 0.0)));
+        rounds
+    }
+
+    #[test]
+    fn cases_take_turns_and_each_round_begins_with_another_one() {
+        let steps = |turns: &[u32], starts: &[usize]| {
+            turns.iter().flat_map(|&of| starts.iter().map(move |&start| (of, start))).collect::<Vec<_>>()
+        };
+        let [first, second] = rounds(Test::Decode { context: 5, streams: 1, steps: 11 });
+        let (eight, three) = ((5..13).collect::<Vec<_>>(), (13..16).collect::<Vec<_>>());
+        assert_eq!(first, [steps(&[0, 1, 2], &eight), steps(&[0, 1, 2], &three)].concat());
+        assert_eq!(second, [steps(&[1, 2, 0], &eight), steps(&[1, 2, 0], &three)].concat());
+
+        // A prompt's steps are long: each is a turn.
+        let [first, second] = rounds(Test::Prefill { prompt: 25 });
+        let turns = |order: &[u32]| [0, 10, 20].map(|start| steps(order, &[start])).concat();
+        assert_eq!([first, second], [turns(&[0, 1, 2]), turns(&[1, 2, 0])]);
+    }
+}
