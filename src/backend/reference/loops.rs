@@ -173,3 +173,79 @@ impl Loops for Difference<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From -`spread` to `spread`, in no order.
+    fn logits(length: usize, spread: f32, salt: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * 7919 + salt * 31) % 1009) as f32 / 504.5 * spread - spread).collect()
+    }
+
+    fn exact_total(row: &[f32]) -> f64 {
+        row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln()
+    }
+
+    fn near(got: f64, expected: f64, tolerance: f64, what: &str) {
+        assert!((got - expected).abs() <= tolerance, "{what}: {got}, not {expected}");
+    }
+
+    #[test]
+    fn sums_and_distributions_of_any_length_are_those_of_f64() {
+        for length in [1, 7, 15, 16, 17, 255, 257, 4099] {
+            for spread in [0.0, 3.0, 40.0] {
+                let (row, other) = (logits(length, spread, 1), logits(length, spread, 2));
+                let [total, other_total] = [&row, &other].map(|row| exact_total(row));
+                near(f64::from(log_sum_exp(&row)), total, 1e-5, "log of a sum");
+
+                let share = |x: &f32, total: f64| (f64::from(*x) - total).exp();
+                let mut shares = row.clone();
+                vectorised(Shares { x: &mut shares, total: total as f32, weight: 0.5 });
+                let [of, from] = [Logits::new(&row), Logits::new(&other)];
+                let mut differences = vec![9.0; length];
+                of.difference(from, 2.0, &mut differences);
+                let mut divergence = 0.0;
+                for i in 0..length {
+                    let [p, q] = [share(&row[i], total), share(&other[i], other_total)];
+                    near(f64::from(shares[i]), 0.5 * p, 1e-5 * p + 1e-30, "share");
+                    near(f64::from(differences[i]), 2.0 * (p - q), 2e-5 * (p + q), "difference");
+                    divergence += p * (f64::from(row[i]) - total - f64::from(other[i]) + other_total);
+                }
+                near(of.divergence(from), divergence, 1e-5 * (1.0 + divergence), "divergence");
+                assert!(of.divergence(of).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn gates_are_those_of_f64_and_their_gradients_the_differences() {
+        let (gate, up) = (logits(37, 9.0, 3), logits(37, 2.0, 4));
+        let silu = |g: f64| g / (1.0 + (-g).exp());
+        let mut y = gate.clone();
+        vectorised(Gate { gate: &mut y, up: &up });
+        let (mut d_gate, mut d_up) = (vec![0.25; 37], vec![0.0; 37]);
+        vectorised(GateBack { gate: &gate, up: &up, d_gate: &mut d_gate, d_up: &mut d_up });
+        for i in 0..37 {
+            let (g, u) = (f64::from(gate[i]), f64::from(up[i]));
+            near(f64::from(y[i]), silu(g) * u, 1e-5, "gated");
+            let slope = (silu(g + 1e-5) - silu(g - 1e-5)) / 2e-5;
+            near(f64::from(d_gate[i]), 0.25 * slope * u, 1e-5, "gradient of a gate");
+            near(f64::from(d_up[i]), 0.25 * silu(g), 1e-5, "gradient beside it");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_so() {
+        // Else a training that has diverged would go on.
+        let mut row = logits(50, 1.0, 5);
+        row[33] = f32::NAN;
+        assert!(log_sum_exp(&row).is_nan());
+        let whole = logits(50, 1.0, 6);
+        assert!(Logits::new(&row).divergence(Logits::new(&whole)).is_nan());
+        assert!(Logits::new(&whole).divergence(Logits::new(&row)).is_nan());
+        let mut gates = row.clone();
+        vectorised(Gate { gate: &mut gates, up: &whole });
+        assert!(gates[33].is_nan() && gates[32].is_finite());
+    }
+}
