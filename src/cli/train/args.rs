@@ -85,8 +85,7 @@ pub(in crate::cli) struct TrainArgs {
     sampling: Option<SamplingName>,
 
     /// Students of each batch with `--sampling sandwich`, beside the maximal network; of several the first is the minimal
-    /// sub-network and the others are random. More are worth it in long trainings, where the maximal network has seen
-    /// enough of the data first [default: 1]
+    /// sub-network and the others are random [default: 1]
     #[arg(long, value_name = "N")]
     students: Option<usize>,
 
