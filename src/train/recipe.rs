@@ -66,6 +66,9 @@ fn one() -> usize {
     1
 }
 
+/// Authors have two or three, and the count of micro-batches must not overflow.
+const MOST_STUDENTS: usize = 64;
+
 /// More would take centuries, and the count of micro-batches must not overflow.
 const MOST_TOKENS: u64 = 1_000_000_000_000_000;
 
@@ -151,8 +154,8 @@ impl Recipe {
             (
                 "students",
                 self.students.to_string(),
-                self.students == 1 || (self.students > 1 && self.sampling == Sampling::Sandwich),
-                "at least 1, and one without sandwich sampling",
+                self.students == 1 || (2..=MOST_STUDENTS).contains(&self.students) && self.passes() > 1,
+                "from 1 to 64, and one without sandwich sampling",
             ),
             (
                 "distill",
@@ -218,8 +221,9 @@ mod tests {
             (Recipe { accumulation: 3, ..Recipe::best() }, "accumulation: expected whole batches"),
             (Recipe { students: 2, ..Recipe::best() }, "accumulation: expected whole batches"),
             (Recipe { students: usize::MAX, ..Recipe::best() }, "accumulation: expected whole batches"),
-            (Recipe { students: 0, ..Recipe::best() }, "students: expected at least 1"),
-            (Recipe { students: 3, ..recipe.clone() }, "students: expected at least 1"),
+            (Recipe { students: 0, ..Recipe::best() }, "students: expected from 1 to 64"),
+            (Recipe { students: 65, accumulation: 66, ..Recipe::best() }, "students: expected from 1 to 64"),
+            (Recipe { students: 3, ..recipe.clone() }, "students: expected from 1 to 64"),
             (Recipe { sampling: Sampling::Random, ..Recipe::best() }, "distill: expected sandwich"),
             (Recipe { max_tokens: Some(0), ..recipe.clone() }, "max tokens"),
             (Recipe { max_tokens: Some(u64::MAX), ..recipe.clone() }, "max tokens"),

@@ -354,6 +354,11 @@ mod tests {
     fn what_excludes_each_other_is_refused() {
         assert!(parsed(&["--epochs", "2", "--max-tokens", "9"]).is_err());
         assert!(parsed(&["--reorder", "--order", "other"]).is_err());
+        for students in ["0", "65", "18446744073709551615"] {
+            let refused = parsed(&["--recipe", "best", "--students", students]).unwrap();
+            let refused = refused.recipe(&Compute::cpu()).unwrap_err();
+            assert!(refused.to_string().contains("students"), "{refused}");
+        }
         let refused = parsed(&["--distill"]).unwrap().recipe(&Compute::cpu()).unwrap_err();
         assert!(refused.to_string().contains("distill"), "{refused}");
     }

@@ -53,11 +53,11 @@ pub(super) fn card(facts: &Facts<'_>, log: &TrainingLog) -> String {
         None => format!("{epochs} epochs, {trained} tokens forward and back"),
     };
     let alike = if *length_buckets { " of like lengths" } else { "" };
-    let sampled = match (sampling, students) {
+    let sampled: String = match (sampling, students) {
         (Sampling::Random, _) => "a random one for each micro-batch".into(),
         (Sampling::Maximal, _) => "the maximal one only".into(),
         (Sampling::Sandwich, 1) => {
-            "the maximal one, then the minimal or a random one on the same sequences".to_string()
+            "the maximal one, then the minimal or a random one on the same sequences".into()
         }
         (Sampling::Sandwich, students) => {
             let random = students - 1;
