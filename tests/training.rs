@@ -176,6 +176,20 @@ fn several_students_are_the_minimal_network_and_random_ones_and_learn_from_one_t
 }
 
 #[test]
+fn every_student_learns_from_the_maximal_network_not_from_the_student_before() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let sequences = (3..7).map(|n| Sequence::whole(vec![n, n + 1, n + 2])).collect::<Vec<_>>();
+    let recipe = Recipe { students: 2, accumulation: 3, dropout: 0.0, ..Recipe::best() };
+    let mut trainer = trainer(&net, recipe, sequences.clone());
+    let losses = [net.space.maximal(), net.space.minimal(), net.space.minimal()]
+        .map(|sub_network| trainer.step_on(&sequences, sub_network).unwrap().loss);
+    // The weights change at the end of a step only, so the same student is as far from the same teacher; from itself it
+    // would be at zero.
+    assert_eq!(losses[1], losses[2]);
+    assert!(losses[1] > 1e-4, "{losses:?}");
+}
+
+#[test]
 fn plain_lora_trains_the_maximal_network_only_and_ends_where_its_tokens_do() {
     let net = Supernet::open("tiny-tied/base", "tiny-tied");
     let sequences = (3..43).map(|n| Sequence { tokens: vec![n, n + 1, n + 2], given: 2 }).collect();

@@ -113,7 +113,7 @@ impl Recipe {
         if self.sampling == Sampling::Sandwich { (self.students as u64).saturating_add(1) } else { 1 }
     }
 
-    /// Which pass over its sequences micro-batch `number` is: 0, or that of a student, counted from 1.
+    /// Which pass over its sequences micro-batch `number`, counted from 1, is: 0, or that of a student, counted from 1.
     pub fn pass(&self, number: u64) -> u64 {
         (number - 1) % self.passes()
     }

@@ -194,7 +194,7 @@ impl TrainArgs {
             micro_batch: self.micro_batch.unwrap_or(preset.micro_batch),
             accumulation: self
                 .accumulation
-                .unwrap_or(preset.accumulation.max(1).div_ceil(passes).saturating_mul(passes)),
+                .unwrap_or(preset.accumulation.div_ceil(passes).saturating_mul(passes)),
             learning_rate: self.learning_rate.unwrap_or(preset.learning_rate),
             weight_decay: self.weight_decay.unwrap_or(preset.weight_decay),
             dropout: self.dropout.unwrap_or(preset.dropout),
