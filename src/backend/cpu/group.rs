@@ -4,13 +4,14 @@
 
 use super::Cpu;
 use super::Rows;
-use super::ahead::{ByThread, Spans};
+use super::ahead::{ByThread, Runs, Spans};
 use super::inputs::{Buffers, Inputs};
-use super::kernel::{Lanes, TILE, Tile, TileRow};
+use super::kernel::Lanes;
 use super::plan::{AdapterPlan, Plan};
 use super::rows::Normalise;
 use super::shared::Shared;
 use super::team::{Member, Pieces};
+use super::tile::{TILE, Tile, TileRow};
 use super::vector::PANEL;
 use crate::backend::{BackendError, Norm};
 use std::cell::RefCell;
@@ -119,7 +120,8 @@ impl<'a> Group<'a> {
         let adapted = plans.iter().any(|plan| !plan.adapters.is_empty());
         let few = (length / cpu.threads).clamp(FEW[0], FEW[1]);
         let chunk = (CHUNK_BYTES / inputs.row_bytes().max(1)).clamp(CHUNK[0], CHUNK[1]);
-        let panels = plans[..if paired { 1 } else { plans.len() }].iter().map(panels).sum::<usize>();
+        let pieces = if paired { 1 } else { plans.len() };
+        let panels = plans[..pieces].iter().map(|plan| plan.reached).sum::<usize>();
         let group = Self {
             cpu,
             plans,
@@ -139,7 +141,8 @@ impl<'a> Group<'a> {
         };
         let spans = || (0..cpu.threads).map(|thread| group.first_spans(thread)).collect();
         let start = plans.first().map_or(0, |plan| plan.linear.weight.addresses(0).start);
-        let next = cpu.order.follow(start, spans);
+        let inputs = plans.first().map_or(0, Plan::widest);
+        let next = cpu.order.follow([start, panels, inputs], spans);
         Ok(Self { next, ..group })
     }
 
@@ -192,15 +195,18 @@ impl<'a> Group<'a> {
         let parts = self.length.div_ceil(self.few).max(1);
         let adapter =
             self.plans.get(self.shrinking.start_of(thread) / parts).and_then(|p| p.adapters.first());
-        let number = self.multiplying.start_of(thread) % self.numbers().max(1);
-        let (plan, panel) = self.panel(number);
-        let panels = self.plans[plan].linear.weight.addresses_from(panel);
-        [adapter.map_or(0..0, |plan| plan.adapter.a.addresses(0)), panels]
+        let range = self.multiplying.start_of(thread)..self.multiplying.start_of(thread + 1);
+        let (plan, panel) = self.panel(range.start % self.numbers().max(1));
+        let plan = &self.plans[plan];
+        let panels = panel..plan.reached.min(panel + range.len());
+        let panels = plan.linear.weight.reading(panels, plan.widest());
+        [adapter.map_or(Runs::default(), |adapter| adapter.adapter.a.reading(0..1, plan.widest())), panels]
     }
 
     /// Panels that are pieces of their own.
     pub(super) fn numbers(&self) -> usize {
-        self.plans[..if self.paired { 1 } else { self.plans.len() }].iter().map(panels).sum()
+        let pieces = if self.paired { 1 } else { self.plans.len() };
+        self.plans[..pieces].iter().map(|plan| plan.reached).sum()
     }
 
     pub(super) fn panel_addresses(&self, number: usize) -> Range<usize> {
@@ -243,7 +249,11 @@ impl<'a> Group<'a> {
         let width = rank.next_multiple_of(PANEL);
         shrunk.clear();
         shrunk.resize(rows.len() * width, 0.0);
-        for panel in 0..rank.div_ceil(PANEL) {
+        let panels = 0..rank.div_ceil(PANEL);
+        // Few rows go on to the base.
+        let base = self.multiplying.start_of(member.index()) % self.numbers().max(1);
+        let base = self.panel_addresses(base).start;
+        for panel in panels.clone() {
             lanes.clear();
             lanes.resize(rows.len(), [0.0; PANEL]);
             let tile = Tile {
@@ -254,6 +264,8 @@ impl<'a> Group<'a> {
                 rows,
                 active: None,
                 ahead: member.ahead(),
+                spread: Some(1),
+                then: Some(base).filter(|_| panel + 1 == panels.end),
                 quads: self.plans[plan].quads(rows[0].inp),
             };
             // SAFETY: all rows were prepared, before the barrier or by this thread.
@@ -273,15 +285,11 @@ impl<'a> Group<'a> {
     /// The plan and its panel behind a number.
     pub(super) fn panel(&self, mut number: usize) -> (usize, usize) {
         for (index, plan) in self.plans.iter().enumerate() {
-            if number < panels(plan) {
+            if number < plan.reached {
                 return (index, number);
             }
-            number -= panels(plan);
+            number -= plan.reached;
         }
         (0, 0)
     }
-}
-
-pub(super) fn panels(plan: &Plan<'_>) -> usize {
-    plan.linear.weight.rows().div_ceil(PANEL)
 }

@@ -5,9 +5,10 @@
 //! in any of them.
 #![allow(unsafe_code)]
 
-use super::ahead::{Ahead, Asking};
-use super::inputs::{Inputs, QuantBlock, fill_blocks, fill_gathered};
-use super::matrix::{BlockPanels, Layout, Matrix, PairPanels, Panels};
+use super::ahead::Asking;
+use super::inputs::{QuantBlock, fill_blocks, fill_gathered};
+use super::matrix::{BlockPanels, Layout, PairPanels, Panels};
+use super::tile::{TILE, Tile};
 pub(super) use super::vector::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
@@ -15,9 +16,6 @@ use super::vector::{BlockRun, PANEL, Pair, Portable, TURN, Vector};
 use half::bf16;
 use std::ops::Range;
 
-/// The most rows that one tile holds: enough that loading a part of a panel into the first-level cache costs little
-/// beside its products.
-pub(super) const TILE: usize = 48;
 /// Bytes of a panel that all rows of a tile are multiplied with before the next ones: half of a first-level cache, so that
 /// the inputs of a few rows find room beside them.
 const NEAR: usize = 16 << 10;
@@ -154,50 +152,6 @@ fn is_amd() -> bool {
     (id.ebx, id.edx, id.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163)
 }
 
-/// Neighbouring panels times some rows.
-pub(super) struct Tile<'a> {
-    pub(super) matrix: &'a Matrix,
-    pub(super) panels: Range<usize>,
-    pub(super) inputs: &'a Inputs<'a>,
-    /// Which of the inputs is row 0.
-    pub(super) first: usize,
-    /// The rows, at most [`TILE`].
-    pub(super) rows: &'a [TileRow],
-    /// How many inputs are active: of all rows, or each row's own number, which then falls from row to row.
-    pub(super) active: Option<usize>,
-    /// What is asked of memory meanwhile.
-    pub(super) ahead: &'a Ahead,
-    /// For quantised weights: [`Matrix::quads`] of the first row's inputs.
-    pub(super) quads: &'a [u8],
-}
-
-impl Tile<'_> {
-    /// Whether few rows, see [`Kernel::few`], take the same inputs, so that they go through its panels together.
-    fn is_straight<V: Vector>(&self) -> bool {
-        let same = || self.rows.first().map(|row| row.inp) == self.rows.last().map(|row| row.inp);
-        (1..=V::FEW).contains(&self.rows.len()) && (self.active.is_some() || same())
-    }
-
-    /// Units that hold the first `inp` inputs.
-    fn units(&self, inp: usize) -> usize {
-        let columns = self.matrix.columns();
-        match &self.matrix.panels {
-            // Blocks in an order of their own: each has some of every row's inputs.
-            Panels::Blocks(BlockPanels { places: Some(_), .. }) if inp > 0 => columns.div_ceil(PANEL),
-            panels => inp.min(columns).div_ceil(panels.unit()),
-        }
-    }
-}
-
-/// A row's part in a tile.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TileRow {
-    /// Its place in the plan.
-    pub(super) place: usize,
-    pub(super) row: usize,
-    pub(super) inp: usize,
-}
-
 /// The kernels of one instruction set: a function for each form of weights, so that the compiler has them one by one.
 macro_rules! instruction_set {
     ($name:ident, $vector:ty $(, $features:literal)?) => {
@@ -288,8 +242,10 @@ fn vectorised_avx512(loops: impl Loops) {
 #[inline(always)]
 unsafe fn straight<V: Vector, const FORM: usize>(tile: &Tile<'_>, lanes: &mut [Lanes]) {
     let (rows, range) = (tile.rows.len(), 0..tile.units(tile.active.unwrap_or(tile.rows[0].inp)));
-    let asking = asking_near::<V, FORM>(tile, rows, range.len() * tile.panels.len());
+    let asking = asking_near::<V, FORM>(tile, tile.panels.start, rows, range.len());
     for (panel, lanes) in tile.panels.clone().zip(lanes.chunks_exact_mut(rows)) {
+        let then = tile.then.filter(|_| panel + 1 == tile.panels.end);
+        let asking = asking.map(|asking| asking.then(then));
         // SAFETY: by contract.
         unsafe { all_rows::<V, FORM>(tile, panel, range.clone(), lanes, asking) };
     }
@@ -332,15 +288,17 @@ fn turns<V: Vector, const FORM: usize>(rows: usize, units: usize) -> usize {
     groups * V::passes(quantised, rows.div_ceil(groups)) * units.div_ceil(if quantised { 1 } else { TURN })
 }
 
-/// Of few rows the first to go through a panel ask for what follows it.
+/// Of few rows the first to go through a panel, so many units of it, ask for what follows it.
 #[inline(always)]
 fn asking_near<'a, V: Vector, const FORM: usize>(
     tile: &Tile<'a>,
+    panel: usize,
     rows: usize,
     units: usize,
 ) -> [Asking<'a>; 2] {
     let at_once = rows.div_ceil(rows.div_ceil(AtOnce::<V, FORM>::ROWS));
-    [tile.ahead.in_turns(turns::<V, FORM>(at_once, units), true), tile.ahead.not_at_all()]
+    let turns = tile.spread_from(panel).map(|panels| panels * turns::<V, FORM>(at_once, units));
+    [tile.ahead.in_turns(turns, true), tile.ahead.not_at_all()]
 }
 
 /// Units of inputs `range` for the first rows of a tile; for many rows in parts that stay near.
@@ -357,9 +315,10 @@ unsafe fn stage<V: Vector, const FORM: usize>(
     let most = AtOnce::<V, FORM>::ROWS;
     let near = if lanes.len() <= most { usize::MAX } else { NEAR / tile.matrix.panels.unit_bytes() };
     let asking = if tile.rows.len() <= V::FEW {
-        asking_near::<V, FORM>(tile, lanes.len(), range.len())
+        asking_near::<V, FORM>(tile, panel, lanes.len(), range.len())
     } else {
-        [tile.ahead.in_turns(turns::<V, FORM>(lanes.len(), range.len()), false); 2]
+        let turns = tile.spread_from(panel).map(|panels| panels * turns::<V, FORM>(lanes.len(), range.len()));
+        [tile.ahead.in_turns(turns, false); 2]
     };
     let mut start = range.start;
     while start < range.end {

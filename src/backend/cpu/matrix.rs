@@ -5,6 +5,7 @@
 //! within each panel: every sub-network reads contiguous memory and nothing is copied for it. Where a file's blocks run
 //! across an order of channels, the prefix is one within each block (see [`Blocks::places`]).
 
+use super::ahead::{LINE, Runs};
 use super::memory::Packed;
 use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
 use crate::weights::{BLOCK, Blocks};
@@ -223,9 +224,19 @@ impl Matrix {
         start..start + bytes
     }
 
-    /// Where a panel and those after it lie.
-    pub(super) fn addresses_from(&self, panel: usize) -> Range<usize> {
-        self.addresses(panel).start..self.panels.packed().bytes().as_ptr_range().end as usize
+    /// What is read of these panels for the first `inp` inputs. Where each block has some of them, as much of every block
+    /// as it is of them all on average.
+    pub(super) fn reading(&self, panels: Range<usize>, inp: usize) -> Runs {
+        let (start, end) = (self.addresses(panels.start).start, self.addresses(panels.end).start);
+        let inp = inp.min(self.columns);
+        let (run, stride) = match &self.panels {
+            Panels::Blocks(BlockPanels { places: Some(_), layout, .. }) => {
+                let of_block = self.prefix_bytes(1, inp) / self.columns.div_ceil(BLOCK).max(1);
+                (of_block.next_multiple_of(LINE).min(layout.record()), layout.record())
+            }
+            panels => (inp.div_ceil(panels.unit()) * panels.unit_bytes(), self.addresses(0).len()),
+        };
+        if run == stride { Runs::whole(start..end) } else { Runs { start, run, stride, end } }
     }
 
     /// Row `row` as f32, for an embedding.

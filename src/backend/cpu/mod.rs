@@ -24,6 +24,7 @@ mod shared;
 mod team;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod vector;
 
 pub(super) use kernel::{Kernel, Loops};

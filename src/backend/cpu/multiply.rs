@@ -1,13 +1,14 @@
 //! The last phase of an operation: panel by panel, for all rows that reach it, the base's product and the adapters'.
 #![allow(unsafe_code)]
 
-use super::ahead::{Spans, prefetch_all};
-use super::group::{DESK, Desk, Group, panels};
-use super::kernel::{Kernel, Lanes, Loops, TILE, Tile, TileRow};
-use super::plan::Plan;
+use super::ahead::{Runs, Spans, prefetch_all};
+use super::group::{DESK, Desk, Group};
+use super::kernel::{Kernel, Lanes, Loops};
+use super::plan::{AdapterPlan, Plan};
 use super::rows::silu;
 use super::shared::Shared;
 use super::team::Member;
+use super::tile::{TILE, Tile, TileRow};
 use super::vector::PANEL;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -33,8 +34,19 @@ struct Strip {
     plan: usize,
     panels: Range<usize>,
     places: Range<usize>,
-    /// What is read after it.
+    ask: Ask,
+}
+
+/// What memory is asked for while panels are multiplied.
+#[derive(Clone, Copy)]
+struct Ask {
+    /// Whether the panels are touched for the first time.
+    fresh: bool,
+    /// What to ask for from now on, if anything new.
     next: Option<Spans>,
+    /// [`Tile::spread`] and [`Tile::then`].
+    spread: usize,
+    then: Option<usize>,
 }
 
 impl Group<'_> {
@@ -46,6 +58,11 @@ impl Group<'_> {
         clear: impl Fn(usize, usize, usize),
         write: impl Fn(Work<'_>),
     ) {
+        for (index, plan) in self.plans.iter().enumerate() {
+            for place in (member.index()..self.length).step_by(self.cpu.threads) {
+                plan.unreached().for_each(|panel| clear(index, panel, place));
+            }
+        }
         self.each_strip(member, |strip, desk| {
             let (plan, places) = (strip.plan, strip.places.clone());
             for panel in strip.panels.clone() {
@@ -53,9 +70,9 @@ impl Group<'_> {
                 places.clone().filter(unreached).for_each(|place| clear(plan, panel, place));
             }
             let Desk { rows, lanes, .. } = desk;
-            self.each_tile(strip, rows, |rows, panels, next| {
+            self.each_tile(strip, rows, |rows, panels, ask| {
                 let lanes = room(lanes, rows.len() * panels.len());
-                self.tile(member, plan, panels.clone(), rows, lanes, next);
+                self.tile(member, plan, panels.clone(), rows, lanes, ask);
                 for (panel, lanes) in panels.zip(lanes.chunks_exact_mut(rows.len())) {
                     write(Work { plan, panel, rows, lanes });
                 }
@@ -65,15 +82,30 @@ impl Group<'_> {
 
     /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
     pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
+        let few = self.is_few();
         self.each_strip(member, |strip, desk| {
             let Desk { rows, lanes, others, .. } = desk;
-            let second = self.plans[1].linear.weight.addresses(strip.panels.start);
-            self.each_tile(strip, rows, |rows, panels, next| {
+            self.each_tile(strip, rows, |rows, panels, ask| {
                 let count = rows.len() * panels.len();
                 let (gates, ups) = (room(lanes, count), room(others, count));
-                let second = next.map(|_| (!self.is_few()).then(|| [second.clone(), 0..0]));
-                self.tile(member, 0, panels.clone(), rows, gates, second.as_ref());
-                self.tile(member, 1, panels.clone(), rows, ups, next);
+                let second = self.plans[1].linear.weight.addresses(panels.start);
+                let then = Some(second.start);
+                // Many rows ask for the second panel during the first one, few for what follows during all panels of both.
+                let [first, second] = match few {
+                    true => {
+                        let spread = 2 * ask.spread;
+                        [
+                            Ask { spread, then, ..ask },
+                            Ask { spread: spread - panels.len(), next: None, ..ask },
+                        ]
+                    }
+                    false => {
+                        let second = ask.next.map(|_| [Runs::whole(second), Runs::default()]);
+                        [Ask { next: second, then, ..ask }, ask]
+                    }
+                };
+                self.tile(member, 0, panels.clone(), rows, gates, first);
+                self.tile(member, 1, panels.clone(), rows, ups, second);
                 self.cpu.kernel.vectorised(Gate { gates, ups });
                 for (panel, gates) in panels.zip(gates.chunks_exact(rows.len())) {
                     for (row, gates) in rows.iter().zip(gates) {
@@ -95,40 +127,50 @@ impl Group<'_> {
     /// of the rows.
     fn each_strip(&self, member: &Member<'_>, mut work: impl FnMut(Strip, &mut Desk)) {
         let numbers = self.numbers();
-        let few = self.is_few();
         let most = panels_at_once(self.cpu.kernel, self.length);
-        let after = |piece: usize| match &self.next {
-            next if self.multiplying.begins_at(piece + 1) => Some(next.as_ref()?[member.index()].clone()),
-            // Few rows ask for what follows by themselves.
-            _ => (!few).then(|| [self.panel_addresses((piece + 1) % numbers), 0..0]),
-        };
         DESK.with_borrow_mut(|desk| {
             member.share(self.multiplying, |mut pieces| {
                 while !pieces.is_empty() {
-                    let start = pieces.start / numbers * self.chunk;
+                    let first = pieces.start;
+                    let start = first / numbers * self.chunk;
                     let places = start..self.length.min(start + self.chunk);
-                    let (plan, panel) = self.panel(pieces.start % numbers);
-                    let count = pieces.len().min(most).min(panels(&self.plans[plan]) - panel);
+                    let (plan, panel) = self.panel(first % numbers);
+                    let count = pieces.len().min(most).min(self.plans[plan].reached - panel);
                     pieces.start += count;
-                    let next = after(pieces.start - 1);
-                    work(Strip { plan, panels: panel..panel + count, places, next }, desk);
+                    let ask = self.asking(member, first..pieces.start);
+                    work(Strip { plan, panels: panel..panel + count, places, ask }, desk);
                 }
             });
         });
     }
 
-    /// Calls `work` with some of a strip's rows at a time and panels that they all reach; the first time, when panels are
-    /// touched, with what is to be asked for meanwhile.
+    /// While these pieces are multiplied: few rows ask for what lies a little ahead, and all the time for the beginning of the
+    /// next operation; many for the next panel.
+    fn asking(&self, member: &Member<'_>, pieces: Range<usize>) -> Ask {
+        let thread = member.index();
+        let next = self.next.as_ref().map(|next| next[thread]);
+        let last = self.multiplying.begins_at(pieces.end);
+        let panel = || self.panel_addresses(pieces.end % self.numbers());
+        if !self.is_few() {
+            let next = if last { next } else { Some([Runs::whole(panel()), Runs::default()]) };
+            return Ask { fresh: true, next, spread: pieces.len(), then: None };
+        }
+        let own = self.multiplying.start_of(thread)..self.multiplying.start_of(thread + 1);
+        let left = if own.contains(&pieces.start) { own.end - pieces.start } else { pieces.len() };
+        let then = if last { next.map(|[_, panels]| panels.start) } else { Some(panel().start) };
+        Ask { fresh: true, next: next.filter(|_| pieces.start == own.start), spread: left, then }
+    }
+
+    /// Calls `work` with some of a strip's rows at a time and panels that they all reach.
     fn each_tile(
         &self,
         strip: Strip,
         rows: &mut Vec<TileRow>,
-        mut work: impl FnMut(&[TileRow], Range<usize>, Option<&Option<Spans>>),
+        mut work: impl FnMut(&[TileRow], Range<usize>, Ask),
     ) {
-        let Strip { plan, mut panels, places, next } = strip;
-        let plan = &self.plans[plan];
+        let Strip { plan, mut panels, places, mut ask } = strip;
+        let (plan, then) = (&self.plans[plan], ask.then);
         let reached = |place: usize| plan.rows[place].active.out.div_ceil(PANEL);
-        let mut next = Some(&next);
         while !panels.is_empty() {
             let mut end = panels.end;
             rows.clear();
@@ -139,16 +181,19 @@ impl Group<'_> {
             if rows.is_empty() {
                 return;
             }
+            ask.then = if end == panels.end { then } else { Some(plan.linear.weight.addresses(end).start) };
             // Cut evenly.
             let at_once = rows.len().div_ceil(rows.len().div_ceil(TILE));
             for rows in rows.chunks(at_once) {
-                work(rows, panels.start..end, next.take());
+                work(rows, panels.start..end, ask);
+                (ask.fresh, ask.next) = (false, None);
             }
+            ask.spread = ask.spread.saturating_sub(end - panels.start).max(panels.end - end);
             panels.start = end;
         }
     }
 
-    /// Bias, base and adapters of one plan. `next`: where the panels are touched for the first time.
+    /// Bias, base and adapters of one plan.
     fn tile(
         &self,
         member: &Member<'_>,
@@ -156,15 +201,17 @@ impl Group<'_> {
         panels: Range<usize>,
         rows: &[TileRow],
         lanes: &mut [Lanes],
-        next: Option<&Option<Spans>>,
+        ask: Ask,
     ) {
         let plan = &self.plans[number];
-        if let Some(next) = next {
-            self.ask(member, plan, &panels, next);
-        }
+        self.ask(member, plan, &panels, &ask);
         for (panel, lanes) in panels.clone().zip(lanes.chunks_exact_mut(rows.len())) {
             lanes.fill(bias(plan, panel));
         }
+        let mut runs = plan.runs(rows).peekable();
+        let after = |run: Option<&(Range<usize>, &AdapterPlan<'_>)>| {
+            run.map(|(_, plan)| plan.adapter.b.addresses(panels.start).start).or(ask.then)
+        };
         let tile = Tile {
             matrix: &plan.linear.weight,
             panels: panels.clone(),
@@ -173,6 +220,8 @@ impl Group<'_> {
             rows,
             active: None,
             ahead: member.ahead(),
+            spread: Some(ask.spread),
+            then: after(runs.peek()),
             quads: plan.quads(rows[0].inp),
         };
         // SAFETY: all rows were prepared, before the barrier or by this thread.
@@ -182,8 +231,9 @@ impl Group<'_> {
         }
         // Rarely waits: others have shrunk while this thread multiplied.
         member.wait_until(|| self.shrunken.load(Ordering::Acquire) >= self.shrinking.count());
-        for (run, adapter) in plan.runs(rows) {
-            let expand = |panels: Range<usize>, lanes: &mut [Lanes]| {
+        while let Some((run, adapter)) = runs.next() {
+            let then = after(runs.peek());
+            let expand = |panels: Range<usize>, then: Option<usize>, lanes: &mut [Lanes]| {
                 let tile = Tile {
                     matrix: &adapter.adapter.b,
                     panels,
@@ -192,33 +242,36 @@ impl Group<'_> {
                     rows: &rows[run.clone()],
                     active: Some(adapter.rank),
                     ahead: member.ahead(),
+                    spread: None,
+                    then,
                     quads: &adapter.quads,
                 };
                 // SAFETY: all rows have been shrunk, as just waited for.
                 unsafe { self.cpu.kernel.accumulate(&tile, lanes) };
             };
             if run.len() == rows.len() {
-                expand(panels.clone(), lanes);
+                expand(panels.clone(), then, lanes);
                 continue;
             }
             for (panel, lanes) in panels.clone().zip(lanes.chunks_exact_mut(rows.len())) {
-                expand(panel..panel + 1, &mut lanes[run.clone()]);
+                let then = then.filter(|_| panel + 1 == panels.end);
+                expand(panel..panel + 1, then, &mut lanes[run.clone()]);
             }
         }
     }
 
-    /// Asks for what is needed after the base's panels, the adapters' panels first: memory has time until then.
-    fn ask(&self, member: &Member<'_>, plan: &Plan<'_>, panels: &Range<usize>, next: &Option<Spans>) {
-        let adapters = |panel| plan.adapters.iter().map(move |plan| plan.adapter.b.addresses(panel));
-        match (next, adapters(panels.start).next()) {
-            (Some(next), _) => member.ahead().set(next),
-            (None, Some(first)) if panels.len() > 1 => {
-                let last = plan.adapters[0].adapter.b.addresses(panels.end - 1);
-                return member.ahead().set(&[first.start..last.end, 0..0]);
-            }
-            _ => {}
+    /// Before the panels: many rows ask for what is needed after the base's, the adapters' panels first, since memory has
+    /// time until then.
+    fn ask(&self, member: &Member<'_>, plan: &Plan<'_>, panels: &Range<usize>, ask: &Ask) {
+        match &ask.next {
+            Some(next) if self.is_few() => member.ahead().set_beginning(next),
+            Some(next) => member.ahead().set(next),
+            None => {}
         }
-        panels.clone().flat_map(adapters).for_each(prefetch_all);
+        if ask.fresh && !self.is_few() {
+            let adapters = |panel| plan.adapters.iter().map(move |plan| plan.adapter.b.addresses(panel));
+            panels.clone().flat_map(adapters).for_each(prefetch_all);
+        }
     }
 }
 

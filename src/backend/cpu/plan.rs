@@ -1,7 +1,8 @@
 //! What each row of a batch needs of one Linear.
 
-use super::kernel::TileRow;
 use super::matrix::Matrix;
+use super::tile::TileRow;
+use super::vector::PANEL;
 use super::{Cpu, Rows};
 use crate::backend::{Adapter, BackendError, Linear, Segment};
 use crate::supernet::ActiveLinear;
@@ -17,6 +18,8 @@ pub(super) struct Plan<'a> {
     quads: Vec<(usize, Cow<'a, [u8]>)>,
     /// The super-adapters in use.
     pub(super) adapters: Vec<AdapterPlan<'a>>,
+    /// Panels that some row reaches; those after them are zero for all.
+    pub(super) reached: usize,
 }
 
 /// One row of a [`Plan`].
@@ -46,10 +49,11 @@ impl<'a> Plan<'a> {
         segments: &[Segment],
     ) -> Result<Self, BackendError> {
         let (length, _) = x;
-        let mut plan =
-            Self { linear, rows: Vec::with_capacity(length), quads: Vec::new(), adapters: Vec::new() };
+        let rows = Vec::with_capacity(length);
+        let mut plan = Self { linear, rows, quads: Vec::new(), adapters: Vec::new(), reached: 0 };
         for segment in segments {
             let (active, adapter) = part(x, plan.rows.len(), linear, segment)?;
+            plan.reached = plan.reached.max(active.out.div_ceil(PANEL));
             let adapter = adapter.map(|adapter| plan.note(adapter, active.rank));
             plan.rows.extend(segment.rows.clone().map(|row| RowPlan { row, active, adapter }));
             if plan.quads.iter().all(|(inp, _)| *inp != active.inp) {
@@ -84,6 +88,16 @@ impl<'a> Plan<'a> {
     pub(super) fn tile_row(&self, place: usize) -> TileRow {
         let RowPlan { row, active, .. } = self.rows[place];
         TileRow { place, row, inp: active.inp }
+    }
+
+    /// The panels beyond those that are reached.
+    pub(super) fn unreached(&self) -> Range<usize> {
+        self.reached..self.linear.weight.rows().div_ceil(PANEL)
+    }
+
+    /// The most inputs that a row has.
+    pub(super) fn widest(&self) -> usize {
+        self.rows.first().map_or(0, |row| row.active.inp)
     }
 
     /// The weight and the adapters' A: what takes this Linear's inputs.

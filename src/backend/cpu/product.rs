@@ -6,14 +6,16 @@
 //! and to the kernel an adapter's B is only a few more inputs of the panel.
 #![allow(unsafe_code)]
 
+use super::ahead::Runs;
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
-use super::kernel::{Lanes, TILE, Tile, TileRow};
+use super::kernel::Lanes;
 use super::matrix::Matrix;
 use super::multiply::panels_at_once;
 use super::plan::{Plan, RowPlan, size};
 use super::shared::Shared;
 use super::team::Member;
+use super::tile::{TILE, Tile, TileRow};
 use super::vector::PANEL;
 use super::{Cpu, Rows};
 use crate::backend::{BackendError, GatedMlp, Linear, Norm, Segment};
@@ -154,8 +156,10 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let (columns, quads) = (weight.columns(), weight.quads(weight.columns()));
     let rows = (0..x.len()).map(|row| TileRow { place: row, row, inp: columns }).collect::<Vec<_>>();
     let (preparing, panels) = (cpu.team.pieces(x.len()), cpu.team.pieces(weight.rows().div_ceil(PANEL)));
-    let first = |thread| [weight.addresses_from(panels.start_of(thread)), 0..0];
-    let next = cpu.order.follow(weight.addresses(0).start, || (0..cpu.threads).map(first).collect());
+    let own = |thread| panels.start_of(thread)..panels.start_of(thread + 1);
+    let first = |thread| [Runs::default(), weight.reading(own(thread), columns)];
+    let operation = [weight.addresses(0).start, panels.count(), columns];
+    let next = cpu.order.follow(operation, || (0..cpu.threads).map(first).collect());
     let few = x.len() <= cpu.kernel.few();
     cpu.team.run(|member| {
         member.share(&preparing, |rows| {
@@ -164,19 +168,23 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
         });
         member.barrier();
         let mut lanes = Vec::new();
+        let (own, next) = (own(member.index()), next.as_ref().map(|next| &next[member.index()]));
         member.share(&panels, |range| {
             let at_once = panels_at_once(cpu.kernel, x.len());
             for start in range.clone().step_by(at_once) {
                 let strip = start..range.end.min(start + at_once);
-                match &next {
-                    next if panels.begins_at(strip.end) => {
-                        let next = next.as_ref().map(|next| &next[member.index()]);
-                        next.into_iter().for_each(|next| member.ahead().set(next));
+                // See `Group::asking`.
+                let last = panels.begins_at(strip.end);
+                match next {
+                    Some(next) if few && strip.start == own.start => member.ahead().set_beginning(next),
+                    Some(next) if last && !few => member.ahead().set(next),
+                    _ if !last && !few => {
+                        member.ahead().set(&[Runs::whole(weight.addresses(strip.end)), Runs::default()]);
                     }
-                    // Few rows ask for what follows by themselves.
-                    _ if !few => member.ahead().set(&[weight.addresses(strip.end), 0..0]),
                     _ => {}
                 }
+                let left =
+                    if few && own.contains(&strip.start) { own.end - strip.start } else { strip.len() };
                 for rows in rows.chunks(TILE) {
                     lanes.resize(rows.len() * strip.len(), [0.0; PANEL]);
                     lanes.fill([0.0; PANEL]);
@@ -188,6 +196,8 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
                         rows,
                         active: Some(columns),
                         ahead: member.ahead(),
+                        spread: Some(left),
+                        then: next.filter(|_| last).map(|[_, panels]| panels.start),
                         quads: &quads,
                     };
                     // SAFETY: all rows are filled, before the barrier.

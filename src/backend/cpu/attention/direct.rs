@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 #![expect(clippy::needless_range_loop, reason = "the index names the row")]
 
-use super::super::ahead::{Ahead, LINE};
+use super::super::ahead::{Ahead, LINE, Runs};
 use super::TILE;
 use super::cache::{Kept, PagedCache, by_block, place};
 use super::context::{Half, Paged, Source};
@@ -43,7 +43,7 @@ impl<T: Kept> Source for Direct<'_, T> {
     fn gather(&mut self, _: Half, _: Range<usize>, next: (Half, Range<usize>)) {
         // A tile lies in two blocks at most, see `is_direct`.
         let mut addresses = self.paged.addresses(next.0, next.1);
-        self.coming.set(&[0, 1].map(|_| addresses.next().unwrap_or_default()));
+        self.coming.set(&[0, 1].map(|_| Runs::whole(addresses.next().unwrap_or_default())));
     }
 
     #[inline(always)]
