@@ -63,8 +63,15 @@ impl Runs {
 pub(super) type Spans = [Runs; 2];
 /// By thread.
 pub(super) type ByThread = Arc<[Spans]>;
-/// An operation, by where its weights begin, and how many panels and inputs of them are read.
-pub(super) type Operation = [usize; 3];
+/// An operation, by what is read of which weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Operation {
+    /// Where its weights begin, and its first adapter's A, if it has one.
+    pub(super) start: usize,
+    pub(super) adapter: usize,
+    pub(super) panels: usize,
+    pub(super) inputs: usize,
+}
 
 /// Which weights follow which.
 #[derive(Default)]
@@ -84,12 +91,11 @@ impl Order {
     /// Notes that this is computed now, and that each thread reads what `spans` says; tells what came after it the last time.
     pub(super) fn follow(&self, operation: Operation, spans: impl FnOnce() -> ByThread) -> Option<ByThread> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = operation[0];
-        let previous = std::mem::replace(&mut known.previous, start);
+        let previous = std::mem::replace(&mut known.previous, operation.start);
         if known.next.get(&previous).is_none_or(|(next, _)| *next != operation) {
             known.next.insert(previous, (operation, spans()));
         }
-        known.next.get(&start).map(|(_, spans)| Arc::clone(spans))
+        known.next.get(&operation.start).map(|(_, spans)| Arc::clone(spans))
     }
 }
 
@@ -302,7 +308,9 @@ mod tests {
         let spans =
             |start: usize| -> ByThread { Arc::from([[Runs::whole(start..start + 100), Runs::default()]]) };
         let read_as = |start: usize, panels| {
-            order.follow([start, panels, 1], || spans(start + panels)).map(|spans| spans[0][0].start)
+            order
+                .follow(Operation { start, adapter: 0, panels, inputs: 1 }, || spans(start + panels))
+                .map(|spans| spans[0][0].start)
         };
         let read = |start| read_as(start, 0);
         assert_eq!([1000, 2000, 3000].map(read), [None; 3]);

@@ -4,7 +4,7 @@
 
 use super::Cpu;
 use super::Rows;
-use super::ahead::{ByThread, Runs, Spans};
+use super::ahead::{ByThread, Operation, Runs, Spans};
 use super::inputs::{Buffers, Inputs};
 use super::kernel::Lanes;
 use super::plan::{AdapterPlan, Plan};
@@ -141,8 +141,10 @@ impl<'a> Group<'a> {
         };
         let spans = || (0..cpu.threads).map(|thread| group.first_spans(thread)).collect();
         let start = plans.first().map_or(0, |plan| plan.linear.weight.addresses(0).start);
+        let adapter = plans.iter().find_map(|plan| plan.adapters.first());
+        let adapter = adapter.map_or(0, |plan| plan.adapter.a.addresses(0).start);
         let inputs = plans.first().map_or(0, Plan::widest);
-        let next = cpu.order.follow([start, panels, inputs], spans);
+        let next = cpu.order.follow(Operation { start, adapter, panels, inputs }, spans);
         Ok(Self { next, ..group })
     }
 

@@ -10,9 +10,9 @@ use super::memory::Packed;
 use super::vector::{PANEL, QUAD, QUAD_BYTES, QUADS};
 use crate::weights::{BLOCK, Blocks};
 use half::{bf16, f16};
-use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How base weights are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,6 +36,26 @@ pub struct Matrix {
     pub(super) panels: Panels,
     /// [`Self::quads`] of all inputs.
     quads: Vec<u8>,
+    /// The same of the prefixes in use that are not simply the first of these: each step wants them.
+    prefixes: Mutex<HashMap<usize, Arc<[u8]>>>,
+}
+
+/// By block of a prefix: how many of its quads are needed.
+#[derive(Debug, Clone)]
+pub(super) enum Quads<'a> {
+    Of(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+impl Deref for Quads<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Of(quads) => quads,
+            Self::Shared(quads) => quads,
+        }
+    }
 }
 
 /// Outputs beyond the last are zero, inputs beyond the last meet inputs that are.
@@ -170,7 +190,7 @@ impl Matrix {
             Panels::Blocks(blocks) => quads(blocks.places.as_deref(), columns),
             Panels::F32(_) | Panels::Bf16(_) => Vec::new(),
         };
-        Self { rows, columns, panels, quads }
+        Self { rows, columns, panels, quads, prefixes: Mutex::default() }
     }
 
     /// Outputs.
@@ -207,13 +227,17 @@ impl Matrix {
     }
 
     /// By block: the quads that hold any of the first `inp` inputs; as many blocks as are needed. None where there are no blocks.
-    pub(super) fn quads(&self, inp: usize) -> Cow<'_, [u8]> {
+    pub(super) fn quads(&self, inp: usize) -> Quads<'_> {
         match &self.panels {
             Panels::Blocks(blocks) if inp < self.columns => match &blocks.places {
-                None if inp.is_multiple_of(BLOCK) => Cow::Borrowed(&self.quads[..inp / BLOCK]),
-                places => Cow::Owned(quads(places.as_deref(), inp)),
+                None if inp.is_multiple_of(BLOCK) => Quads::Of(&self.quads[..inp / BLOCK]),
+                places => {
+                    let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+                    let prefix = prefixes.entry(inp).or_insert_with(|| quads(places.as_deref(), inp).into());
+                    Quads::Shared(Arc::clone(prefix))
+                }
             },
-            _ => Cow::Borrowed(&self.quads),
+            _ => Quads::Of(&self.quads),
         }
     }
 

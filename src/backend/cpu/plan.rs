@@ -1,12 +1,11 @@
 //! What each row of a batch needs of one Linear.
 
-use super::matrix::Matrix;
+use super::matrix::{Matrix, Quads};
 use super::tile::TileRow;
 use super::vector::PANEL;
 use super::{Cpu, Rows};
 use crate::backend::{Adapter, BackendError, Linear, Segment};
 use crate::supernet::ActiveLinear;
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// One Linear over all rows of a batch.
@@ -15,7 +14,7 @@ pub(super) struct Plan<'a> {
     /// All rows, those with more active inputs first, so that the rows that reach an input are the first ones.
     pub(super) rows: Vec<RowPlan>,
     /// By distinct number of active inputs: [`Matrix::quads`].
-    quads: Vec<(usize, Cow<'a, [u8]>)>,
+    quads: Vec<(usize, Quads<'a>)>,
     /// The super-adapters in use.
     pub(super) adapters: Vec<AdapterPlan<'a>>,
     /// Panels that some row reaches; those after them are zero for all.
@@ -37,7 +36,7 @@ pub(super) struct AdapterPlan<'a> {
     /// The highest active rank.
     pub(super) rank: usize,
     /// [`Matrix::quads`] of B up to that rank.
-    pub(super) quads: Cow<'a, [u8]>,
+    pub(super) quads: Quads<'a>,
 }
 
 impl<'a> Plan<'a> {
@@ -77,7 +76,7 @@ impl<'a> Plan<'a> {
     fn note(&mut self, adapter: &'a Adapter<Cpu>, rank: usize) -> usize {
         let known = self.adapters.iter().position(|known| std::ptr::eq(known.adapter, adapter));
         let place = known.unwrap_or_else(|| {
-            self.adapters.push(AdapterPlan { adapter, rank, quads: Cow::default() });
+            self.adapters.push(AdapterPlan { adapter, rank, quads: Quads::Of(&[]) });
             self.adapters.len() - 1
         });
         self.adapters[place].rank = self.adapters[place].rank.max(rank);

@@ -6,7 +6,7 @@
 //! and to the kernel an adapter's B is only a few more inputs of the panel.
 #![allow(unsafe_code)]
 
-use super::ahead::Runs;
+use super::ahead::{Operation, Runs};
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
 use super::kernel::Lanes;
@@ -158,7 +158,8 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
     let (preparing, panels) = (cpu.team.pieces(x.len()), cpu.team.pieces(weight.rows().div_ceil(PANEL)));
     let own = |thread| panels.start_of(thread)..panels.start_of(thread + 1);
     let first = |thread| [Runs::default(), weight.reading(own(thread), columns)];
-    let operation = [weight.addresses(0).start, panels.count(), columns];
+    let start = weight.addresses(0).start;
+    let operation = Operation { start, adapter: 0, panels: panels.count(), inputs: columns };
     let next = cpu.order.follow(operation, || (0..cpu.threads).map(first).collect());
     let few = x.len() <= cpu.kernel.few();
     cpu.team.run(|member| {
