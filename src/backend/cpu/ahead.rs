@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that a thread asks for ahead, at most: a quarter of a small second-level cache.
 const MOST: usize = 128 << 10;
-/// Of the next operation, while few rows go through this one. Its beginning is all that helps: whatever is asked for beside
-/// what is being read delays that (one row through all layers of SmolLM2-135M in 4-bit weights, Sapphire Rapids: 0.92 to 0.95 of
-/// the time that 128 KiB take, with 8 to 64 KiB).
+/// Of the next operation, evenly while few rows go through this one. Its beginning is all that helps: whatever is asked for
+/// beside what is being read delays that (one row through all layers of SmolLM2-135M in 4-bit weights, Sapphire Rapids: 0.92 to
+/// 0.94 of the time that asking for 128 KiB during the last panel takes, with 8 to 64 KiB; 0.96 with 128 KiB).
 const BEGINNING: usize = 32 << 10;
 /// How far ahead of few rows their panels are asked for: less lets them wait (a row through an MLP of 4-bit weights, Sapphire
 /// Rapids: with 2 KiB 0.98 of the time that 1.25 take, with 4 KiB 0.88, with 8 KiB 0.91).
@@ -63,7 +63,7 @@ impl Runs {
 pub(super) type Spans = [Runs; 2];
 /// By thread.
 pub(super) type ByThread = Arc<[Spans]>;
-/// An operation, by what is read of which weights.
+/// An operation, by what is read of which weights: how many panels, and how many inputs of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Operation {
     /// Where its weights begin, and its first adapter's A, if it has one.
