@@ -5,6 +5,7 @@
 //! beside it. So a row's result is the same bit for bit alone, in a mixed batch, and however its prompt was cut.
 
 mod ahead;
+mod ask;
 mod attention;
 mod group;
 mod inputs;

@@ -1,7 +1,8 @@
 //! The last phase of an operation: panel by panel, for all rows that reach it, the base's product and the adapters'.
 #![allow(unsafe_code)]
 
-use super::ahead::{Runs, Spans, prefetch_all};
+use super::ahead::{Runs, prefetch_all};
+use super::ask::{Ask, Reading};
 use super::group::{DESK, Desk, Group};
 use super::kernel::{Kernel, Lanes, Loops};
 use super::plan::{AdapterPlan, Plan};
@@ -35,18 +36,6 @@ struct Strip {
     panels: Range<usize>,
     places: Range<usize>,
     ask: Ask,
-}
-
-/// What memory is asked for while panels are multiplied.
-#[derive(Clone, Copy)]
-struct Ask {
-    /// Whether the panels are touched for the first time.
-    fresh: bool,
-    /// What to ask for from now on, if anything new.
-    next: Option<Spans>,
-    /// [`Tile::spread`] and [`Tile::then`].
-    spread: usize,
-    then: Option<usize>,
 }
 
 impl Group<'_> {
@@ -128,6 +117,12 @@ impl Group<'_> {
     fn each_strip(&self, member: &Member<'_>, mut work: impl FnMut(Strip, &mut Desk)) {
         let numbers = self.numbers();
         let most = panels_at_once(self.cpu.kernel, self.length);
+        let reading = Reading {
+            few: self.is_few(),
+            pieces: self.multiplying,
+            thread: member.index(),
+            next: self.next.as_ref().map(|next| next[member.index()]),
+        };
         DESK.with_borrow_mut(|desk| {
             member.share(self.multiplying, |mut pieces| {
                 while !pieces.is_empty() {
@@ -137,28 +132,12 @@ impl Group<'_> {
                     let (plan, panel) = self.panel(first % numbers);
                     let count = pieces.len().min(most).min(self.plans[plan].reached - panel);
                     pieces.start += count;
-                    let ask = self.asking(member, first..pieces.start);
+                    let following = || self.panel_addresses(pieces.start % numbers);
+                    let ask = reading.asking(first..pieces.start, following);
                     work(Strip { plan, panels: panel..panel + count, places, ask }, desk);
                 }
             });
         });
-    }
-
-    /// While these pieces are multiplied: few rows ask for what lies a little ahead, and all the time for the beginning of the
-    /// next operation; many for the next panel.
-    fn asking(&self, member: &Member<'_>, pieces: Range<usize>) -> Ask {
-        let thread = member.index();
-        let next = self.next.as_ref().map(|next| next[thread]);
-        let last = self.multiplying.begins_at(pieces.end);
-        let panel = || self.panel_addresses(pieces.end % self.numbers());
-        if !self.is_few() {
-            let next = if last { next } else { Some([Runs::whole(panel()), Runs::default()]) };
-            return Ask { fresh: true, next, spread: pieces.len(), then: None };
-        }
-        let own = self.multiplying.start_of(thread)..self.multiplying.start_of(thread + 1);
-        let left = if own.contains(&pieces.start) { own.end - pieces.start } else { pieces.len() };
-        let then = if last { next.map(|[_, panels]| panels.start) } else { Some(panel().start) };
-        Ask { fresh: true, next: next.filter(|_| pieces.start == own.start), spread: left, then }
     }
 
     /// Calls `work` with some of a strip's rows at a time and panels that they all reach.
@@ -263,11 +242,7 @@ impl Group<'_> {
     /// Before the panels: many rows ask for what is needed after the base's, the adapters' panels first, since memory has
     /// time until then.
     fn ask(&self, member: &Member<'_>, plan: &Plan<'_>, panels: &Range<usize>, ask: &Ask) {
-        match &ask.next {
-            Some(next) if self.is_few() => member.ahead().set_beginning(next),
-            Some(next) => member.ahead().set(next),
-            None => {}
-        }
+        ask.begin(member.ahead());
         if ask.fresh && !self.is_few() {
             let adapters = |panel| plan.adapters.iter().map(move |plan| plan.adapter.b.addresses(panel));
             panels.clone().flat_map(adapters).for_each(prefetch_all);

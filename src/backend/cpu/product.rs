@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::ahead::{Operation, Runs};
+use super::ask::Reading;
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
 use super::kernel::Lanes;
@@ -169,23 +170,14 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
         });
         member.barrier();
         let mut lanes = Vec::new();
-        let (own, next) = (own(member.index()), next.as_ref().map(|next| &next[member.index()]));
+        let thread = member.index();
+        let reading = Reading { few, pieces: &panels, thread, next: next.as_ref().map(|next| next[thread]) };
         member.share(&panels, |range| {
             let at_once = panels_at_once(cpu.kernel, x.len());
             for start in range.clone().step_by(at_once) {
                 let strip = start..range.end.min(start + at_once);
-                // See `Group::asking`.
-                let last = panels.begins_at(strip.end);
-                match next {
-                    Some(next) if few && strip.start == own.start => member.ahead().set_beginning(next),
-                    Some(next) if last && !few => member.ahead().set(next),
-                    _ if !last && !few => {
-                        member.ahead().set(&[Runs::whole(weight.addresses(strip.end)), Runs::default()]);
-                    }
-                    _ => {}
-                }
-                let left =
-                    if few && own.contains(&strip.start) { own.end - strip.start } else { strip.len() };
+                let ask = reading.asking(strip.clone(), || weight.addresses(strip.end));
+                ask.begin(member.ahead());
                 for rows in rows.chunks(TILE) {
                     lanes.resize(rows.len() * strip.len(), [0.0; PANEL]);
                     lanes.fill([0.0; PANEL]);
@@ -197,8 +189,8 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
                         rows,
                         active: Some(columns),
                         ahead: member.ahead(),
-                        spread: Some(left),
-                        then: next.filter(|_| last).map(|[_, panels]| panels.start),
+                        spread: Some(ask.spread),
+                        then: ask.then,
                         quads: &quads,
                     };
                     // SAFETY: all rows are filled, before the barrier.
