@@ -1,10 +1,11 @@
 //! Which sequences compute what in the next step.
 //!
-//! A step has a budget of tokens. Running sequences come first, in the order in which they were admitted: each one
-//! computes all tokens it has not computed yet (one while decoding; of a prompt as many as the budget leaves). Then
-//! waiting ones are admitted, first come first served. Blocks are taken as they are needed; when none is left the
-//! youngest running sequence gives its own up, waits in front of the queue, and later computes its tokens again. The
-//! oldest is never preempted and every sequence fits the pool by itself, so somebody always gets on.
+//! A step has a budget of tokens. Running sequences that decode come first, one token each, in the order of their admission.
+//! Then waiting ones are admitted, first come first served, and what is left of the budget goes to prompts: half to the
+//! oldest, which so is done in time whatever comes after it, the rest to those with the least left, so that a short prompt
+//! does not wait for a long one. Blocks are taken as they are needed; when none is left the youngest running sequence gives
+//! its own up, waits in front of the queue, and later computes its tokens again. The oldest is never preempted and every
+//! sequence fits the pool by itself, so somebody always gets on.
 
 use super::blocks::BlockPool;
 use crate::backend::{Segment, Selection, SequenceSpan};
@@ -37,14 +38,21 @@ struct Sequence {
     blocks: Vec<u32>,
 }
 
+impl Sequence {
+    /// Tokens that are not computed yet: one while it decodes.
+    fn left(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+}
+
 /// One step.
 #[derive(Debug, Default)]
 pub struct StepPlan {
     pub batch: Batch,
     /// In the order of the batch's rows.
     pub sequences: Vec<Planned>,
-    /// Sequences that were admitted for this step.
-    pub admitted: Vec<u64>,
+    /// Sequences of which this step computes the first tokens.
+    pub started: Vec<u64>,
     /// Sequences that had to give their blocks up.
     pub preempted: Vec<u64>,
 }
@@ -91,27 +99,52 @@ impl Scheduler {
     pub fn plan(&mut self) -> Option<StepPlan> {
         let mut plan = StepPlan::default();
         let mut budget = self.step_tokens;
-        let mut shares: Vec<(usize, usize)> = Vec::new();
-        let mut next = 0;
-        while next < self.running.len() && budget > 0 {
-            let sequence = &self.running[next];
-            let tokens = (sequence.tokens.len() - sequence.computed).min(budget);
-            if tokens == 0 || self.make_room(next, tokens, &mut plan.preempted) {
-                if tokens > 0 {
-                    shares.push((next, tokens));
-                }
-                budget -= tokens;
-                next += 1;
-            }
+        let mut shares = Vec::with_capacity(self.running.len());
+        for sequence in &self.running {
+            let share = usize::from(sequence.left() == 1).min(budget);
+            budget -= share;
+            shares.push(share);
         }
-        if plan.preempted.is_empty() {
-            self.admit(budget, &mut shares, &mut plan.admitted);
+        self.hold(&mut shares, &mut plan.preempted);
+        if plan.preempted.is_empty() && budget > 0 {
+            self.admit();
         }
+        shares.resize(self.running.len(), 0);
+        self.share_out(budget, &mut shares);
+        self.hold(&mut shares, &mut plan.preempted);
+        let shares = shares.into_iter().enumerate().filter(|&(_, tokens)| tokens > 0).collect::<Vec<_>>();
         if shares.is_empty() {
             return None;
         }
         self.fill(&mut plan, shares);
         Some(plan)
+    }
+
+    /// Divides what decoding leaves of a step among prompts.
+    fn share_out(&self, mut budget: usize, shares: &mut [usize]) {
+        let left = |index: usize, shares: &[usize]| self.running[index].left() - shares[index];
+        let mut prompts = (0..shares.len()).filter(|&i| left(i, shares) > 0).collect::<Vec<_>>();
+        let Some(&oldest) = prompts.first() else { return };
+        shares[oldest] += left(oldest, shares).min(budget.div_ceil(2));
+        budget -= shares[oldest];
+        // Of equal ones the older first: the sort is stable.
+        prompts.sort_by_key(|&index| left(index, shares));
+        for index in prompts {
+            let more = left(index, shares).min(budget);
+            shares[index] += more;
+            budget -= more;
+        }
+    }
+
+    /// Gives running sequences blocks for their shares; the shares of those that had to go go with them.
+    fn hold(&mut self, shares: &mut Vec<usize>, preempted: &mut Vec<u64>) {
+        let mut next = 0;
+        while next < self.running.len() {
+            if shares[next] == 0 || self.make_room(next, shares[next], preempted) {
+                next += 1;
+            }
+        }
+        shares.truncate(self.running.len());
     }
 
     /// Gives running sequence `index` blocks for `tokens` more, from the youngest ones if need be. False if it was
@@ -124,9 +157,11 @@ impl Scheduler {
                 return true;
             }
             let Some(mut youngest) = self.running.pop() else { return false };
+            if !youngest.blocks.is_empty() {
+                preempted.push(youngest.id);
+            }
             self.pool.release(&mut youngest.blocks);
             youngest.computed = 0;
-            preempted.push(youngest.id);
             self.waiting.push_front(youngest);
             if index == self.running.len() {
                 return false;
@@ -135,27 +170,18 @@ impl Scheduler {
     }
 
     /// Admits waiting sequences while there is room for all of their tokens.
-    fn admit(&mut self, mut budget: usize, shares: &mut Vec<(usize, usize)>, admitted: &mut Vec<u64>) {
-        while budget > 0 && self.running.len() < self.max_running {
+    fn admit(&mut self) {
+        // What running ones may still take of what they have, not only this step's share: otherwise prompts admitted
+        // together would soon preempt each other.
+        let promised = |s: &Sequence| s.tokens.len().div_ceil(self.block_size) - s.blocks.len();
+        let mut promised_all = self.running.iter().map(promised).sum::<usize>();
+        while self.running.len() < self.max_running {
             let Some(first) = self.waiting.front() else { return };
-            // Room for everything it has, not only for this step's chunk: otherwise prompts admitted together would
-            // soon preempt each other.
-            let needed = first.tokens.len().div_ceil(self.block_size);
-            let promised =
-                self.running.iter().map(|s| s.tokens.len().div_ceil(self.block_size) - s.blocks.len());
-            if needed + promised.sum::<usize>() > self.pool.free() {
+            promised_all += promised(first);
+            if promised_all > self.pool.free() {
                 return;
             }
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
-            let tokens = sequence.tokens.len().min(budget);
-            if !self.pool.grow(&mut sequence.blocks, tokens.div_ceil(self.block_size)) {
-                self.waiting.push_front(sequence);
-                return;
-            }
-            budget -= tokens;
-            admitted.push(sequence.id);
-            shares.push((self.running.len(), tokens));
-            self.running.push(sequence);
+            self.running.extend(self.waiting.pop_front());
         }
     }
 
@@ -168,6 +194,9 @@ impl Scheduler {
         for (index, tokens) in shares {
             let sequence = &mut self.running[index];
             let positions = sequence.computed..sequence.computed + tokens;
+            if sequence.computed == 0 {
+                plan.started.push(sequence.id);
+            }
             let last = positions.end == sequence.tokens.len();
             let wanted = sequence.logits_until.clamp(positions.start, positions.end) - positions.start;
             let batch = &mut plan.batch;
@@ -214,11 +243,10 @@ impl Scheduler {
     /// By sub-network: how many sequences run and wait.
     pub fn by_sub_network(&self) -> BTreeMap<u32, (usize, usize)> {
         let mut counts = BTreeMap::<u32, (usize, usize)>::new();
-        for sequence in &self.running {
-            counts.entry(sequence.selection.subnetwork).or_default().0 += 1;
-        }
-        for sequence in &self.waiting {
-            counts.entry(sequence.selection.subnetwork).or_default().1 += 1;
+        for sequence in self.running.iter().chain(&self.waiting) {
+            let (running, waiting) = counts.entry(sequence.selection.subnetwork).or_default();
+            // An admitted one waits for its first share of a step.
+            *(if sequence.computed > 0 { running } else { waiting }) += 1;
         }
         counts
     }

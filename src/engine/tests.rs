@@ -270,6 +270,43 @@ proptest! {
     }
 }
 
+/// Prompts by name with their lengths, each with the steps in which all of its tokens had been computed.
+fn steps_until_done(
+    scheduler: &mut Scheduler,
+    prompts: &[(u64, usize)],
+    more: impl Fn(usize) -> Option<u64>,
+) -> HashMap<u64, usize> {
+    for &(id, length) in prompts {
+        scheduler.add(id, selection(0), vec![1; length], 0);
+    }
+    let mut done = HashMap::new();
+    for step in 1..200 {
+        if let Some(id) = more(step) {
+            scheduler.add(id, selection(0), vec![1; 20], 0);
+        }
+        let Some(plan) = scheduler.plan() else { break };
+        for planned in plan.sequences.iter().filter(|planned| planned.last) {
+            scheduler.remove(planned.id);
+            done.insert(planned.id, step);
+        }
+    }
+    done
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let scheduler = || Scheduler::new(1000, 16, 100, 32);
+    let done = steps_until_done(&mut scheduler(), &[(0, 3200), (1, 16), (2, 40)], |_| None);
+    // The long one takes half of the first steps: the first short one is done in one, the next with what is left.
+    assert_eq!((done[&1], done[&2], done[&0]), (1, 4, 102));
+    // Nor does it ever wait for short ones that keep coming: half of every step is its own.
+    let done = steps_until_done(&mut scheduler(), &[(0, 1600)], |step| Some(step as u64));
+    assert_eq!(done[&0], 100);
+    // Prompts of one length are computed one after the other.
+    let done = steps_until_done(&mut scheduler(), &[(0, 320), (1, 320)], |_| None);
+    assert_eq!((done[&0], done[&1]), (10, 20));
+}
+
 #[test]
 fn a_full_pool_preempts_and_loses_nothing() {
     let bench = engine(10, 4, EngineOptions { max_running: 8, max_waiting: 100, step_tokens: 64 });

@@ -131,7 +131,7 @@ impl Worker {
                 self.observer.preempted(task.request.selection.subnetwork);
             }
         }
-        for id in &plan.admitted {
+        for id in &plan.started {
             let Some(task) = self.tasks.get_mut(id).filter(|t| !t.started) else { continue };
             task.started = true;
             self.observer.started(task.request.selection.subnetwork, task.submitted.elapsed());
