@@ -10,10 +10,13 @@ use crate::server::{
 };
 use crate::text::Tokenizer;
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What threads that still work may take when the server has stopped.
+const AFTER_SERVING: Duration = Duration::from_secs(2);
 
 /// Serve every sub-network over an OpenAI-style HTTP API.
 ///
@@ -56,11 +59,11 @@ pub(super) struct ServeArgs {
     max_model_len: usize,
 
     /// Sequences that compute together. Of texts to classify as many may be in as this and those that wait come to.
-    #[arg(long, env = "LONAS_MAX_RUNNING", default_value_t = 64, value_name = "N")]
+    #[arg(long, env = "LONAS_MAX_RUNNING", default_value_t = 64, value_name = "N", value_parser = places())]
     max_running: usize,
 
     /// Sequences that may wait; beyond that a request is answered 503 at once.
-    #[arg(long, env = "LONAS_MAX_WAITING", default_value_t = 256, value_name = "N")]
+    #[arg(long, env = "LONAS_MAX_WAITING", default_value_t = 256, value_name = "N", value_parser = places())]
     max_waiting: usize,
 
     /// Tokens computed in one step; longer prompts are computed in chunks, longer texts to classify by themselves.
@@ -103,6 +106,11 @@ struct Ready {
     vocabulary: usize,
 }
 
+/// Sequences that may be in. Each has room set aside on the engine's way in, so there must be a bound.
+fn places() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=100_000)
+}
+
 pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let (api_keys, admin_keys) = keys(args)?;
@@ -129,11 +137,11 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     });
     tracing::info!("loaded in {:.2} s; {}", began.elapsed().as_secs_f64(), args.compute.describe()?);
     tracing::info!("sub-networks: {}", cards.join(", "));
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(listen(args, state))
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(listen(args, state));
+    // A text that is still read belongs to a client that has gone; a catalog that is written takes less.
+    runtime.shutdown_timeout(AFTER_SERVING);
+    served
 }
 
 /// Loads a model that continues texts and starts its engine.

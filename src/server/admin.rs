@@ -4,17 +4,17 @@ use super::app::ServerState;
 use super::generate::draining;
 use super::registry::{Registered, find_sub_network};
 use super::wire::{
-    ApiError, RegisterRequest, RemoveQuery, Removed, SubNetworkCard, SubNetworkList, read_json,
+    ApiError, PathId, RegisterRequest, RemoveQuery, Removed, SubNetworkCard, SubNetworkList, read_json,
 };
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
 /// Bytes of a sub-network's JSON: a thousand groups take less than ten thousand.
-pub(super) const MOST_BYTES: usize = 64 << 10;
+const MOST_BYTES: usize = 64 << 10;
 
 type Shared = State<Arc<ServerState>>;
 
@@ -27,7 +27,7 @@ pub(super) async fn list(State(state): Shared) -> Response {
 }
 
 /// `GET /v1/subnetworks/{id}`
-pub(super) async fn get(State(state): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn get(State(state): Shared, PathId(id): PathId) -> Result<Response, ApiError> {
     let models = state.registry.now();
     let (model, sub_network) = find_sub_network(&models, &id)?;
     Ok(Json(SubNetworkCard::new(&model.name, sub_network)).into_response())
@@ -35,7 +35,7 @@ pub(super) async fn get(State(state): Shared, Path(id): Path<String>) -> Result<
 
 /// `POST /v1/subnetworks`: 201 for a new one, 200 for one that was there.
 pub(super) async fn register(State(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let mut request: RegisterRequest = read_json(request).await?;
+    let mut request: RegisterRequest = read_json(request, MOST_BYTES).await?;
     let (model, persist) = (request.model.take(), request.persist.unwrap_or(false));
     let line = request.into_line();
     let registered = changed(&state, move |state| state.registry.register(model.as_deref(), line, persist));
@@ -54,7 +54,7 @@ pub(super) async fn register(State(state): Shared, request: Request) -> Result<R
 /// `DELETE /v1/subnetworks/{id}`
 pub(super) async fn remove(
     State(state): Shared,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     query: Result<Query<RemoveQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(RemoveQuery { persist }) =

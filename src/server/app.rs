@@ -5,17 +5,16 @@ use super::metrics::Metrics;
 use super::registry::Registry;
 use super::served::ServedModels;
 use super::task::Task;
+use super::text_work::TextWork;
 use super::validate::Limits;
 use super::wire::ApiError;
 use super::{access, admin, chat, classify, completions, http, system};
 use crate::text::Tokenizer;
-use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Router, middleware};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::Semaphore;
 
 /// Everything that requests share.
 pub struct ServerState {
@@ -25,8 +24,7 @@ pub struct ServerState {
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Admission,
-    /// How many prompts are rendered or tokenized at the same time.
-    pub(super) text_work: Semaphore,
+    pub(super) text_work: TextWork,
     pub(super) api_keys: access::Keys,
     pub(super) admin_keys: access::Keys,
     /// Unix time of the start; `created` of the model cards.
@@ -54,7 +52,7 @@ impl ServerState {
             task,
             tokenizer,
             admission: Admission::new(limits.max_sequences),
-            text_work: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            text_work: TextWork::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits,
             metrics,
             api_keys: access::Keys::new(&api_keys),
@@ -92,7 +90,6 @@ pub fn app(state: &Arc<ServerState>) -> Router {
     let changing = Router::new()
         .route("/v1/subnetworks", post(admin::register))
         .route("/v1/subnetworks/{id}", delete(admin::remove))
-        .layer(DefaultBodyLimit::max(admin::MOST_BYTES))
         .layer(middleware::from_fn_with_state(state.clone(), access::check_admin));
     // Nothing is public unless it stands here.
     let public = Router::new().route("/health", get(system::health));
@@ -100,7 +97,6 @@ pub fn app(state: &Arc<ServerState>) -> Router {
         .merge(guarded)
         .merge(changing)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(state.limits.max_body))
         .layer(http::catch_panic())
         .layer(middleware::from_fn_with_state(state.clone(), http::observe))
         .with_state(state.clone())

@@ -3,7 +3,7 @@
 use super::answer::{Format, Piece, WireError, answer, to_json};
 use super::app::ServerState;
 use super::choice::{Delta, ScoredToken};
-use super::generate::{self, Head, Job, on_blocking_thread};
+use super::generate::{self, Head, Job};
 use super::metrics::Endpoint;
 use super::run::{Run, Sequence};
 use super::ticket::Ticket;
@@ -36,12 +36,12 @@ async fn start(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<(Head, Vec<Sequence>, ChatFormat, Option<StreamMode>), ApiError> {
-    let mut request: ChatRequest = read_json(request).await?;
+    let mut request: ChatRequest = read_json(request, state.limits.max_body).await?;
     state.task.generation()?;
     let shared = request.take_shared();
     let parameters = validate::chat(&request, &shared, &state.limits)?;
     let messages = validate::messages(&mut request)?;
-    let prompt = render(state, messages).await?;
+    let prompt = render(state, messages, request.add_generation_prompt.unwrap_or(true)).await?;
     let (mode, logprobs) = (parameters.stream, parameters.logprobs.is_some());
     let job = Job {
         model: shared.model,
@@ -60,15 +60,19 @@ async fn start(
 }
 
 /// The conversation as the model's template writes it.
-async fn render(state: &Arc<ServerState>, messages: Vec<Message>) -> Result<String, ApiError> {
+async fn render(
+    state: &Arc<ServerState>,
+    messages: Vec<Message>,
+    add_generation_prompt: bool,
+) -> Result<String, ApiError> {
     if state.task.generation()?.chat_template.is_none() {
         let message = "this model has no chat template; use /v1/completions".to_string();
         return Err(ApiError::invalid("messages", message));
     }
     let shared = state.clone();
-    let rendered = on_blocking_thread(state, move || {
+    let rendered = state.text_work.run(move || {
         let template = shared.task.generation()?.chat_template.as_ref();
-        Ok(template.map(|template| template.render(&messages, true)))
+        Ok(template.map(|template| template.render(&messages, add_generation_prompt)))
     });
     match rendered.await?? {
         Some(Ok(text)) => Ok(text),

@@ -46,7 +46,7 @@ pub(super) struct Finished {
 #[derive(Debug, Clone)]
 pub(super) struct ChoiceSettings {
     pub(super) stop: Vec<String>,
-    /// Stop strings are looked for after so many tokens.
+    /// Stop strings count that end after so many tokens.
     pub(super) min_tokens: usize,
     /// Tokens that the request itself named as stops; they are reported as the reason.
     pub(super) named_stop_tokens: Arc<[u32]>,
@@ -153,10 +153,8 @@ impl Choice {
     fn text(&mut self, piece: &str) -> Delta {
         self.decoded += piece.len();
         self.decoded_chars += piece.chars().count();
-        if self.generated < self.settings.min_tokens {
-            return self.give(piece.to_string(), None);
-        }
-        let pushed = self.matcher.push(piece);
+        let too_early = self.generated < self.settings.min_tokens;
+        let pushed = self.matcher.push(piece, too_early);
         let finish = pushed.matched.map(|s| Finished { reason: "stop", stop: Some(StopReason::Text(s)) });
         self.give(pushed.text, finish)
     }

@@ -38,7 +38,7 @@ async fn answer(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request: ClassifyRequest = read_json(request).await?;
+    let request: ClassifyRequest = read_json(request, state.limits.max_body).await?;
     let engine = state.task.classifier()?;
     let parameters = validate::classify(&request, &state.limits)?;
     let models = state.registry.now();

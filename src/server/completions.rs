@@ -39,7 +39,7 @@ async fn start(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<(Head, Vec<Sequence>, CompletionFormat, Option<StreamMode>), ApiError> {
-    let mut request: CompletionRequest = read_json(request).await?;
+    let mut request: CompletionRequest = read_json(request, state.limits.max_body).await?;
     state.task.generation()?;
     let shared = request.take_shared();
     let parameters = validate::completion(&request, &shared, &state.limits)?;

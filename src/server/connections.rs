@@ -1,5 +1,6 @@
 //! Taking connections in: a bounded number of them, none of which may dawdle over its request or leave its answer unread.
 
+use super::socket::Socket;
 use super::validate::Limits;
 use axum::Router;
 use hyper::server::conn::http1;
@@ -43,13 +44,19 @@ pub(super) async fn serve(
             () = &mut closed => break,
             accepted = accepted => accepted,
         };
-        let mut stream = TimeoutStream::new(stream);
+        let (socket, hang_up) = Socket::new(stream);
+        let mut stream = TimeoutStream::new(socket);
         stream.set_write_timeout(Some(limits.stall_timeout));
         let service = TowerToHyperService::new(router.clone());
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                }
+                () = hang_up.wait() => tracing::debug!("a client hung up"),
             }
             drop(place);
         });

@@ -130,7 +130,7 @@ async fn tokenize(state: &Arc<ServerState>, job: &Job) -> Result<Vec<Prompt>, Ap
         }
         Prompts::Texts(texts) => {
             let (shared, texts, add_special) = (state.clone(), texts.clone(), job.add_special);
-            on_blocking_thread(state, move || encode(&shared, texts, add_special, field)).await??
+            state.text_work.run(move || encode(&shared, texts, add_special, field)).await??
         }
     };
     let vocabulary = state.limits.vocabulary;
@@ -169,18 +169,6 @@ fn check_length(tokens: usize, state: &ServerState, field: &str) -> Result<(), A
         }
         _ => Ok(()),
     }
-}
-
-/// Runs work that takes a while where it holds no other request up; a few at a time.
-pub(super) async fn on_blocking_thread<T: Send + 'static>(
-    state: &ServerState,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    let _turn = state.text_work.acquire().await.map_err(|_| draining())?;
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "text work panicked");
-        ApiError::internal()
-    })
 }
 
 /// The engine's requests and what will become of their tokens, by index.

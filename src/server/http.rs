@@ -4,14 +4,14 @@ use super::app::ServerState;
 use super::wire::ApiError;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -30,22 +30,49 @@ pub(super) fn catch_panic() -> CatchPanicLayer<fn(Panic) -> Response<Body>> {
     CatchPanicLayer::custom(answer as fn(Panic) -> Response<Body>)
 }
 
-/// Names, times and counts each exchange.
+/// Names, times and counts each exchange, also one whose client goes before it is answered.
 pub(super) async fn observe(State(state): State<Arc<ServerState>>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_string();
     let id = request.headers().get(REQUEST_ID).filter(|id| acceptable(id.as_bytes())).cloned();
     let id = id.unwrap_or_else(generated);
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
-    let mut response = next.run(request).instrument(span.clone()).await;
-    let (status, took) = (response.status(), started.elapsed());
+    let exchange =
+        Exchange { state, method, route, span: span.clone(), started: Instant::now(), status: None };
+    let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
-    state.metrics.http(&route, &method, status, took);
-    span.in_scope(
-        || tracing::info!(%method, route, status = status.as_u16(), ms = took.as_millis(), "answered"),
-    );
+    exchange.answered(response.status());
     response
+}
+
+/// An exchange from its request on. Dropped without an answer its client has gone, which is counted as nginx does: 499.
+struct Exchange {
+    state: Arc<ServerState>,
+    method: Method,
+    route: String,
+    span: Span,
+    started: Instant,
+    status: Option<StatusCode>,
+}
+
+impl Exchange {
+    fn answered(mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let Self { state, method, route, started, status, .. } = self;
+        let (gone, took) = (status.is_none(), started.elapsed());
+        let status = status.or(StatusCode::from_u16(499).ok()).unwrap_or_default();
+        state.metrics.http(route, method, status, took);
+        let (code, ms) = (status.as_u16(), took.as_millis());
+        self.span.in_scope(|| match gone {
+            true => tracing::info!(%method, route, status = code, ms, "its client went"),
+            false => tracing::info!(%method, route, status = code, ms, "answered"),
+        });
+    }
 }
 
 /// A client's own id is repeated in logs and headers, so it must be harmless there.

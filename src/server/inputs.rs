@@ -1,7 +1,6 @@
 //! What is to be classified, as token ids.
 
 use super::app::ServerState;
-use super::generate::on_blocking_thread;
 use super::validate::ClassifyParameters;
 use super::wire::{ApiError, Input, Inputs, Pair};
 use crate::engine::TextTokens;
@@ -16,7 +15,7 @@ pub(super) async fn tokenize(
     token_types: usize,
 ) -> Result<Vec<TextTokens>, ApiError> {
     let (shared, parameters) = (state.clone(), *parameters);
-    on_blocking_thread(state, move || {
+    let work = move || {
         let list = std::mem::take(&mut inputs.list).into_iter().enumerate();
         list.map(|(at, input)| {
             let name = inputs.name(at);
@@ -25,8 +24,8 @@ pub(super) async fn tokenize(
             Ok(text)
         })
         .collect()
-    })
-    .await?
+    };
+    state.text_work.run(work).await?
 }
 
 fn encode(

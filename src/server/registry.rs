@@ -11,7 +11,11 @@ use super::wire::ApiError;
 use crate::artifact::{ArtifactError, CatalogLine};
 use crate::backend::Selection;
 use crate::supernet::{Catalog, CatalogEntry, SpaceError};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// What a score can be: an accuracy, or a correlation. Requests are led to sub-networks by them.
+const SCORES: RangeInclusive<f64> = -1.0..=1.0;
 
 pub(super) struct Registry {
     now: RwLock<Arc<ServedModels>>,
@@ -59,6 +63,11 @@ impl Registry {
         let model = super_adapter(&now, model, "model")?;
         let mut entry =
             line.into_entry(&model.adapter.shape, &model.adapter.space).map_err(|error| refused(&error))?;
+        if let Some((task, score)) = entry.scores.iter().find(|(_, score)| !SCORES.contains(score)) {
+            let field = format!("scores.{task}");
+            let message = format!("{field}: expected a number from -1 to 1, got {score}");
+            return Err(ApiError::invalid(&field, message));
+        }
         let known = model.get(&entry.name).cloned();
         let selection = match &known {
             Some(known) if known.entry.sub_network != entry.sub_network => {

@@ -78,7 +78,8 @@ impl ServedSubNetwork {
     /// The mean score over the catalog's tasks.
     pub(super) fn accuracy(&self) -> Option<f64> {
         let scores = &self.entry.scores;
-        (!scores.is_empty()).then(|| scores.values().sum::<f64>() / scores.len() as f64)
+        // Divided first, so that not even the largest numbers add up to more than there is.
+        (!scores.is_empty()).then(|| scores.values().map(|score| score / scores.len() as f64).sum())
     }
 }
 

@@ -1,13 +1,13 @@
 //! Everything that generates nothing: model cards, tokens, health, version, metrics.
 
 use super::app::ServerState;
-use super::generate::on_blocking_thread;
 use super::select::find_model;
 use super::wire::{
-    ApiError, Card, CardList, DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest, read_json,
+    ApiError, Card, CardList, DetokenizeAnswer, DetokenizeRequest, PathId, TokenizeAnswer, TokenizeRequest,
+    read_json,
 };
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ pub(super) async fn models(State(state): Shared) -> Response {
 }
 
 /// `GET /v1/models/{id}`
-pub(super) async fn model(State(state): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn model(State(state): Shared, PathId(id): PathId) -> Result<Response, ApiError> {
     let models = state.registry.now();
     let (model, sub_network) = find_model(&models, &id)?;
     let card = Card::new(model, sub_network.map(|s| &**s), state.created, state.limits.max_model_len);
@@ -37,11 +37,10 @@ pub(super) async fn model(State(state): Shared, Path(id): Path<String>) -> Resul
 
 /// `POST /tokenize`
 pub(super) async fn tokenize(State(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let TokenizeRequest { prompt, add_special_tokens } = read_json(request).await?;
+    let TokenizeRequest { prompt, add_special_tokens } = read_json(request, state.limits.max_body).await?;
     let shared = state.clone();
-    let encoded = on_blocking_thread(&state, move || {
-        shared.tokenizer.encode(&prompt, add_special_tokens.unwrap_or(true))
-    });
+    let encoded =
+        state.text_work.run(move || shared.tokenizer.encode(&prompt, add_special_tokens.unwrap_or(true)));
     let tokens = encoded.await?.map_err(|error| ApiError::invalid("prompt", format!("prompt: {error}")))?;
     let (count, max_model_len) = (tokens.len(), state.limits.max_model_len);
     Ok(Json(TokenizeAnswer { tokens, count, max_model_len }).into_response())
@@ -49,7 +48,7 @@ pub(super) async fn tokenize(State(state): Shared, request: Request) -> Result<R
 
 /// `POST /detokenize`
 pub(super) async fn detokenize(State(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let DetokenizeRequest { tokens } = read_json(request).await?;
+    let DetokenizeRequest { tokens } = read_json(request, state.limits.max_body).await?;
     let vocabulary = state.limits.vocabulary;
     if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
         let message = format!("token id {id} is outside the vocabulary of {vocabulary}");

@@ -210,10 +210,12 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
         ("tools", given(&request.tools)),
         ("tool_choice", request.tool_choice.as_ref().is_some_and(|c| c != "none" && c != "auto")),
         ("functions", given(&request.functions)),
+        ("function_call", request.function_call.as_ref().is_some_and(|c| c != "none" && c != "auto")),
         ("response_format", request.response_format.as_ref().is_some_and(|f| !f.is_text())),
         ("modalities", request.modalities.as_ref().is_some_and(|m| m.iter().any(|kind| kind != "text"))),
         ("audio", request.audio.is_some()),
         ("chat_template", request.chat_template.is_some()),
+        ("continue_final_message", request.continue_final_message.unwrap_or(false)),
         (
             "chat_template_kwargs",
             request.chat_template_kwargs.as_ref().is_some_and(|k| k != &serde_json::json!({})),

@@ -133,7 +133,9 @@ impl Catalog {
     /// A name that a request's `model` field could not carry.
     pub fn check_name(name: &str) -> Result<(), SpaceError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        match !name.is_empty() && name.len() <= 64 && name.chars().all(allowed) {
+        // `.` and `..` would mean something else in a path.
+        let dots = name.chars().all(|c| c == '.');
+        match !dots && name.len() <= 64 && name.chars().all(allowed) {
             true => Ok(()),
             false => Err(SpaceError::BadName { name: name.to_string() }),
         }

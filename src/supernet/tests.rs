@@ -255,7 +255,7 @@ fn a_catalog_has_the_three_names_and_each_other_name_once() {
         let error = catalog.add(&shape, &space, taken, added.clone()).unwrap_err();
         assert_eq!(error, SpaceError::DuplicateName { name: taken.into() });
     }
-    for bad in ["", " ", "a:b", "a/b", "é", &"a".repeat(65)] {
+    for bad in ["", ".", "..", " ", "a:b", "a/b", "é", &"a".repeat(65)] {
         let error = catalog.add(&shape, &space, bad, added.clone()).unwrap_err();
         assert_eq!(error, SpaceError::BadName { name: bad.into() });
     }

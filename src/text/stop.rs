@@ -24,10 +24,12 @@ impl StopMatcher {
         Self { stops, pending: String::new() }
     }
 
-    pub fn push(&mut self, piece: &str) -> Pushed {
+    /// The next piece. Where `too_early`, a stop string that ends in it is text as any other; one that only begins in it
+    /// counts if it ends later.
+    pub fn push(&mut self, piece: &str, too_early: bool) -> Pushed {
         let known = self.pending.len();
         self.pending += piece;
-        if let Some((start, stop)) = self.first_completed(known) {
+        if let Some((start, stop)) = self.first_completed(known).filter(|_| !too_early) {
             let matched = Some(self.stops[stop].clone());
             let mut text = std::mem::take(&mut self.pending);
             text.truncate(start);
@@ -73,7 +75,7 @@ mod tests {
         let mut matcher = StopMatcher::new(stops.to_vec());
         let mut all = String::new();
         for piece in pieces {
-            let Pushed { text, matched } = matcher.push(piece);
+            let Pushed { text, matched } = matcher.push(piece, false);
             all += &text;
             if matched.is_some() {
                 return (all, matched);
@@ -106,9 +108,17 @@ mod tests {
     #[test]
     fn text_is_given_out_as_soon_as_it_cannot_be_part_of_a_stop() {
         let mut matcher = StopMatcher::new(vec!["\n\nQ".into()]);
-        assert_eq!(matcher.push("one\n").text, "one");
-        assert_eq!(matcher.push("two").text, "\ntwo");
-        assert_eq!(matcher.push("\n\n").text, "");
-        assert_eq!(matcher.push("Q: no").matched.as_deref(), Some("\n\nQ"));
+        assert_eq!(matcher.push("one\n", false).text, "one");
+        assert_eq!(matcher.push("two", false).text, "\ntwo");
+        assert_eq!(matcher.push("\n\n", false).text, "");
+        assert_eq!(matcher.push("Q: no", false).matched.as_deref(), Some("\n\nQ"));
+    }
+
+    #[test]
+    fn a_stop_that_ends_too_early_is_text_and_one_that_ends_later_is_not() {
+        let mut matcher = StopMatcher::new(vec!["ab".into()]);
+        assert_eq!(matcher.push("xaby", true), Pushed { text: "xaby".into(), matched: None });
+        assert_eq!(matcher.push("za", true), Pushed { text: "z".into(), matched: None });
+        assert_eq!(matcher.push("bz", false), Pushed { text: String::new(), matched: Some("ab".into()) });
     }
 }

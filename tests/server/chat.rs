@@ -18,17 +18,21 @@ async fn a_conversation_is_what_its_template_writes() {
     let app = App::new();
     let messages = json!([
         {"role": "developer", "content": "be short"},
-        {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]},
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
         {"role": "assistant", "content": "three"},
         {"role": "user", "content": "four"},
     ]);
     let chat = app.chat(json!({"messages": messages, "temperature": 0, "max_tokens": 20})).await;
     // The template writes <s> itself, so the tokenizer must not put a second one in front.
-    let rendered = "<s>system: be short\nuser: one two\nassistant: three\nuser: four\nassistant:";
+    let rendered = "<s>system: be short\nuser: one\ntwo\nassistant: three\nuser: four\nassistant:";
     let body = json!({"prompt": rendered, "add_special_tokens": false, "temperature": 0, "max_tokens": 20});
     let completion = app.complete(body).await;
     assert_eq!(content(&chat), completion["choices"][0]["text"]);
     assert_eq!(chat["usage"], completion["usage"]);
+    let unopened = json!({"messages": messages, "add_generation_prompt": false, "max_tokens": 1});
+    let opening = app.encode("assistant:").len() - app.encode("").len();
+    let prompt = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(prompt(&app.chat(unopened).await) + opening as u64, prompt(&chat));
 }
 
 #[tokio::test]

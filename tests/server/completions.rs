@@ -148,6 +148,8 @@ async fn a_stop_string_does_not_end_a_text_before_min_tokens() {
     let ask = |least: usize| json!({"prompt": PROMPT, "min_tokens": least, "max_tokens": 8, "stop": "e", "logit_bias": {(e.to_string()): 100}});
     assert_eq!(texts(&app.complete(ask(0)).await), [""]);
     assert_eq!(texts(&app.complete(ask(4)).await), ["eee"], "the fourth is the first that may end it");
+    let ask = |least: usize| json!({"prompt": PROMPT, "min_tokens": least, "max_tokens": 8, "stop": "eeee", "logit_bias": {(e.to_string()): 100}});
+    assert_eq!(texts(&app.complete(ask(6)).await), ["ee"], "it begins before and ends with the sixth");
 }
 
 #[tokio::test]

@@ -97,6 +97,14 @@ fn unsupported_cases() -> Vec<(&'static str, Vec<Value>)> {
         ("include_stop_str_in_output", vec![json!(true)]),
         ("structured_outputs", vec![json!({"regex": "a*"})]),
         ("use_beam_search", vec![json!(true)]),
+        ("skip_special_tokens", vec![json!(false), json!("no")]),
+        ("prompt_logprobs", vec![json!(3)]),
+        ("guided_json", vec![json!({"type": "object"})]),
+        ("guided_regex", vec![json!("a*")]),
+        ("guided_choice", vec![json!(["yes", "no"])]),
+        ("guided_grammar", vec![json!("root ::= \"a\"")]),
+        ("json_schema", vec![json!({"type": "object"})]),
+        ("grammar", vec![json!("root ::= \"a\"")]),
         ("response_format", vec![json!({"type": "json_object"}), json!("text")]),
     ]
 }
@@ -175,6 +183,9 @@ async fn every_parameter_of_a_chat_has_a_range() {
         ("modalities", vec![json!(["audio"])]),
         ("audio", vec![json!({"voice": "a"})]),
         ("chat_template", vec![json!("{{ messages }}")]),
+        ("function_call", vec![json!({"name": "f"})]),
+        ("continue_final_message", vec![json!(true)]),
+        ("add_generation_prompt", vec![json!("no")]),
     ];
     refused(&app, CHAT, &valid, &own).await;
     assert_eq!(app.scrape().await.accepted(), 0.0);
@@ -287,6 +298,10 @@ async fn http_has_its_own_ways_to_be_wrong() {
         let answer = app.get(path).await;
         assert_eq!((answer.status, code(&answer)), (405, "method_not_allowed".into()));
         assert_eq!(answer.header("allow"), "POST");
+    }
+    for path in ["/v1/models/%ff", "/v1/subnetworks/%ff"] {
+        let answer = app.get(path).await;
+        assert_eq!((answer.status, &answer.error()["param"]), (400, &json!("id")), "{path}");
     }
     for path in ["/", "/v1", "/v1/completion", "/v1/completions/", "/v2/completions", "/metrics/x"] {
         let answer = app.get(path).await;

@@ -128,6 +128,44 @@ async fn a_client_that_goes_before_its_plain_answer_frees_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_has_sent_more_than_is_read_can_go_as_well() {
+    let served = Served::plain().await;
+    served.app.gate.after(5, Then::Wait);
+    for more in ["\r\n", "GET /health HTTP/1.1\r\nhost: test\r\n\r\n"] {
+        let before = served.app.scrape().await.ended("cancelled");
+        let mut client = served.ask(&long(&json!({})));
+        client.write_all(more.as_bytes()).unwrap();
+        served.app.until("it runs", |s| s.load().0 == 1.0).await;
+        drop(client);
+        served.app.until("the request is over", |s| s.ended("cancelled") == before + 1.0).await;
+    }
+    served.app.gate.open();
+    served.app.until_idle().await;
+    let scrape = served.app.scrape().await;
+    assert_eq!(scrape.sum("lonas_http_requests_total", &[("status", "499")]), 2.0, "counted as HTTP too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_too_large_is_answered_and_not_just_cut_off() {
+    let served = Served::plain().await;
+    for megabytes in [3, 8, 40] {
+        let body = json!({"prompt": "x".repeat(megabytes << 20)}).to_string();
+        let (status, answer) = served.whole("POST", COMPLETIONS, &body);
+        assert!(status == 413 && answer.contains("request_too_large"), "{megabytes} MB: {answer}");
+    }
+    let mut announced = TcpStream::connect(served.address).unwrap();
+    announced.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("POST {COMPLETIONS} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n");
+    announced.write_all(format!("{head}content-length: 99999999\r\n\r\n{{").as_bytes()).unwrap();
+    read_until(&mut announced, "413");
+    let mut asking = TcpStream::connect(served.address).unwrap();
+    asking.set_read_timeout(Some(PATIENCE)).unwrap();
+    let expects = format!("{head}expect: 100-continue\r\ncontent-length: 3000000\r\n\r\n");
+    asking.write_all(expects.as_bytes()).unwrap();
+    read_until(&mut asking, "413");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_while_it_waits_is_never_computed() {
     let engine = EngineOptions { max_running: 1, max_waiting: 4, step_tokens: 64 };
     let served = Served::start(Options { engine, ..Options::default() }, Duration::from_secs(30)).await;

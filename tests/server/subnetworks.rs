@@ -181,6 +181,8 @@ async fn what_is_no_sub_network_is_refused_by_field() {
         ("name", json!(null), "name", ""),
         ("name", json!(""), "name", "1 to 64 characters"),
         ("name", json!("a:b"), "name", "A-Z a-z 0-9"),
+        ("name", json!("."), "name", "A-Z a-z 0-9"),
+        ("name", json!(".."), "name", "A-Z a-z 0-9"),
         ("name", json!("x".repeat(65)), "name", "1 to 64"),
         ("choices", json!(outside), "choices[3]", "is not one of the choices ["),
         ("choices", json!(short), "choices", "one for each group, got"),
@@ -190,6 +192,8 @@ async fn what_is_no_sub_network_is_refused_by_field() {
         ("macs", json!(1), "macs", "expected"),
         ("scores", json!({"arc": "good"}), "scores.arc", ""),
         ("scores", json!({"arc": null}), "scores.arc", ""),
+        ("scores", json!({"arc": 64.1}), "scores.arc", "from -1 to 1"),
+        ("scores", json!({"arc": 1e308}), "scores.arc", "from -1 to 1"),
         (
             "latency",
             json!({"here": {"prefill_seconds_per_token": -1.0, "decode_seconds_per_token": 1.0}}),
@@ -224,6 +228,7 @@ async fn what_is_no_sub_network_is_refused_by_field() {
         (":", 404),
         ("tiny-tied:maximal?persist=perhaps", 400),
         ("tiny-tied:maximal?colour=red", 400),
+        ("%ff", 400),
     ] {
         let answer = remove(&app, path).await;
         assert_eq!((answer.status, answer.error()["message"].is_string()), (status, true), "{path}");

@@ -18,11 +18,15 @@ request! {
         tools: Option<Vec<Value>>,
         tool_choice: Option<Value>,
         functions: Option<Vec<Value>>,
+        function_call: Option<Value>,
         response_format: Option<ResponseFormat>,
         modalities: Option<Vec<String>>,
         audio: Option<Value>,
         chat_template: Option<Value>,
         chat_template_kwargs: Option<Value>,
+        continue_final_message: Option<bool>,
+        /// Whether the template begins the assistant's turn; it does unless told otherwise.
+        add_generation_prompt: Option<bool>,
     }
 }
 

@@ -78,6 +78,15 @@ macro_rules! request {
             include_stop_str_in_output: Option<serde_json::Value>,
             structured_outputs: Option<serde_json::Value>,
             use_beam_search: Option<serde_json::Value>,
+            skip_special_tokens: Option<bool>,
+            prompt_logprobs: Option<serde_json::Value>,
+            // As older versions of vLLM and llama.cpp call structured outputs.
+            guided_json: Option<serde_json::Value>,
+            guided_regex: Option<serde_json::Value>,
+            guided_choice: Option<serde_json::Value>,
+            guided_grammar: Option<serde_json::Value>,
+            json_schema: Option<serde_json::Value>,
+            grammar: Option<serde_json::Value>,
         }
 
         impl $name {
@@ -110,6 +119,14 @@ macro_rules! request {
                         ("include_stop_str_in_output", &self.include_stop_str_in_output),
                         ("structured_outputs", &self.structured_outputs),
                         ("use_beam_search", &self.use_beam_search),
+                        ("skip_special_tokens", &self.skip_special_tokens.map(|skip| (!skip).into())),
+                        ("prompt_logprobs", &self.prompt_logprobs),
+                        ("guided_json", &self.guided_json),
+                        ("guided_regex", &self.guided_regex),
+                        ("guided_choice", &self.guided_choice),
+                        ("guided_grammar", &self.guided_grammar),
+                        ("json_schema", &self.json_schema),
+                        ("grammar", &self.grammar),
                     ]),
                 }
             }
@@ -272,7 +289,7 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-/// A message's `content`: a text or parts, of which only text ones can be served.
+/// A message's `content`: a text or parts, of which only text ones can be served, each a line of its own as in vLLM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::server) struct Content(pub(in crate::server) String);
 
@@ -291,15 +308,15 @@ impl<'de> Deserialize<'de> for Content {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
-                let mut all = String::new();
+                let mut all = Vec::new();
                 while let Some(part) = seq.next_element::<Part>()? {
                     match (part.kind.as_str(), part.text) {
-                        ("text", Some(text)) => all += &text,
+                        ("text", Some(text)) => all.push(text),
                         ("text", None) => return Err(A::Error::missing_field("text")),
                         (_, _) => return Err(A::Error::custom("only parts of type `text` can be served")),
                     }
                 }
-                Ok(Content(all))
+                Ok(Content(all.join("\n")))
             }
         }
         deserializer.deserialize_any(ContentVisitor)

@@ -11,6 +11,7 @@ mod completions;
 mod error;
 mod fields;
 mod models;
+mod path;
 mod subnetworks;
 
 pub(super) use answer::{ElasticAnswer, StopReason, Usage, logprob_on_wire};
@@ -28,4 +29,5 @@ pub(super) use fields::{Content, ElasticFields, Prompts, Shared, Stop, StreamOpt
 pub(super) use models::{
     Card, CardList, DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest,
 };
+pub(super) use path::PathId;
 pub(super) use subnetworks::{RegisterRequest, RemoveQuery, Removed, SubNetworkCard, SubNetworkList};
