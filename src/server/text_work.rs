@@ -43,7 +43,7 @@ mod tests {
     #[tokio::test]
     async fn clients_that_go_leave_no_more_work_behind_than_there_are_turns() {
         let (work, begun) = (TextWork::new(2), Arc::new(AtomicUsize::new(0)));
-        let (go, wait) = mpsc::channel::<()>();
+        let (go, wait) = mpsc::sync_channel::<()>(1);
         let wait = Arc::new(std::sync::Mutex::new(wait));
         for _ in 0..8 {
             let (begun, wait) = (begun.clone(), wait.clone());

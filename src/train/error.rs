@@ -14,6 +14,11 @@ pub enum TrainError {
         "micro-batch {micro_batch}: a student learns from the maximal network on the same sequences, just before it"
     )]
     NoTeacher { micro_batch: u64 },
+    #[error(
+        "nothing would be learnt: of {micro_batches} micro-batches, {accumulation} of them an optimizer step, no step has a \
+         learning rate above 0; it takes more examples, epochs or tokens, or a smaller --accumulation"
+    )]
+    NoStep { micro_batches: u64, accumulation: usize },
     #[error("{field}: expected {expected}, got {got}")]
     Recipe { field: &'static str, expected: &'static str, got: String },
     #[error("micro-batch {micro_batch}: the {what} is {value}; a lower learning rate may help")]

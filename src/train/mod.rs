@@ -105,7 +105,7 @@ impl Trainer {
     /// seed in the recipe's numbers, with one super-adapter of shape `shape`.
     ///
     /// # Errors
-    /// No sequence with something to learn, or a recipe that cannot run.
+    /// No sequence with something to learn, a recipe that cannot run, or one that ends before anything is learnt.
     pub fn new(
         backend: Reference,
         model: Llama<Reference>,
@@ -126,6 +126,10 @@ impl Trainer {
         let plain = Reference::on_one_thread().on(backend.compute().clone());
         let backends = std::iter::once(backend).chain(others).collect();
         let schedule = Schedule::new(&recipe, sequences.iter().map(|s| s.tokens.len()).collect());
+        if !schedule.learns(&recipe) {
+            let (micro_batches, accumulation) = (schedule.total(), recipe.accumulation);
+            return Err(TrainError::NoStep { micro_batches, accumulation });
+        }
         Ok(Self {
             backends,
             plain,

@@ -69,6 +69,9 @@ fn one() -> usize {
 /// Authors have two or three, and the count of micro-batches must not overflow.
 const MOST_STUDENTS: usize = 64;
 
+/// The count of micro-batches must not overflow.
+const MOST_EPOCHS: usize = 1_000_000;
+
 /// More would take centuries, and the count of micro-batches must not overflow.
 const MOST_TOKENS: u64 = 1_000_000_000_000_000;
 
@@ -132,7 +135,12 @@ impl Recipe {
         let count = |field, value: usize| (field, value.to_string(), value > 0, "at least 1");
         let Self { learning_rate, weight_decay, max_norm, dropout, .. } = *self;
         let checks = [
-            count("epochs", self.epochs),
+            (
+                "epochs",
+                self.epochs.to_string(),
+                (1..=MOST_EPOCHS).contains(&self.epochs),
+                "from 1 to 1000000",
+            ),
             count("micro-batch", self.micro_batch),
             count("accumulation", self.accumulation),
             count("threads", self.threads),
@@ -211,6 +219,7 @@ mod tests {
         Recipe::best().check().unwrap();
         for (wrong, named) in [
             (Recipe { epochs: 0, ..recipe.clone() }, "epochs"),
+            (Recipe { epochs: usize::MAX / 2 + 1, ..recipe.clone() }, "epochs"),
             (Recipe { micro_batch: 0, ..recipe.clone() }, "micro-batch"),
             (Recipe { threads: 0, ..recipe.clone() }, "threads"),
             (Recipe { dropout: 1.0, ..recipe.clone() }, "dropout"),

@@ -38,6 +38,12 @@ impl Schedule {
         self.per_epoch
     }
 
+    /// Whether there is an optimizer step with a rate above 0, which falls to 0 by the end of a first epoch.
+    pub(super) fn learns(&self, recipe: &Recipe) -> bool {
+        let first = recipe.accumulation as u64;
+        first <= self.total && recipe.learning_rate_at(first, self.per_epoch, self.total) > 0.0
+    }
+
     /// From 0.
     pub(super) fn epoch_of(&self, number: u64) -> u64 {
         (number - 1) / self.per_epoch
@@ -127,6 +133,20 @@ mod tests {
                 assert_eq!(late.sequences(&recipe, 1), batches[0]);
             }
         }
+    }
+
+    #[test]
+    fn a_training_without_a_step_at_a_rate_above_zero_learns_nothing() {
+        let learns = |epochs, sequences, max_tokens| {
+            let recipe = Recipe { epochs, micro_batch: 1, accumulation: 4, max_tokens, ..Recipe::default() };
+            Schedule::new(&recipe, vec![5; sequences]).learns(&recipe)
+        };
+        // Less than a step; one, but at the end of the first epoch, where the rate is 0; one after that; two.
+        assert_eq!(
+            [(1, 3), (1, 4), (2, 2), (1, 8)].map(|(e, n)| learns(e, n, None)),
+            [false, false, true, true]
+        );
+        assert_eq!([20, 21].map(|tokens| learns(1, 100, Some(tokens))), [false, true]);
     }
 
     #[test]
