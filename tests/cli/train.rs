@@ -59,7 +59,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn a_training_leaves_a_folder_that_can_be_served_and_is_not_trained_over() {
     let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
-    let first = train(&tiny, folder.path(), &["--reorder"]);
+    let first = train(&tiny, folder.path(), &["--reorder", "--accumulation", "2"]);
     assert!(first.status.success(), "{}", said(&first));
     assert_eq!(validated(folder.path()), [0, 3]);
     let out = folder.path().join("mine");
@@ -72,11 +72,11 @@ fn a_training_leaves_a_folder_that_can_be_served_and_is_not_trained_over() {
     assert!(models.contains("\"mine:minimal\""), "{models}");
     drop(server);
 
-    let again = train(&tiny, folder.path(), &["--reorder"]);
+    let again = train(&tiny, folder.path(), &["--reorder", "--accumulation", "2"]);
     assert_eq!(again.status.code(), Some(1));
     assert!(said(&again).contains("finished super-network"), "{}", said(&again));
 
-    let replaced = train(&tiny, folder.path(), &["--overwrite", "--seed", "7"]);
+    let replaced = train(&tiny, folder.path(), &["--overwrite", "--seed", "7", "--accumulation", "2"]);
     assert!(replaced.status.success(), "{}", said(&replaced));
     assert_eq!(validated(folder.path()), [0, 3], "nothing of the first training is left in the log");
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
@@ -100,6 +100,10 @@ fn what_no_training_could_use_is_refused_before_it_begins() {
         assert!(said(&refused).contains(named), "{}", said(&refused));
         assert!(!folder.path().join("mine").exists());
     }
+    // Three micro-batches are no optimizer step.
+    let refused = train(&tiny, folder.path(), &[]);
+    assert!(said(&refused).contains("nothing would be learnt: of 3"), "{}", said(&refused));
+    assert!(!folder.path().join("mine/supernet.json").exists());
 }
 
 /// The log's micro-batches.
