@@ -145,6 +145,8 @@ __device__ void find(const Weigher& row, int vocabulary, double uniform, SampleD
     }
 }
 
+constexpr float LARGEST_FLOAT = 3.402823466e38f;
+
 // chosen[i]: the token that draws[i] takes from its row, or NOTHING if none is possible. Edits the row. One block a draw.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     sample(float* logits, int stride, int vocabulary, const DrawRow* draws, const Edit* edits, unsigned* chosen) {
@@ -165,13 +167,17 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         if (threadIdx.x == 0) *to = best == 0 ? NOTHING : ~static_cast<unsigned>(best);
         return;
     }
-    Weigher weigher = {row, row[~static_cast<unsigned>(best)], 1.0f / draw.temperature, draw.min_p, 0};
+    // A temperature so low that its inverse is infinite would make no number of the best token's zero.
+    const float sharpness = fminf(1.0f / draw.temperature, LARGEST_FLOAT);
+    Weigher weigher = {row, row[~static_cast<unsigned>(best)], sharpness, draw.min_p, 0};
     if (draw.top_k > 0) weigher.threshold = threshold_of<false>(weigher, vocabulary, draw.top_k, desk);
     if (draw.top_p < 1.0f) {
         Sum mine = 0;
         for (int token = threadIdx.x; token < vocabulary; token += SAMPLE_THREADS) mine += weigher.weight(token);
         const double total = static_cast<double>(block_total(mine, desk));
-        const unsigned threshold = threshold_of<true>(weigher, vocabulary, static_cast<Sum>(draw.top_p * total), desk);
+        // However little is asked for, the best token has it.
+        const Sum enough = max(static_cast<Sum>(draw.top_p * total), static_cast<Sum>(1));
+        const unsigned threshold = threshold_of<true>(weigher, vocabulary, enough, desk);
         weigher.threshold = max(weigher.threshold, threshold);
     }
     find(weigher, vocabulary, draw.uniform, desk, to);

@@ -23,10 +23,9 @@ export PATH=$cuda/bin:$PATH
     if (!match($0, name ":[0-9]+")) return 0
     return substr($0, RSTART + length(name) + 1, RLENGTH - length(name) - 1) + 0
   }
-  # Operands of few rows come straight from memory: no LDSM, no LDGSTS.
   function needs(key) {
     if (key ~ /_wgmma/) return key ~ /sm_90a/ ? "HGMMA LDGSTS" : ""
-    return key ~ /_few/ ? "HMMA" : key ~ /_many/ ? "HMMA LDSM LDGSTS" : ""
+    return key ~ /_few|_many/ ? "HMMA LDSM LDGSTS" : ""
   }
   /^=== code/ { code = 1 }
   /arch = / { arch = $NF }

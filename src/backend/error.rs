@@ -12,6 +12,15 @@ pub enum BackendError {
     Memory { what: String, bytes: usize },
     /// The library below failed.
     Library { operation: &'static str, message: String },
+    /// The device below has failed and can compute nothing any more.
+    Lost { operation: &'static str, message: String },
+}
+
+impl BackendError {
+    /// Whether every later step would fail as well.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
 }
 
 impl fmt::Display for BackendError {
@@ -22,6 +31,7 @@ impl fmt::Display for BackendError {
             }
             Self::Memory { what, bytes } => write!(f, "no memory for {what}: {bytes} bytes"),
             Self::Library { operation, message } => write!(f, "{operation}: {message}"),
+            Self::Lost { operation, message } => write!(f, "the device is lost: {operation}: {message}"),
         }
     }
 }

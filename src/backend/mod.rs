@@ -229,9 +229,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Gives up what a step that failed has put off.
     fn forget(&self) {}
 
-    /// Whether a step asks for memory that can be short, and keeps it for the next ones: then the largest step comes first.
-    fn keeps_step_memory(&self) -> bool {
-        false
+    /// Whether a step asks for memory that can be short, and keeps it for the next ones: then the largest step comes first. What
+    /// grows with contexts, not with a step's rows, is taken by this.
+    fn keeps_step_memory(&self) -> Result<bool, BackendError> {
+        Ok(false)
     }
 
     /// Bytes that a product with the prefix `[:out, :inp]` has to read; a size beyond the matrix's own means its own.

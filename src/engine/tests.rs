@@ -19,6 +19,7 @@ const STOP: u32 = 7;
 const FAIL: u32 = 40;
 const PANIC: u32 = 41;
 const NOT_A_NUMBER: u32 = 42;
+const LOSE: u32 = 43;
 
 struct Toy {
     blocks: usize,
@@ -81,6 +82,9 @@ impl Executor for Toy {
                 assert!(history.iter().all(|h| h.1 == subnetwork), "somebody else's context");
                 let tokens = history.iter().map(|h| h.0).collect::<Vec<_>>();
                 assert!(!tokens.contains(&PANIC), "asked to panic");
+                if tokens.contains(&LOSE) {
+                    return Err(BackendError::Lost { operation: "toy", message: "asked to be lost".into() });
+                }
                 if tokens.contains(&FAIL) {
                     return Err(BackendError::Library { operation: "toy", message: "asked to fail".into() });
                 }
@@ -340,6 +344,21 @@ fn a_failing_step_ends_its_sequences_and_the_engine_goes_on() {
         assert_eq!(read(bench.engine.submit(fine).unwrap()), (tokens, Ok(finish)));
     }
     assert_eq!(bench.engine.active(), 0);
+}
+
+#[test]
+fn a_lost_device_ends_the_engine_which_then_takes_nothing() {
+    let bench = engine(20, 4, EngineOptions { max_running: 1, max_waiting: 3, step_tokens: 64 });
+    bench.gate.set(true);
+    let lost = bench.engine.submit_all(vec![request(&[1, LOSE], 5, 0), request(&[1, 2], 5, 0)]).unwrap();
+    assert!(bench.engine.is_accepting());
+    bench.gate.set(false);
+    for (receiver, reason) in lost.into_iter().zip(["asked to be lost", "the device is lost"]) {
+        let (_, finish) = read(receiver);
+        assert!(finish.as_ref().is_err_and(|r| r.contains(reason)), "{finish:?}");
+    }
+    wait_until("it takes nothing", || !bench.engine.is_accepting());
+    assert_eq!(bench.engine.submit(request(&[1], 1, 0)).unwrap_err(), SubmitError::Stopped);
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub(super) struct Worker {
     next_id: u64,
     observer: Arc<dyn Observer>,
     inside: Inside<Submission>,
+    /// Whether what computes has failed for good.
+    lost: bool,
 }
 
 impl Worker {
@@ -52,17 +54,18 @@ impl Worker {
     ) -> Self {
         let EngineOptions { max_running, step_tokens, .. } = options;
         let scheduler = Scheduler::new(executor.blocks(), executor.block_size(), max_running, step_tokens);
-        Self { executor, scheduler, tasks: HashMap::new(), next_id: 0, observer, inside }
+        Self { executor, scheduler, tasks: HashMap::new(), next_id: 0, observer, inside, lost: false }
     }
 
-    /// Until the handle is dropped.
+    /// Until the handle is dropped, or nothing can be computed any more: then it takes nothing either, and says so.
     pub(super) fn run(mut self) {
-        while self.receive() {
+        while !self.lost && self.receive() {
             self.drop_cancelled();
             self.step();
         }
         for (_, task) in std::mem::take(&mut self.tasks) {
-            self.end(&task, Event::Failed("the engine is shutting down".into()));
+            let why = if self.lost { "the device is lost" } else { "the engine is shutting down" };
+            self.end(&task, Event::Failed(why.into()));
         }
         // What was accepted but never seen: a dropped sender tells its reader that nothing will come.
         self.inside.close();
@@ -77,7 +80,10 @@ impl Worker {
         let computed = catch_unwind(AssertUnwindSafe(|| self.executor.sample(&plan.batch, &draws)));
         let outputs = match computed {
             Ok(Ok(outputs)) => outputs,
-            Ok(Err(error)) => return self.fail(&plan, &error.to_string()),
+            Ok(Err(error)) => {
+                self.lost = error.is_lost();
+                return self.fail(&plan, &error.to_string());
+            }
             Err(_) => return self.fail(&plan, "the computation panicked"),
         };
         for planned in &plan.sequences {

@@ -119,7 +119,8 @@ impl<M: CausalModel<B>, B: Backend> Executor for CausalExecutor<M, B> {
             return Ok(Logits { values: Vec::new(), vocabulary });
         }
         let logits = self.step(batch)?;
-        Ok(Logits { values: self.backend.host(logits)?, vocabulary })
+        let values = self.backend.host(logits).inspect_err(|_| self.backend.forget())?;
+        Ok(Logits { values, vocabulary })
     }
 
     fn sample(&mut self, batch: &Batch, draws: &[(u32, Draw)]) -> Result<Outputs, BackendError> {
@@ -128,12 +129,15 @@ impl<M: CausalModel<B>, B: Backend> Executor for CausalExecutor<M, B> {
             return Ok(Outputs::arranged(count, std::iter::empty(), self.forward(batch)?));
         }
         let logits = self.step(batch)?;
-        let choices = self.backend.choose(&logits, draws)?;
+        let choices = self.backend.choose(&logits, draws).inspect_err(|_| self.backend.forget())?;
         let drawn = |row: &u32| draws.binary_search_by_key(row, |(row, _)| *row).is_ok();
         let left = (0..count as u32).filter(|row| !drawn(row)).collect::<Vec<_>>();
         let values = match left.as_slice() {
             [] => Vec::new(),
-            left => self.backend.host(self.backend.select(&logits, left)?)?,
+            left => {
+                let rows = self.backend.select(&logits, left).and_then(|rows| self.backend.host(rows));
+                rows.inspect_err(|_| self.backend.forget())?
+            }
         };
         let choices = draws.iter().zip(choices).map(|((row, _), choice)| (*row as usize, choice));
         Ok(Outputs::arranged(count, choices, Logits { values, vocabulary }))
@@ -144,12 +148,13 @@ impl<M: CausalModel<B>, B: Backend> Executor for CausalExecutor<M, B> {
             return self.forward(batch).map(|_| Vec::new());
         }
         let logits = self.step(batch)?;
-        self.backend.log_probabilities(logits, batch.outputs.len(), tokens)
+        let found = self.backend.log_probabilities(logits, batch.outputs.len(), tokens);
+        found.inspect_err(|_| self.backend.forget())
     }
 
     /// One step of so many rows of one sequence, all of whose logits are wanted.
     fn prepare(&mut self, rows: usize, selection: &Selection) -> Result<(), BackendError> {
-        if !self.backend.keeps_step_memory() {
+        if !self.backend.keeps_step_memory()? {
             return Ok(());
         }
         let rows = rows.clamp(1, (self.layout.blocks * self.layout.block_size).max(1));

@@ -204,6 +204,11 @@ fn attend(
     Ok(y)
 }
 
+/// Takes and gives back what the longest contexts may need, so that it is there when they come.
+pub(super) fn take_most(device: &Arc<Device>) -> Result<(), BackendError> {
+    device.activations(PARTIAL_BYTES).map(drop)
+}
+
 impl Launches<'_> {
     /// Rotates, where that is still to be done, and writes keys and values.
     fn store(&self, dtype: KvDtype) {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::arena::Place;
-use super::error::{DeviceError, OLDEST, failed, message};
+use super::error::{DeviceError, OLDEST, failed, failed_with};
 use super::few::MOST_SHRINKS;
 use super::kernel::{Argument, Grid, Kernel, Launch, Tape};
 use super::step::{Counts, Step};
@@ -19,11 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Machine code for sm_80 and sm_90a and PTX for the rest, see build.rs.
 static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
-/// The only one that `wgmma`, which sm_90a has, runs on.
+/// The only compute capability that the code for sm_90a runs on: with `wgmma`, and with the waits that programmatic dependent
+/// launches need. Others run that for sm_80, newer ones translated, which has neither.
 const HOPPER: (i32, i32) = (9, 0);
-
-/// The oldest compute capability that has programmatic dependent launches.
-const OVERLAPS: (i32, i32) = (9, 0);
 
 /// Numbers of `Counters` in kernels/few_rows.cu.
 const COUNTERS: usize = 2 + MOST_SHRINKS;
@@ -169,9 +167,9 @@ impl Device {
             name,
             most_shared,
             multiprocessors,
-            overlaps: capability >= OVERLAPS,
+            overlaps: capability == HOPPER,
             wgmma: capability == HOPPER && how.wgmma,
-            narrow: capability >= OVERLAPS && how.narrow,
+            narrow: capability == HOPPER && how.narrow,
             _module: module,
             step,
             kept,
@@ -347,14 +345,9 @@ impl Device {
     pub(super) fn start(&self, tape: &Tape) -> Result<(), BackendError> {
         self.bind()?;
         for launch in tape.iter() {
-            self.start_one(&launch).map_err(|error| BackendError::Library {
-                operation: "cuLaunchKernelEx",
-                message: format!(
-                    "{} with {:?}: {}",
-                    Kernel::NAMES[launch.kernel],
-                    launch.grid,
-                    message(error)
-                ),
+            self.start_one(&launch).map_err(|error| {
+                let what = format!("{} with {:?}", Kernel::NAMES[launch.kernel], launch.grid);
+                failed_with("cuLaunchKernelEx", &what, error)
             })?;
         }
         Ok(())

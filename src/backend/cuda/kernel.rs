@@ -129,6 +129,8 @@ impl Kernel {
                 _ => 31 << 10,
             },
             kernel if kernel.multiplies_narrow() => 12 << 10,
+            // More would leave heads of 256 no room on an A100.
+            Self::AttendMany64 | Self::AttendMany128 | Self::AttendMany256 => 1 << 10,
             _ => 8 << 10,
         }
     }

@@ -417,8 +417,9 @@ impl Backend for Cuda {
         self.device.forget();
     }
 
-    fn keeps_step_memory(&self) -> bool {
-        true
+    fn keeps_step_memory(&self) -> Result<bool, BackendError> {
+        attention::take_most(&self.device)?;
+        Ok(true)
     }
 
     fn bytes(&self, matrix: &Matrix, out: usize, inp: usize) -> usize {

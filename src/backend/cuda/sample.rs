@@ -7,9 +7,8 @@ use super::kernel::{Argument, Grid, Kernel, int};
 use super::rows::{Form, Rows};
 use crate::backend::{BackendError, Choice, Draw, SamplingError};
 
-/// Threads of a block there, and what it writes where no token is possible.
+/// Threads of a block there.
 const THREADS: usize = 1024;
-const NOTHING: u32 = u32::MAX;
 
 /// `DrawRow` of kernels/sample.cu.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -59,7 +58,7 @@ pub(super) fn choose(cuda: &Cuda, logits: &Rows, draws: &[(u32, Draw)]) -> Resul
             add: edit.add,
         }));
     }
-    let device = &cuda.device;
+    let (device, vocabulary) = (&cuda.device, logits.width);
     let logits = logits.read_as(device, Form::F32)?;
     let [rows, edits] = [device.stage(&rows)?, device.stage(&edits)?].map(Argument::Address);
     let chosen = device.activations(draws.len() * size_of::<u32>())?;
@@ -68,10 +67,9 @@ pub(super) fn choose(cuda: &Cuda, logits: &Rows, draws: &[(u32, Draw)]) -> Resul
     // SAFETY: the arguments of `sample`; rows are there, as checked, and tokens beyond the vocabulary are left alone by it.
     unsafe { device.push(Kernel::Sample, Grid::new([draws.len(), 1, 1], THREADS), &arguments) };
     let chosen = device.download::<u32>(chosen.address(), draws.len())?;
-    Ok(chosen
-        .into_iter()
-        .map(|token| if token == NOTHING { Err(SamplingError) } else { Ok(token) })
-        .collect())
+    // Where no token is possible the kernel writes one beyond any vocabulary.
+    let within = |token: u32| Some(token).filter(|&token| (token as usize) < vocabulary).ok_or(SamplingError);
+    Ok(chosen.into_iter().map(within).collect())
 }
 
 /// Threads of a block that adds up a row.

@@ -246,17 +246,27 @@ impl Step {
                 self.graphs.push_front(graph);
             }
         } else if self.remembered.contains(&self.tape) {
-            let graph = device.graph(&self.tape)?;
+            self.remembered.retain(|tape| *tape != self.tape);
+            // It takes memory, which may be short: what a graph would do, launches do as well.
+            let Ok(graph) = device.graph(&self.tape) else { return self.start_tape(device) };
             self.counts.graphs += 1;
             self.graphs.truncate(MOST_GRAPHS - 1);
             self.graphs.push_front((self.tape.clone(), graph));
-            self.remembered.retain(|tape| *tape != self.tape);
         } else {
-            self.counts.launches += self.tape.launches() as u64;
-            return device.start(&self.tape);
+            return self.start_tape(device);
+        }
+        let Some((_, graph)) = self.graphs.front() else { return Ok(()) };
+        if device.start_graph(graph).is_err() {
+            self.graphs.pop_front();
+            return self.start_tape(device);
         }
         self.counts.graph_launches += 1;
-        self.graphs.front().map_or(Ok(()), |(_, graph)| device.start_graph(graph))
+        Ok(())
+    }
+
+    fn start_tape(&mut self, device: &Device) -> Result<(), BackendError> {
+        self.counts.launches += self.tape.launches() as u64;
+        device.start(&self.tape)
     }
 
     fn remember(&mut self, tape: Tape) {

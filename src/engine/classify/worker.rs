@@ -33,6 +33,8 @@ pub(super) struct Worker {
     next_id: u64,
     observer: Arc<dyn Observer>,
     inside: Inside<Submission>,
+    /// Whether what computes has failed for good.
+    lost: bool,
 }
 
 impl Worker {
@@ -43,17 +45,17 @@ impl Worker {
         inside: Inside<Submission>,
     ) -> Self {
         let turns = Turns::new(step_tokens);
-        Self { classifier, turns, tasks: HashMap::new(), next_id: 0, observer, inside }
+        Self { classifier, turns, tasks: HashMap::new(), next_id: 0, observer, inside, lost: false }
     }
 
-    /// Until the handle is dropped.
+    /// Until the handle is dropped, or nothing can be computed any more: then it takes nothing either, and says so.
     pub(super) fn run(mut self) {
-        while self.receive() {
+        while !self.lost && self.receive() {
             self.drop_cancelled();
             self.step();
         }
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
-            self.give_up(id, "the engine is shutting down");
+            self.give_up(id, if self.lost { "the device is lost" } else { "the engine is shutting down" });
         }
         // What was accepted but never seen: a dropped sender tells its reader that nothing will come.
         self.inside.close();
@@ -97,7 +99,10 @@ impl Worker {
                 let wrong = format!("the model said something of {} texts, not of {texts}", outputs.len());
                 return self.fail(&plan, &wrong);
             }
-            Ok(Err(error)) => return self.fail(&plan, &error.to_string()),
+            Ok(Err(error)) => {
+                self.lost = error.is_lost();
+                return self.fail(&plan, &error.to_string());
+            }
             Err(_) => return self.fail(&plan, "the computation panicked"),
         }
         self.observer.step(&Step {

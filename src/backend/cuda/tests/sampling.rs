@@ -48,6 +48,28 @@ fn tokens_are_chosen_as_on_the_host() {
 }
 
 #[test]
+fn the_least_temperature_and_share_that_there_are_leave_the_best_token() {
+    let (gpu, vocabulary) = (gpu(), 1000);
+    let table = gpu.table(host(7, 1, vocabulary)).unwrap();
+    let logits = || gpu.embed(&table, &[0]).unwrap();
+    let row = gpu.host(logits()).unwrap();
+    for (temperature, top_p) in [
+        (1e-38, 1.0),
+        (1e-39, 1.0),
+        (f32::from_bits(1), 1.0),
+        (1.0, 1e-16),
+        (1e-39, 1e-30),
+        (2.0, f32::from_bits(1)),
+    ] {
+        for uniform in [0.0, 0.999] {
+            let draw = Draw { edits: vec![], temperature, top_k: 0, top_p, min_p: 0.5, uniform };
+            let chosen = gpu.choose(&logits(), &[(0, draw.clone())]).unwrap();
+            assert_eq!(chosen, [draw.choose(&row)], "temperature {temperature}, top_p {top_p}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_chosen_from_what_is_no_number_and_ties_go_to_the_first() {
     let gpu = gpu();
     let data = [vec![f32::NAN, f32::NEG_INFINITY, f32::INFINITY], vec![f32::NAN, -3.0, -3.0]].concat();
