@@ -17,6 +17,21 @@ use std::fs::File;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+/// Whether a file is a GGUF file with this key in its metadata.
+pub fn gguf_has(path: &Path, key: &str) -> bool {
+    let header = || Header::parse(path, &map(path).ok()?).ok();
+    header().is_some_and(|header| header.metadata.contains_key(key))
+}
+
+fn map(path: &Path) -> Result<Mmap, ArtifactError> {
+    let io = |source| ArtifactError::Io { path: path.into(), source };
+    let file = File::open(path).map_err(io)?;
+    #[expect(unsafe_code, reason = "a memory map")]
+    // SAFETY: the map is read only; a file that another process truncates meanwhile ends this one with SIGBUS, which
+    // no check here could prevent, and bases are written by renaming.
+    unsafe { Mmap::map(&file) }.map_err(io)
+}
+
 #[derive(Debug)]
 pub(super) struct GgufFile {
     path: PathBuf,
@@ -28,12 +43,7 @@ pub(super) struct GgufFile {
 
 impl GgufFile {
     pub(super) fn open(path: &Path) -> Result<(Self, BaseConfig, GgufVocabulary), ArtifactError> {
-        let io = |source| ArtifactError::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io)?;
-        #[expect(unsafe_code, reason = "a memory map")]
-        // SAFETY: the map is read only; a file that another process truncates meanwhile ends this one with SIGBUS, which
-        // no check here could prevent, and bases are written by renaming.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = map(path)?;
         let header = Header::parse(path, &map)?;
         let metadata = Metadata { path, header: &header };
         let (mut config, vocabulary) = (metadata.config()?, metadata.vocabulary()?);

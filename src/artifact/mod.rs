@@ -38,12 +38,13 @@ pub use elastic::ElasticFile;
 pub use encode::{NumberFormat, OutTensor};
 pub use error::ArtifactError;
 pub use fetch::{BaseSource, DEFAULT_BASE, locate};
+pub use gguf::gguf_has;
 pub use gguf_layout::{gguf_name, interleaved};
 pub use gguf_writer::{GgufValue, GgufWriter};
 pub use model_folder::{BaseReference, ModelFolder};
 pub use random::{BaseTensor, write_random_base};
 pub use safetensors_writer::SafetensorsWriter;
-pub use whole::WholeFolder;
+pub use whole::{MODEL_CARD, Replaceable, WholeFolder, check_apart, check_written};
 
 use sha2::{Digest, Sha256};
 use std::io::Read;

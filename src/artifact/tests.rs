@@ -3,7 +3,10 @@
 
 use super::encode::append;
 use super::whole::WholeFile;
-use super::{BaseSource, NumberFormat, OutTensor, WholeFolder, locate, sha256_of_file, write_whole};
+use super::{
+    BaseSource, NumberFormat, OutTensor, Replaceable, WholeFolder, check_apart, check_written, locate,
+    sha256_of_file, write_whole,
+};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
@@ -37,7 +40,9 @@ fn a_folder_that_is_not_finished_was_never_there() {
     let path = parent.path().join("a");
     let all =
         || std::fs::read_dir(parent.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
-    let start = |replace| WholeFolder::create(&path, replace, |name| name == "x");
+    let ours: Replaceable =
+        |folder| check_written(folder, &["written by", "us"], |path| !path.ends_with("y"));
+    let start = |replace: bool| WholeFolder::create(&path, replace.then_some(ours));
     let folder = start(false).unwrap();
     write_whole(&folder.path().join("x"), b"new").unwrap();
     assert!(!path.exists());
@@ -48,11 +53,63 @@ fn a_folder_that_is_not_finished_was_never_there() {
     folder.finish().unwrap();
     assert_eq!(all(), ["a"]);
     assert!(start(false).unwrap_err().to_string().contains("something already"));
+    // Nobody else's files are replaced: not without a card that says whose they are, nor beside one.
+    let refused = |named: &str| {
+        let error = start(true).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    };
+    refused("no model card (README.md)");
+    write_whole(&path.join("README.md"), b"written by them\nus").unwrap();
+    refused("no model card (README.md)");
+    write_whole(&path.join("README.md"), b"This was written by us.").unwrap();
+    write_whole(&path.join("y"), b"").unwrap();
+    refused("`y`");
+    std::fs::remove_file(path.join("y")).unwrap();
+    let folder = start(true).unwrap();
+    write_whole(&path.join("y"), b"").unwrap();
+    assert!(folder.finish().unwrap_err().to_string().contains("`y`"), "what came meanwhile stays, too");
+    std::fs::remove_file(path.join("y")).unwrap();
     // What is replaced stays until the new one is whole.
     let folder = start(true).unwrap();
     assert_eq!(std::fs::read(path.join("x")).unwrap(), b"new");
     folder.finish().unwrap();
     assert_eq!((all().len(), std::fs::read_dir(&path).unwrap().count()), (1, 0));
+}
+
+#[test]
+fn what_is_written_lies_apart_from_what_is_read() {
+    let parent = tempfile::tempdir().unwrap();
+    let at = |name: &str| parent.path().join(name);
+    for folder in ["base", "base/inner", "other"] {
+        std::fs::create_dir(at(folder)).unwrap();
+    }
+    write_whole(&at("base/w.gguf"), b"").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(at("base"), at("link")).unwrap();
+    let refused = |out: &str, source: &str| {
+        check_apart(&at(out), &[("the base", &at(source))]).err().map(|error| error.to_string())
+    };
+    for (out, source, named) in [
+        ("base", "base", "it is the base"),
+        ("base/w.gguf", "base/w.gguf", "it is the base"),
+        ("base/new", "base", "it lies in the base"),
+        ("base/no/such", "base", "it lies in the base"),
+        ("other/../base/new", "base", "it lies in the base"),
+        ("base", "base/w.gguf", "it holds the base"),
+        ("base/inner/../", "base/w.gguf", "it holds the base"),
+        #[cfg(unix)]
+        ("link", "base", "it is the base"),
+        #[cfg(unix)]
+        ("link/new", "base/../base", "it lies in the base"),
+    ] {
+        let error = refused(out, source).unwrap_or_default();
+        assert!(error.contains(named) && error.contains(source), "{out} {source}: {error}");
+    }
+    for (out, source) in
+        [("base/w2.gguf", "base/w.gguf"), ("based", "base"), ("new", "base"), ("no/such", "base")]
+    {
+        assert_eq!(refused(out, source), None, "{out} {source}");
+    }
 }
 
 /// The same rounding as ggml's, which candle follows too.

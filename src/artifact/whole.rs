@@ -3,7 +3,7 @@
 use super::ArtifactError;
 use std::fs;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir};
 
 /// A file on its way; gone if it is dropped before [`Self::finish`].
@@ -46,32 +46,24 @@ impl WholeFile {
 pub struct WholeFolder {
     path: PathBuf,
     temporary: TempDir,
+    /// Whether a folder that stands there may be replaced.
+    replaceable: Option<Replaceable>,
 }
 
+/// Whether a folder may be replaced, see [`check_written`].
+pub type Replaceable = fn(&Path) -> Result<(), ArtifactError>;
+
 impl WholeFolder {
-    /// A folder that will stand at `path`. One that stands there already is replaced if `replace` says so and each of its
-    /// files is `ours`, one that such a folder has: nobody else's files are ever removed.
+    /// A folder that will stand at `path`. One that stands there already is replaced if `replaceable` finds nothing against it,
+    /// and without that never.
     ///
     /// # Errors
     /// A path that is taken or cannot be written to.
-    pub fn create(path: &Path, replace: bool, ours: impl Fn(&str) -> bool) -> Result<Self, ArtifactError> {
+    pub fn create(path: &Path, replaceable: Option<Replaceable>) -> Result<Self, ArtifactError> {
         let io = |source| ArtifactError::Io { path: path.into(), source };
-        if path.exists() {
-            if !replace {
-                return Err(ArtifactError::Exists { path: path.into() });
-            }
-            for entry in fs::read_dir(path).map_err(io)? {
-                let entry = entry.map_err(io)?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if !ours(&name) || entry.path().is_dir() {
-                    let reason =
-                        format!("it holds `{name}`, which no export of this kind wrote; not replaced");
-                    return Err(ArtifactError::wrong(path, reason));
-                }
-            }
-        }
+        check_free(path, replaceable)?;
         let temporary = named(path).tempdir_in(parent(path)).map_err(io)?;
-        Ok(Self { path: path.into(), temporary })
+        Ok(Self { path: path.into(), temporary, replaceable })
     }
 
     /// Where the files are to be written.
@@ -79,9 +71,13 @@ impl WholeFolder {
         self.temporary.path()
     }
 
+    /// # Errors
+    /// A path that cannot be written to, or that has been taken since [`Self::create`].
     pub fn finish(self) -> Result<(), ArtifactError> {
-        let Self { path, temporary } = self;
+        let Self { path, temporary, replaceable } = self;
         let io = |source| ArtifactError::Io { path: path.clone(), source };
+        // What was written may have taken an hour, in which files can have come.
+        check_free(&path, replaceable)?;
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -102,6 +98,91 @@ impl WholeFolder {
         }
         drop(temporary.keep());
         aside.close().map_err(io)
+    }
+}
+
+fn check_free(path: &Path, replaceable: Option<Replaceable>) -> Result<(), ArtifactError> {
+    match (path.exists(), replaceable) {
+        (false, _) => Ok(()),
+        (true, None) => Err(ArtifactError::Exists { path: path.into() }),
+        (true, Some(check)) => check(path),
+    }
+}
+
+/// Whether a program that leaves a model card with these words in one line wrote everything in a folder: there is such a card,
+/// and each file is `ours`, by its path. An empty folder holds nothing to lose.
+///
+/// # Errors
+/// What speaks against it.
+pub fn check_written(
+    folder: &Path,
+    words: &[&str],
+    ours: impl Fn(&Path) -> bool,
+) -> Result<(), ArtifactError> {
+    let io = |source| ArtifactError::Io { path: folder.into(), source };
+    let entries = fs::read_dir(folder).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+    if let Some(other) = entries.iter().map(fs::DirEntry::path).find(|path| path.is_dir() || !ours(path)) {
+        let name = other.file_name().unwrap_or_default().to_string_lossy();
+        return Err(kept(folder, &format!("`{name}`, which nothing of this kind wrote")));
+    }
+    // A card may say anything, and need not be text.
+    let card = fs::read(folder.join(MODEL_CARD)).unwrap_or_default();
+    let card = String::from_utf8_lossy(&card);
+    let says = |line: &str| words.iter().all(|words| line.contains(words));
+    if entries.is_empty() || card.lines().any(says) {
+        return Ok(());
+    }
+    Err(kept(folder, &format!("no model card ({MODEL_CARD}) of such a run")))
+}
+
+/// A model card's file.
+pub const MODEL_CARD: &str = "README.md";
+
+fn kept(folder: &Path, what: &str) -> ArtifactError {
+    let reason = format!("it holds {what}; only what an earlier run wrote is replaced");
+    ArtifactError::wrong(folder, reason)
+}
+
+/// Whether a path where something is to be written lies apart from what is read, each by what it is called: it is none of them, holds
+/// none and lies in none, whatever links lead there.
+///
+/// # Errors
+/// The one that it does not lie apart from.
+pub fn check_apart(out: &Path, sources: &[(&str, &Path)]) -> Result<(), ArtifactError> {
+    let place = place_of(out);
+    for (what, source) in sources {
+        let source_place = place_of(source);
+        let relation = match (place.starts_with(&source_place), source_place.starts_with(&place)) {
+            (true, true) => "it is",
+            (true, false) => "it lies in",
+            (false, true) => "it holds",
+            (false, false) => continue,
+        };
+        let reason = format!("{relation} {what} ({}); write to another place", source.display());
+        return Err(ArtifactError::wrong(out, reason));
+    }
+    Ok(())
+}
+
+/// The path without links; what does not exist yet, by the nearest folder that does.
+fn place_of(path: &Path) -> PathBuf {
+    let mut rest = Vec::new();
+    let mut known = path;
+    loop {
+        let known_or_here = if known.as_os_str().is_empty() { Path::new(".") } else { known };
+        if let Ok(mut place) = known_or_here.canonicalize() {
+            for part in rest.iter().rev() {
+                match part {
+                    Component::ParentDir => _ = place.pop(),
+                    Component::Normal(name) => place.push(name),
+                    _ => {}
+                }
+            }
+            return place;
+        }
+        let Some(last) = known.components().next_back() else { return path.into() };
+        rest.push(last);
+        known = known.parent().unwrap_or(Path::new(""));
     }
 }
 

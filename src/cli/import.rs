@@ -3,8 +3,9 @@
 use super::Failure;
 use super::open;
 use crate::artifact::{
-    AdapterConfig, Base, BaseReference, BaseSource, ElasticFile, ModelFolder, PublishedAdapter, TensorType,
-    WholeFolder, read_published_adapter, write_adapter_and_head, write_whole,
+    AdapterConfig, Base, BaseReference, BaseSource, ElasticFile, MODEL_CARD, ModelFolder, PublishedAdapter,
+    Replaceable, TensorType, WholeFolder, check_apart, check_written, read_published_adapter,
+    write_adapter_and_head, write_whole,
 };
 use crate::model::{SuperAdapter, model_shape};
 use crate::supernet::{Catalog, ModelShape, SearchSpace, is_model_name};
@@ -56,14 +57,11 @@ pub(super) struct ImportArgs {
 }
 
 /// What an import writes, beside what `serve` and `eval` may add later.
-const FILES: [&str; 6] = [
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "catalog.json",
-    LABELS,
-    "supernet.json",
-];
+const FILES: [&str; 6] =
+    [MODEL_CARD, "adapter_config.json", "adapter_model.safetensors", "catalog.json", LABELS, "supernet.json"];
+
+/// What one line of every import's card has, by which a folder is known to be one.
+const IMPORTED: &str = ", imported by lonas ";
 
 /// Names the labels of a classifier's adapter, where it lies beside it.
 const LABELS: &str = "config.json";
@@ -77,6 +75,9 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
         .into());
     }
     let file = elastic_file(args)?;
+    let sources =
+        [("the base", &*args.base), ("the adapter", &args.adapter), ("the search space", file.path())];
+    check_apart(&args.out, &sources)?;
     let base = Base::open(&args.base)?;
     let published = read_published_adapter(&args.adapter)?;
     open::check_task(&published.config, &base)?;
@@ -143,7 +144,9 @@ struct Target<'a> {
 fn write(args: &ImportArgs, target: &Target<'_>, published: &PublishedAdapter) -> Result<(), Failure> {
     let &Target { name, shape, space, .. } = target;
     let PublishedAdapter { config, tensors, head, .. } = published;
-    let folder = WholeFolder::create(&args.out, args.overwrite, |file| FILES.contains(&file));
+    let imported: Replaceable =
+        |folder| check_written(folder, &[IMPORTED], |path| FILES.iter().any(|name| path.ends_with(name)));
+    let folder = WholeFolder::create(&args.out, args.overwrite.then_some(imported));
     let folder = folder.map_err(|error| match error {
         crate::artifact::ArtifactError::Exists { path } => Failure::from(format!(
             "{}: there is something already; give another --out, or --overwrite",
@@ -160,7 +163,7 @@ fn write(args: &ImportArgs, target: &Target<'_>, published: &PublishedAdapter) -
     if config.classifies && labels.exists() {
         write_whole(&folder.path().join(LABELS), &std::fs::read(&labels)?)?;
     }
-    write_whole(&folder.path().join("README.md"), card(args, target, config).as_bytes())?;
+    write_whole(&folder.path().join(MODEL_CARD), card(args, target, config).as_bytes())?;
     Ok(folder.finish()?)
 }
 
@@ -174,7 +177,7 @@ fn card(args: &ImportArgs, target: &Target<'_>, config: &AdapterConfig) -> Strin
         trained_on => format!(" (the adapter says `{trained_on}`)"),
     };
     let mut text = format!(
-        "# {name}\n\nA LoNAS super-network: a frozen base with one elastic low-rank super-adapter, imported by lonas \
+        "# {name}\n\nA LoNAS super-network: a frozen base with one elastic low-rank super-adapter{IMPORTED}\
          {version}. Serve it with\n\n    lonas serve {out}\n\n| | |\n|---|---|\n| base | {base}{trained_on} |\n\
          | licence of the base | {licence}; that of the adapter is its authors' |\n| adapter | {adapter}: rank {rank}, \
          alpha {alpha}, on {targets} |\n| search space | {file}: {groups} groups, 10^{size:.1} sub-networks |\n\

@@ -6,6 +6,9 @@ use crate::supernet::{Kind, SearchSpace};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// What one line of every export's card has, by which a folder is known to be one.
+pub(super) const WORDS: [&str; 2] = ["` of the LoNAS super-network `", "`, exported by lonas "];
+
 /// The card in Markdown. `library` is the program that loads the export, `how` its lines of code.
 pub(super) fn card(source: Source<'_>, library: &str, numbers: &str, how: &str, notes: &[String]) -> String {
     let (name, entry) = (&source.folder.name, &source.entry);
@@ -22,12 +25,13 @@ pub(super) fn card(source: Source<'_>, library: &str, numbers: &str, how: &str, 
     // Writing to a string cannot fail.
     let _ = write!(
         text,
-        "library_name: {library}\n---\n\n# {name}:{subnetwork}\n\nThe sub-network `{subnetwork}` of the LoNAS \
-         super-network `{name}`, exported by lonas {version}.\n\n| | |\n|---|---|\n| base | {base}{digest} |\n\
+        "library_name: {library}\n---\n\n# {name}:{subnetwork}\n\nThe sub-network `{subnetwork}{of}{name}{by}{version}.\n\n| | |\n|---|---|\n| base | {base}{digest} |\n\
          | licence of the base | {said}; the super-network's own model card says what it was trained on |\n\
          | weights | {parameters} in Linears and adapters, as served |\n| MLP width | {widths} |\n\
          | query heads | {heads} |\n| ranks | {ranks} |\n| numbers | {numbers} |\n",
         subnetwork = entry.name,
+        of = WORDS[0],
+        by = WORDS[1],
         version = env!("CARGO_PKG_VERSION"),
         parameters = entry.cost.parameters,
         widths = by_layer(&widths(source)),

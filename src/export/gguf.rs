@@ -3,9 +3,11 @@
 //! llama.cpp's `llama` has one MLP width and one number of heads for all layers. Its `deci`, made for pruned LLaMAs, is the same
 //! computation with both for each layer, so a sub-network whose layers differ is written as one of those.
 
-use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, gguf_metadata, out, write};
+use super::{
+    CARD, ExportError, Notes, OnTensor, Source, Target, card, check_exported, gguf_metadata, out, write,
+};
 use crate::artifact::{
-    ArtifactError, BaseConfig, GgufWriter, NumberFormat, OutTensor, WholeFolder, gguf_name, interleaved,
+    ArtifactError, BaseConfig, GgufWriter, NumberFormat, OutTensor, gguf_has, gguf_name, interleaved,
 };
 use crate::model::llama::{Plain, PlainTensor};
 use crate::weights::BLOCK;
@@ -24,18 +26,32 @@ pub fn gguf(
 ) -> Result<Notes, ExportError> {
     let Target { path, overwrite } = target;
     if path.extension().is_some_and(|e| e == "gguf") {
-        if path.exists() && (!overwrite || path.is_dir()) {
-            return Err(ArtifactError::Exists { path: path.into() }.into());
-        }
+        source.check_apart(target)?;
+        check_free(path, overwrite)?;
         return file(source, dtype, path, on_tensor);
     }
-    let folder = WholeFolder::create(path, overwrite, |name| name == CARD || name.ends_with(".gguf"))?;
+    let folder = source.folder(target, |folder| {
+        check_exported(folder, |path| path.ends_with(CARD) || gguf_has(path, gguf_metadata::MARK))
+    })?;
     let name = format!("{}.gguf", source.name());
     let notes = file(source, dtype, &folder.path().join(&name), on_tensor)?;
     let how = format!("    llama-server -m {name}\n    llama-cli -m {name} -p \"...\"");
     write(&folder, CARD, &card::card(source, "gguf", dtype.name(), &how, &notes))?;
     folder.finish()?;
     Ok(notes)
+}
+
+/// Whether a file may be written there; of files that are there, only an earlier export is replaced.
+fn check_free(path: &Path, overwrite: bool) -> Result<(), ArtifactError> {
+    if !path.exists() || overwrite && gguf_has(path, gguf_metadata::MARK) {
+        return Ok(());
+    }
+    if !overwrite {
+        return Err(ArtifactError::Exists { path: path.into() });
+    }
+    let reason =
+        format!("its metadata has no `{}`, so no export wrote it; not replaced", gguf_metadata::MARK);
+    Err(ArtifactError::Wrong { path: path.into(), reason })
 }
 
 fn file(

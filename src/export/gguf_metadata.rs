@@ -32,6 +32,9 @@ const REPLACED: [&str; 21] = [
     "llama.rope.dimension_count",
 ];
 
+/// A key that every export has, and nothing that is carried over.
+pub(super) const MARK: &str = "lonas.subnetwork";
+
 /// Beginnings of such keys: pieces of a split file, how it was quantised, what a base was itself exported from.
 const REPLACED_PREFIXES: [&str; 3] = ["split.", "quantize.", "lonas."];
 
@@ -107,7 +110,7 @@ fn general(source: Source<'_>, architecture: &str, dtype: NumberFormat) -> Metad
         ("general.file_type", GgufValue::U32(file_type)),
         ("general.quantization_version", GgufValue::U32(2)),
         ("lonas.supernetwork", text(name.clone())),
-        ("lonas.subnetwork", text(subnetwork.clone())),
+        (MARK, text(subnetwork.clone())),
         ("lonas.choices", GgufValue::U32s(choices.collect())),
     ];
     if let Some(digest) = &source.folder.base.sha256 {

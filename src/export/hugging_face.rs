@@ -1,6 +1,8 @@
 //! A folder that `transformers` loads as an ordinary LLaMA: config.json, model.safetensors, the tokenizer's files.
 
-use super::{CARD, ExportError, Notes, OnTensor, Source, Target, by_layer, card, out, short, write};
+use super::{
+    CARD, ExportError, Notes, OnTensor, Source, Target, by_layer, card, check_exported, out, short, write,
+};
 use crate::artifact::{
     ArtifactError, BaseConfig, GgufVocabulary, NumberFormat, SafetensorsWriter, TokenizerSource, WholeFolder,
     read_json,
@@ -50,8 +52,10 @@ pub fn hugging_face(
         return Err(ExportError::UnevenWidths { name, widths });
     }
     let heads = same_heads(source, &plain)?;
-    let ours = |name: &str| [CARD, CONFIG, TENSORS].contains(&name) || COPIED.contains(&name);
-    let folder = WholeFolder::create(target.path, target.overwrite, ours)?;
+    let folder = source.folder(target, |folder| {
+        let files = [CARD, CONFIG, TENSORS].iter().chain(&COPIED);
+        check_exported(folder, |path| files.clone().any(|name| path.ends_with(name)))
+    })?;
     let mut notes = Notes::new();
     write(&folder, CONFIG, &pretty(&config(source, &widths, heads, dtype)?))?;
     tokenizer(source, &folder, &mut notes)?;

@@ -13,7 +13,10 @@ pub use gguf::gguf;
 pub use hugging_face::hugging_face;
 pub use peft::peft;
 
-use crate::artifact::{ArtifactError, Base, ModelFolder, NumberFormat, OutTensor, WholeFolder};
+use crate::artifact::{
+    ArtifactError, Base, MODEL_CARD as CARD, ModelFolder, NumberFormat, OutTensor, Replaceable, WholeFolder,
+    check_apart, check_written,
+};
 use crate::model::llama::{Plain, PlainTensor};
 use crate::model::{LoadError, Orders, SuperAdapter};
 use crate::supernet::{ActiveShape, CatalogEntry, ModelShape, SearchSpace};
@@ -91,13 +94,25 @@ pub enum ExportError {
     Dtype { dtype: &'static str, format: &'static str, possible: &'static str },
 }
 
-/// A model card's file.
-const CARD: &str = "README.md";
-
 impl<'a> Source<'a> {
     /// `NAME-SUBNETWORK`
     pub fn name(&self) -> String {
         format!("{}-{}", self.folder.name, self.entry.name)
+    }
+
+    /// A folder for an export. One that an earlier export wrote is replaced if the target says so.
+    ///
+    /// # Errors
+    /// A target that is taken, cannot be written to, or does not lie apart from what is exported.
+    fn folder(&self, target: Target<'_>, ours: Replaceable) -> Result<WholeFolder, ArtifactError> {
+        self.check_apart(target)?;
+        WholeFolder::create(target.path, target.overwrite.then_some(ours))
+    }
+
+    fn check_apart(&self, target: Target<'_>) -> Result<(), ArtifactError> {
+        let sources =
+            [("the base", self.base.path()), ("the super-adapter's model folder", self.folder.path())];
+        check_apart(target.path, &sources)
     }
 
     fn active(&self) -> ActiveShape {
@@ -163,6 +178,11 @@ fn ranges(numbers: &[usize]) -> String {
         false => format!("{first}-{last}"),
     };
     runs.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether exports wrote all of a folder: it has their model card, and each file is one that they write, by its path.
+fn check_exported(folder: &Path, ours: impl Fn(&Path) -> bool) -> Result<(), ArtifactError> {
+    check_written(folder, &card::WORDS, ours)
 }
 
 /// Writes a file into a folder on its way.

@@ -3,8 +3,8 @@
 //! PEFT scales each module by its own `alpha / r`. LoNAS's scale is `alpha / R` for every active rank, so a module that
 //! keeps `r` of `R` gets `r` in `rank_pattern` and `alpha r / R` in `alpha_pattern`.
 
-use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, write};
-use crate::artifact::{AdapterTensors, NumberFormat, TensorType, WholeFolder, write_adapter};
+use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, check_exported, write};
+use crate::artifact::{AdapterTensors, NumberFormat, TensorType, write_adapter};
 use crate::supernet::Kind;
 
 /// Writes the sub-network's adapter; without `dtype` in the super-adapter's own number format.
@@ -28,8 +28,10 @@ pub fn peft(
             return Err(ExportError::Dtype { dtype, format, possible });
         }
     };
-    let files = [CARD, "adapter_config.json", "adapter_model.safetensors"];
-    let folder = WholeFolder::create(target.path, target.overwrite, |name| files.contains(&name))?;
+    let folder = source.folder(target, |folder| {
+        let files = [CARD, "adapter_config.json", "adapter_model.safetensors"];
+        check_exported(folder, |path| files.iter().any(|name| path.ends_with(name)))
+    })?;
     let tensors = prefixes(source, full, on_tensor);
     write_adapter(folder.path(), &source.folder.adapter_config, &tensors, number_type)?;
     let how = "    from peft import PeftModel\n    from transformers import AutoModelForCausalLM\n\n    \

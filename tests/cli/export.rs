@@ -116,15 +116,93 @@ fn what_cannot_be_exported_ends_with_1_or_2_and_leaves_nothing() {
 #[test]
 fn a_file_is_replaced_only_when_asked_to() {
     let (tiny, folder) = (Tiny::write(), Folder::empty());
-    folder.write("a.gguf", "x");
-    let more = ["--format", "gguf", "--subnetwork", "minimal"];
-    let refused = export(&tiny, &folder.file("a.gguf"), &more);
-    assert_names(&said(&refused), &["a.gguf", "--overwrite"]);
-    assert_eq!(folder.read("a.gguf"), b"x");
-    let done = export(&tiny, &folder.file("a.gguf"), &[&more[..], &["--overwrite"]].concat());
-    assert!(done.status.success(), "{}", said(&done));
-    assert!(folder.read("a.gguf").starts_with(b"GGUF"));
+    let to = |out: &Path, subnetwork: &str, more: &[&str]| {
+        let output = export(&tiny, out, &[&["--format", "gguf", "--subnetwork", subnetwork], more].concat());
+        (output.status.success(), said(&output))
+    };
+    let file = folder.file("a.gguf");
+    assert!(to(&file, "maximal", &[]).0);
+    let first = folder.read("a.gguf");
+    let (_, refused) = to(&file, "minimal", &[]);
+    assert_names(&refused, &["a.gguf", "--overwrite"]);
+    assert!(folder.read("a.gguf") == first);
+    assert!(to(&file, "minimal", &["--overwrite"]).0);
+    assert!(folder.read("a.gguf").starts_with(b"GGUF") && folder.read("a.gguf") != first);
     assert_eq!(names(folder.path()), ["a.gguf"]);
+}
+
+/// A GGUF file that is none of ours.
+fn foreign() -> Vec<u8> {
+    std::fs::read(golden::path("gguf/plain.gguf")).unwrap()
+}
+
+#[test]
+fn what_no_export_wrote_is_never_replaced() {
+    let (tiny, folder) = (Tiny::write(), Folder::empty());
+    let refused = |out: &Path, format: &str, subnetwork: &str, named: &str| {
+        let more = ["--format", format, "--subnetwork", subnetwork, "--overwrite"];
+        let output = export(&tiny, out, &more);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert_names(&said(&output), &[named]);
+    };
+    for (name, contents) in [("text.gguf", b"x".to_vec()), ("own.gguf", foreign())] {
+        folder.write(name, &contents);
+        refused(&folder.file(name), "gguf", "minimal", "no export wrote it");
+        assert!(folder.read(name) == contents);
+    }
+    // Names that an export has, but not its files; then its files, and one more.
+    let own = folder.file("own");
+    std::fs::create_dir(&own).unwrap();
+    for name in ["own-finetune.gguf", "another.gguf", "README.md"] {
+        std::fs::write(own.join(name), foreign()).unwrap();
+    }
+    refused(&own, "gguf", "minimal", ".gguf`, which nothing of this kind wrote");
+    assert_eq!(names(&own), ["README.md", "another.gguf", "own-finetune.gguf"]);
+    let ours = folder.file("ours");
+    let first = export(&tiny, &ours, &["--format", "gguf", "--subnetwork", "maximal"]);
+    assert!(first.status.success(), "{}", said(&first));
+    std::fs::write(ours.join("own-finetune.gguf"), foreign()).unwrap();
+    refused(&ours, "gguf", "minimal", "`own-finetune.gguf`");
+    std::fs::remove_file(ours.join("own-finetune.gguf")).unwrap();
+    let again = export(&tiny, &ours, &["--format", "gguf", "--subnetwork", "minimal", "--overwrite"]);
+    assert!(again.status.success(), "{}", said(&again));
+    assert_eq!(names(&ours), ["README.md", "tiny-tied-minimal.gguf"]);
+    // A base beside the super-network and an adapter of somebody else have the same names as exports.
+    for (format, name) in [("hf", "base"), ("peft", "adapter")] {
+        let copy = folder.file(name);
+        std::fs::create_dir(&copy).unwrap();
+        let from = if format == "hf" { tiny.base() } else { golden::path("adapters/f32") };
+        for file in ["config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"] {
+            if from.join(file).exists() {
+                std::fs::copy(from.join(file), copy.join(file)).unwrap();
+            }
+        }
+        std::fs::write(copy.join("README.md"), "Mine.\n").unwrap();
+        let before = names(&copy);
+        refused(&copy, format, "maximal", "no model card");
+        assert_eq!(names(&copy), before);
+    }
+}
+
+#[test]
+fn an_export_lies_apart_from_what_it_is_made_of() {
+    let tiny = Tiny::write();
+    for (out, format, named) in [
+        (tiny.base(), "hf", "it is the base"),
+        (tiny.base().join("new"), "hf", "it lies in the base"),
+        (tiny.model(NAME), "peft", "it is the super-adapter's model folder"),
+        (tiny.model(NAME).join("a.gguf"), "gguf", "it lies in the super-adapter's model folder"),
+        (tiny.base().join(".."), "gguf", "it holds the base"),
+    ] {
+        for more in [&[][..], &["--overwrite"]] {
+            let before = (names(&tiny.base()), names(&tiny.model(NAME)));
+            let with = [&["--format", format, "--subnetwork", "maximal"], more].concat();
+            let output = export(&tiny, &out, &with);
+            assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+            assert_names(&said(&output), &[named]);
+            assert_eq!((names(&tiny.base()), names(&tiny.model(NAME))), before);
+        }
+    }
 }
 
 /// A file may grow to a limit here; a full disk ends a write in the same way.

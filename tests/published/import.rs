@@ -280,3 +280,37 @@ fn what_cannot_be_imported_leaves_nothing() {
     let message = failed(&import(&base, &adapter, &out, &[&with[..], &["--overwrite"]].concat()));
     assert_names(&message, &["mine.txt"]);
 }
+
+#[test]
+fn an_import_replaces_an_import_and_nothing_else() {
+    let (folder, base) = (Folder::empty(), golden::path("tiny-tied/base"));
+    folder.write("nncf.json", tiny_tied());
+    let space = folder.file("nncf.json");
+    let copy = |to: &str| {
+        let to = folder.file(to);
+        std::fs::create_dir(&to).unwrap();
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(golden::path("tiny-tied/supernet").join(name), to.join(name)).unwrap();
+        }
+        std::fs::write(to.join("README.md"), "A published adapter.\n").unwrap();
+        to
+    };
+    let (adapter, other) = (copy("adapter"), copy("other"));
+    let refused = |out: &std::path::Path, named: &str| {
+        for more in [&[][..], &["--overwrite"]] {
+            let with = [&["--nncf-config", space.to_str().unwrap()], more].concat();
+            let message = failed(&import(&base, &adapter, out, &with));
+            assert!(
+                message.contains(named) || more.is_empty() && message.contains("--overwrite"),
+                "{message}"
+            );
+        }
+        assert_eq!(std::fs::read_to_string(other.join("README.md")).unwrap(), "A published adapter.\n");
+        assert_eq!(std::fs::read_dir(&adapter).unwrap().count(), 3);
+    };
+    refused(&adapter, "it is the adapter");
+    refused(&adapter.join("new"), "it lies in the adapter");
+    refused(folder.path(), "it holds the adapter");
+    refused(&base, "it is the base");
+    refused(&other, "no model card (README.md)");
+}
