@@ -305,3 +305,24 @@ fn a_catalog_that_does_not_fit_its_search_space_is_refused_by_name() {
     assert_names(&catalog_refused(|j| j[3]["scores"] = json!({"arc": "good"})), &["[3]"]);
     assert_names(&catalog_refused(|j| *j = json!({})), &["expected a sequence"]);
 }
+
+#[test]
+fn catalogs_that_change_at_the_same_time_lose_nothing() {
+    let folder = model();
+    let net = Supernet::open("tiny-tied/base", "tiny-tied-ordered");
+    std::thread::scope(|scope| {
+        for writer in 0..8 {
+            let (folder, net) = (folder.path(), &net);
+            scope.spawn(move || {
+                for task in 0..5 {
+                    let opened = ModelFolder::open(folder).unwrap();
+                    let mut held = opened.hold_catalog(&net.shape, &net.space).unwrap();
+                    let entry = held.catalog.get_mut("minimal").unwrap();
+                    entry.scores.insert(format!("{writer} {task}"), 0.5);
+                    held.write().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(open(&folder).unwrap().get("minimal").unwrap().scores.len(), 40);
+}

@@ -12,6 +12,9 @@ pub enum ArtifactError {
     /// Something stands where a file or folder was to be written.
     #[error("{}: there is something already", path.display())]
     Exists { path: PathBuf },
+    /// Somebody else has it, see [`super::FolderLock`].
+    #[error("{}: another process is writing to it", path.display())]
+    Busy { path: PathBuf },
     /// Damaged, truncated, hostile, or simply not what it should be.
     #[error("{}: {reason}", path.display())]
     Wrong { path: PathBuf, reason: String },

@@ -2,6 +2,7 @@
 
 use super::catalog_line::{CatalogLine, check_figures};
 use super::fetch::BaseSource;
+use super::lock::wait_for;
 use super::{
     AdapterConfig, AdapterTensors, ArtifactError, HeadTensors, read_adapter, read_adapter_config,
     read_adapter_head, read_json, write_whole,
@@ -10,6 +11,7 @@ use crate::supernet::{Catalog, Group, Kind, ModelShape, SearchSpace, SpaceError,
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 const SUPERNET: &str = "supernet.json";
@@ -47,6 +49,25 @@ struct GroupFile {
     choices: Vec<usize>,
     members: Vec<String>,
     followers: Vec<String>,
+}
+
+/// A catalog that nobody else changes meanwhile.
+#[derive(Debug)]
+pub struct HeldCatalog<'a> {
+    pub catalog: Catalog,
+    folder: &'a ModelFolder,
+    _lock: File,
+}
+
+impl HeldCatalog<'_> {
+    /// Writes the catalog as it is now, and returns it.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::write_catalog`].
+    pub fn write(self) -> Result<Catalog, ArtifactError> {
+        self.folder.put_catalog(&self.catalog)?;
+        Ok(self.catalog)
+    }
 }
 
 /// An opened model folder. Groups are checked when the model's shapes are known: [`Self::search_space`].
@@ -137,11 +158,35 @@ impl ModelFolder {
         Ok(catalog)
     }
 
+    /// catalog.json as it is now, to be changed: until this is dropped no other process of ours changes it. What was measured for
+    /// hours goes into this, not into a catalog that was read before.
+    ///
+    /// # Errors
+    /// As [`Self::catalog`].
+    pub fn hold_catalog(
+        &self,
+        shape: &ModelShape,
+        space: &SearchSpace,
+    ) -> Result<HeldCatalog<'_>, ArtifactError> {
+        let lock = self.lock_catalog()?;
+        Ok(HeldCatalog { catalog: self.catalog(shape, space)?, folder: self, _lock: lock })
+    }
+
+    /// Not catalog.json itself, which is replaced by another file with each change.
+    fn lock_catalog(&self) -> Result<File, ArtifactError> {
+        wait_for(&self.path.join(SUPERNET))
+    }
+
     /// Replaces catalog.json.
     ///
     /// # Errors
     /// A score or latency that is no number: JSON cannot say so, and the file could not be read back.
     pub fn write_catalog(&self, catalog: &Catalog) -> Result<(), ArtifactError> {
+        let _lock = self.lock_catalog()?;
+        self.put_catalog(catalog)
+    }
+
+    fn put_catalog(&self, catalog: &Catalog) -> Result<(), ArtifactError> {
         let path = self.path.join(CATALOG);
         let wrong = |source| ArtifactError::Space { path: path.clone(), source };
         catalog.entries().iter().try_for_each(check_figures).map_err(wrong)?;

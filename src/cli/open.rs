@@ -149,6 +149,29 @@ fn check_together(first: &ModelFolder, other: &ModelFolder, base: &BaseArg) -> R
     Ok(())
 }
 
+impl OpenedModel {
+    /// Puts what was found out about sub-networks, by their names, into the catalog as it is now: others may have changed it while
+    /// that took hours. One that is another sub-network now learns nothing.
+    pub(super) fn learn(
+        &mut self,
+        found: impl IntoIterator<Item = (String, impl FnOnce(&mut CatalogEntry))>,
+    ) -> Result<(), Failure> {
+        let mut held = self.folder.hold_catalog(&self.shape, &self.space)?;
+        for (name, learn) in found {
+            let then = self.catalog.get(&name).map(|entry| &entry.sub_network);
+            match held.catalog.get_mut(&name).filter(|now| Some(&now.sub_network) == then) {
+                Some(now) => learn(now),
+                None => tracing::warn!(
+                    "{}: `{name}` is not what it was when this began; nothing was written for it",
+                    self.folder.path().display()
+                ),
+            }
+        }
+        self.catalog = held.write()?;
+        Ok(())
+    }
+}
+
 impl Opened {
     /// The super-adapters' tensors for the model's loader.
     pub(super) fn super_adapters(&self) -> Result<Vec<SuperAdapter>, Failure> {

@@ -185,7 +185,7 @@ fn super_adapter<'a>(
     }
 }
 
-/// Reads catalog.json as it is now, changes it, and puts it back whole.
+/// Reads catalog.json as it is now, changes it, and puts it back whole, while no other process does.
 fn persisted(
     model: &ServedModel,
     change: impl FnOnce(&mut Catalog) -> Result<(), SpaceError>,
@@ -202,9 +202,10 @@ fn persisted(
             format!("persist: the catalog of `{}` cannot be changed ({why}); nothing was", model.name);
         ApiError::conflict("catalog_not_written", Some("persist"), message)
     };
-    let mut catalog = adapter.folder.catalog(&adapter.shape, &adapter.space).map_err(unwritten)?;
-    change(&mut catalog).map_err(|error| refused(&error))?;
-    adapter.folder.write_catalog(&catalog).map_err(unwritten)
+    let mut held = adapter.folder.hold_catalog(&adapter.shape, &adapter.space).map_err(unwritten)?;
+    change(&mut held.catalog).map_err(|error| refused(&error))?;
+    held.write().map_err(unwritten)?;
+    Ok(())
 }
 
 /// What is wrong with a sub-network, by field.

@@ -4,6 +4,7 @@ use super::Failure;
 use super::case::{Mix, Test};
 use super::facts::Facts;
 use super::figures::Figure;
+use crate::artifact::write_whole;
 use crate::cli::open::{Opened, OpenedModel};
 use crate::plot::{self, Point, Series};
 use crate::supernet::{CatalogEntry, Latency};
@@ -12,16 +13,17 @@ use crate::supernet::{CatalogEntry, Latency};
 pub(super) fn save(opened: &mut Opened, facts: &Facts, figures: &[Figure]) -> Result<(), Failure> {
     for model in &mut opened.models {
         let of_model = |index: &usize| facts.names[*index].0 == model.folder.name;
-        for index in (0..facts.names.len()).filter(of_model) {
-            let Some(entry) = model.catalog.get_mut(&facts.names[index].1) else { continue };
-            if let Some(latency) = latency(index, figures) {
-                entry.latency.insert(facts.machine.clone(), latency);
-            }
-        }
-        model.folder.write_catalog(&model.catalog)?;
+        let learnt = |index: usize| {
+            let latency = latency(index, figures)?;
+            let learn = |entry: &mut CatalogEntry| _ = entry.latency.insert(facts.machine.clone(), latency);
+            Some((facts.names[index].1.clone(), learn))
+        };
+        let indices = (0..facts.names.len()).filter(of_model).collect::<Vec<_>>();
+        model.learn(indices.into_iter().filter_map(learnt))?;
         let folder = model.folder.path();
-        std::fs::write(folder.join("accuracy-latency.svg"), accuracy_over_latency(model, &facts.machine))?;
-        std::fs::write(folder.join("throughput.svg"), throughput(model, facts, figures))?;
+        let picture = accuracy_over_latency(model, &facts.machine);
+        write_whole(&folder.join("accuracy-latency.svg"), picture.as_bytes())?;
+        write_whole(&folder.join("throughput.svg"), throughput(model, facts, figures).as_bytes())?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::tasks::POOL_TOKENS;
 use crate::artifact::sha256_of_file;
 use crate::backend::Selection;
 use crate::evaluate::Summary;
+use crate::supernet::CatalogEntry;
 use ask::{Alone, Asked, Asking, Pair};
 use clap::Args;
 use protocol::{Form, Method, Protocol, ProtocolArg};
@@ -341,15 +342,17 @@ impl Evaluated<'_> {
 fn save(args: &EvalArgs, opened: &mut Opened, protocol: Protocol, lines: &[Line]) -> Result<(), Failure> {
     let numbers = format!("{}, {}", args.compute.device_name()?, args.compute.numbers()?);
     let model = opened.models.first_mut().ok_or("no model")?;
-    for line in lines {
-        let Some(entry) = model.catalog.get_mut(&line.subnetwork) else { continue };
-        entry.record(line.evaluation(protocol, &numbers));
+    let learnt = |line: &Line| {
+        let (evaluation, task) = (line.evaluation(protocol, &numbers), line.task.clone());
         // A request's `min_accuracy` goes by these, so they are accuracies.
-        if matches!(protocol.method, Method::Likelihood | Method::Classification)
-            && line.summary.metric == "accuracy"
-        {
-            entry.scores.insert(line.task.clone(), rounded(line.summary.value));
-        }
-    }
-    Ok(model.folder.write_catalog(&model.catalog)?)
+        let scores = matches!(protocol.method, Method::Likelihood | Method::Classification)
+            && line.summary.metric == "accuracy";
+        let score = scores.then(|| rounded(line.summary.value));
+        let learn = move |entry: &mut CatalogEntry| {
+            entry.record(evaluation);
+            entry.scores.extend(score.map(|score| (task, score)));
+        };
+        (line.subnetwork.clone(), learn)
+    };
+    model.learn(lines.iter().map(learnt))
 }

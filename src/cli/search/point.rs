@@ -106,23 +106,26 @@ pub(super) fn write(
     if entries.is_empty() {
         return Ok(());
     }
+    // As it is now: a search takes hours, in which others may have changed it.
+    let mut held = model.folder.hold_catalog(&model.shape, &model.space)?;
+    let catalog = &mut held.catalog;
     for Entry { name, point } in entries {
         let sub_network = point.genome.sub_network(&model.space);
-        match model.catalog.get(name).map(|e| Genome::of(&model.space, &e.sub_network) == point.genome) {
+        match catalog.get(name).map(|e| Genome::of(&model.space, &e.sub_network) == point.genome) {
             Some(true) => {}
             Some(false) => {
                 let path = model.folder.path().display();
                 return Err(format!("--name {name}: {path} has another sub-network of that name").into());
             }
-            None => _ = model.catalog.add(&model.shape, &model.space, name, sub_network)?,
+            None => _ = catalog.add(&model.shape, &model.space, name, sub_network)?,
         }
-        let Some(entry) = model.catalog.get_mut(name) else { continue };
+        let Some(entry) = catalog.get_mut(name) else { continue };
         let of_whole = point.scores.tasks.iter().zip(whole).filter(|(_, whole)| **whole);
         for (TaskScore { task, right, items, .. }, _) in of_whole {
             entry.scores.insert(task.clone(), rounded(*right as f64 / (*items).max(1) as f64));
         }
     }
-    model.folder.write_catalog(&model.catalog)?;
+    model.catalog = held.write()?;
     let names = entries.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
     tracing::info!("the catalog has {names}");
     let parts = tasks.iter().zip(whole).filter(|(_, whole)| !**whole).map(|(t, _)| t.name.as_str());
