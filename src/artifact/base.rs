@@ -289,6 +289,21 @@ impl Base {
         }
     }
 
+    /// The sha256 of what decides a result beside the tensors: what the configuration and the tokenizer say. Not the chat
+    /// template, through which no question of an evaluation goes.
+    pub fn settings_sha256(&self) -> Result<String, ArtifactError> {
+        let tokenizer = match &self.tokenizer {
+            TokenizerSource::HuggingFace { tokenizer_json, bos, eos, .. } => {
+                format!("{} {bos:?} {eos:?}", super::sha256_of_file(tokenizer_json)?)
+            }
+            // It stands in the file with the tensors, which has a digest of its own.
+            TokenizerSource::Gguf(_) => String::new(),
+        };
+        use sha2::Digest;
+        let text = format!("{:?} {tokenizer}", self.config);
+        Ok(super::hex(&sha2::Sha256::digest(text)))
+    }
+
     fn files(&self) -> Vec<PathBuf> {
         match &self.tensors {
             Tensors::HuggingFace(folder) => folder.files(),

@@ -19,6 +19,7 @@ mod space;
 mod tasks;
 mod train;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -102,13 +103,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Parses the command line twice: once for the settings file, once with the file's values as defaults.
+/// Parses the command line, with the values of the settings file that it names as defaults.
 fn parse(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Cli, clap::Error> {
     let arguments = arguments.collect::<Vec<_>>();
     let matches = match settings::file_of(&arguments) {
-        Some(path) => settings::with_defaults(Cli::command(), &path)?.try_get_matches_from(&arguments)?,
+        Some(path) => settings::parse(Cli::command(), &path, &arguments)?,
         None => Cli::command().try_get_matches_from(&arguments)?,
     };
+    if let Some(("eval", given)) = matches.subcommand() {
+        let wrong = |message| Cli::command().error(ErrorKind::ArgumentConflict, message);
+        eval::check_usage(given).map_err(wrong)?;
+    }
     Cli::from_arg_matches(&matches)
 }
 
@@ -135,5 +140,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_only_a_generation_has_is_refused_elsewhere() {
+        let eval = |more: &[&str]| {
+            let all = ["lonas", "eval", "--task", "a=b"].iter().chain(more);
+            parse(all.map(Into::into)).map(|_| ()).map_err(|error| error.to_string())
+        };
+        for method in
+            [&[][..], &["--method", "likelihood"], &["--method", "loss"], &["--method", "classification"]]
+        {
+            for (option, value) in [("--beams", "4"), ("--max-new-tokens", "9")] {
+                let error = eval(&[method, &[option, value]].concat()).unwrap_err();
+                assert!(error.contains(&format!("{option}: goes with --method generation")), "{error}");
+            }
+            eval(method).unwrap();
+        }
+        eval(&["--method", "generation", "--beams", "4", "--max-new-tokens", "9"]).unwrap();
     }
 }

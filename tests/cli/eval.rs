@@ -194,6 +194,90 @@ fn what_is_a_part_or_another_model_leaves_the_catalog_alone() {
     assert_eq!((&bare["computed"], &bare["made_of"]["adapter_sha256"]), (&18.into(), &Value::Null));
 }
 
+/// Adds an entry by hand, and a latency to another.
+fn change_catalog(tiny: &Tiny, choices: &Value) {
+    let latency = json!({"here": {"prefill_seconds_per_token": 1.0, "decode_seconds_per_token": 2.0}});
+    let entries = json!([{"name": "by-hand", "choices": choices}, {"name": "minimal", "choices": choices, "latency": latency}]);
+    std::fs::write(tiny.model(NAME).join("catalog.json"), entries.to_string()).unwrap();
+}
+
+#[test]
+fn what_others_write_meanwhile_stays_in_the_catalog() {
+    let tiny = Tiny::write();
+    let task = file(&tiny, 400);
+    let minimal = json_of(&eval(&tiny, &task, &["--json", "--limit", "1", "--subnetwork", "minimal"]));
+    assert_eq!(minimal["results"][0]["count"], 1);
+    let choices = lines(&records(&tiny))[0]["is"]["choices"].clone();
+    let more = ["--method", "generation", "--subnetwork", "minimal"];
+    let process = command(&tiny, &task, &more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while std::fs::read(records(&tiny)).unwrap().iter().filter(|&&b| b == b'\n').count() < 10 {
+        assert!(Instant::now() < deadline, "it does not come forward");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    change_catalog(&tiny, &choices);
+    let output = process.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let entries = catalog(&tiny);
+    assert!(entries.iter().any(|e| e["name"] == "by-hand"), "{entries:?}");
+    let minimal = entries.iter().find(|e| e["name"] == "minimal").unwrap();
+    assert_eq!(minimal["latency"]["here"]["decode_seconds_per_token"], 2.0);
+    assert_eq!(minimal["evaluations"][0]["method"], "generation");
+}
+
+/// No file may grow here; a disk that is full or read-only ends a write in the same way.
+#[cfg(unix)]
+#[test]
+fn results_are_printed_even_if_the_catalog_cannot_be_written() {
+    let tiny = Tiny::write();
+    let task = file(&tiny, 6);
+    json_of(&eval(&tiny, &task, &["--json", "--limit", "6"]));
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_lonas"),
+        "eval",
+    ]);
+    command.arg(tiny.model(NAME)).args(["--threads", "1", "--task"]).arg(format!("dev={}", task.display()));
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("answer loss"), "{}", said(&output));
+    assert!(said(&output).contains("catalog.json"), "{}", said(&output));
+}
+
+#[test]
+fn a_dry_run_keeps_its_records_elsewhere() {
+    let tiny = Tiny::write();
+    let task = file(&tiny, 6);
+    let elsewhere = tiny.base().join("elsewhere.jsonl");
+    let more = ["--json", "--dry-run", "--records", elsewhere.to_str().unwrap()];
+    assert_eq!(json_of(&eval(&tiny, &task, &more))["computed"], 18);
+    assert_eq!(json_of(&eval(&tiny, &task, &more))["computed"], 0);
+    assert!(!records(&tiny).exists() && !tiny.model(NAME).join("catalog.json").exists());
+}
+
+#[test]
+fn results_of_another_configuration_or_tokenizer_are_not_taken_over() {
+    let tiny = Tiny::write();
+    let task = file(&tiny, 6);
+    let computed = || json_of(&eval(&tiny, &task, &["--json"]))["computed"].clone();
+    let edit = |name: &str, edit: &dyn Fn(&mut Value)| {
+        let path = tiny.base().join(name);
+        let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut json);
+        std::fs::write(path, json.to_string()).unwrap();
+    };
+    assert_eq!((computed(), computed()), (18.into(), 0.into()));
+    edit("config.json", &|config| config["rms_norm_eps"] = json!(1e-3));
+    assert_eq!((computed(), computed()), (18.into(), 0.into()));
+    edit("tokenizer.json", &|tokenizer| _ = tokenizer["model"]["merges"].as_array_mut().unwrap().pop());
+    assert_eq!((computed(), computed()), (18.into(), 0.into()));
+    // What decides nothing is computed from changes nothing.
+    edit("config.json", &|config| config["transformers_version"] = "5".into());
+    assert_eq!(computed(), 0);
+}
+
 #[test]
 fn what_cannot_be_evaluated_is_refused_by_name() {
     let tiny = Tiny::write();
@@ -211,7 +295,7 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
     let lacking = write("lacking.json", json!([good, good, {"instruction": "x"}]));
     let plain = write("plain.json", json!([{"instruction": "say a", "output": "a"}]));
     let long = write("long.json", json!([good, long]));
-    let cases: [(i32, &Path, &[&str], &str); 14] = [
+    let cases: [(i32, &Path, &[&str], &str); 16] = [
         (1, &empty, &[], "empty.json: not a JSON array of examples: it is empty"),
         (1, &missing, &[], "nowhere.json: No such file"),
         (
@@ -241,6 +325,8 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
         (1, &task, &["--records", "no/such/folder.jsonl"], "no/such/folder.jsonl: No such file"),
         (2, &task, &["--protocol", "lonas", "--beams", "2"], "--beams"),
         (2, &task, &["--beams", "0"], "--beams"),
+        (2, &task, &["--beams", "4"], "--beams: goes with --method generation only"),
+        (2, &task, &["--merge-adapter", "--without-adapter"], "--merge-adapter"),
     ];
     for (code, task, more, named) in cases {
         let output = eval(&tiny, task, more);

@@ -164,14 +164,10 @@ fn what_cannot_be_served_ends_with_1_and_is_named() {
     let model = model.to_str().unwrap();
     let other = tiny.model(OTHER);
     let other = other.to_str().unwrap();
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["serve", model, "--api-key", "one,two", "--admin-key", "two"], "--api-key too"),
         (&["serve", model, other, "--merge-adapter", "--dtype", "f32"], "one model folder"),
         (&["serve", model, "--merge-adapter"], "--dtype f32, bf16 or int8"),
-        (
-            &["eval", model, "--task", "a=b.json", "--merge-adapter", "--dtype", "f32", "--without-adapter"],
-            "does not go with --without-adapter",
-        ),
         (
             &["serve", model, "--merge-adapter", "--dtype", "f32", "--default-subnetwork", "minimal"],
             "`tiny-tied` has maximal",

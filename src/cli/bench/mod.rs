@@ -69,15 +69,16 @@ pub(super) struct BenchArgs {
     step_tokens: usize,
 
     /// Measure the same sub-networks without their adapters as well, in turn, and report what adapters cost.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "merge_adapter")]
     without_adapter: bool,
 
     /// Print JSON, one object a line for each figure.
     #[arg(long)]
     json: bool,
 
-    /// Write latencies into the catalog, and `accuracy-latency.svg` and `throughput.svg` into each model folder.
-    #[arg(long)]
+    /// Write latencies into the catalog, and `accuracy-latency.svg` and `throughput.svg` into each model folder. The
+    /// catalog's latencies are those of live adapters.
+    #[arg(long, conflicts_with = "merge_adapter")]
     save: bool,
 
     /// Also write into this folder: the figures as text and JSON; every sub-network's logits beside those of the processor in
@@ -116,14 +117,6 @@ fn positive(text: &str) -> Result<usize, String> {
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     if args.save && !args.streams.contains(&1) {
         return Err("--save keeps the latency of one stream, so --streams must have 1".into());
-    }
-    if args.compute.merge_adapter && (args.save || args.without_adapter) {
-        let other = if args.save {
-            "--save: the catalog's latencies are those of live adapters"
-        } else {
-            "--without-adapter"
-        };
-        return Err(format!("--merge-adapter does not go with {other}").into());
     }
     let load = Load::begin();
     let mut opened = open::models(&args.models, &args.base)?;

@@ -6,6 +6,7 @@ mod records;
 mod report;
 mod task;
 
+pub(super) use protocol::check_usage;
 pub(super) use report::rounded;
 
 use super::Failure;
@@ -23,6 +24,7 @@ use protocol::{Form, Method, Protocol, ProtocolArg};
 use records::{Record, Records, key};
 use report::Line;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 use task::{Task, hex};
@@ -87,11 +89,11 @@ pub(super) struct EvalArgs {
     limit: Option<usize>,
 
     /// Leave the super-adapter out: the base alone, cut to the same widths. The catalog stays as it is.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "merge_adapter")]
     without_adapter: bool,
 
-    /// Print the results and write nothing.
-    #[arg(long, conflicts_with = "records")]
+    /// Write nothing into the model folder. Items' results are kept only where --records says, the catalog stays as it is.
+    #[arg(long)]
     dry_run: bool,
 
     /// Where every item's result is kept, one JSON object a line; without it, eval.jsonl in the model folder.
@@ -121,11 +123,7 @@ struct Scored {
     of: String,
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
-    if args.compute.merge_adapter && args.without_adapter {
-        return Err("--merge-adapter does not go with --without-adapter".into());
-    }
     let mut opened = open::models(std::slice::from_ref(&args.model), &args.base)?;
     let classifier = opened.models.first().and_then(|model| model.classifier.clone());
     let protocol = Protocol::of(args, classifier.is_some());
@@ -145,22 +143,24 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), Failure> {
     }
     let made_of = made_of(args, &opened, protocol)?;
     let (sub_networks, settings) = settings(&opened, &selections, &made_of)?;
-    let default = opened.models.first().map(|m| m.folder.path().join("eval.jsonl"));
-    let records = args.records.clone().or(default).filter(|_| !args.dry_run);
+    let default = opened.models.first().map(|m| m.folder.path().join("eval.jsonl")).filter(|_| !args.dry_run);
+    let records = args.records.clone().or(default);
     let records = records.map_or_else(|| Ok(Records::none()), |path| Records::open(&path, &settings))?;
     let mut evaluation = Evaluated { args, protocol, tasks: &tasks, sub_networks: &sub_networks, records };
     let computed = evaluation.compute(&opened, &tokenizer)?;
     let lines = evaluation.lines()?;
+    let text = if args.json {
+        let head = json!({"model": made_of["model"], "computed": computed, "made_of": made_of});
+        format!("{:#}\n", report::json(&lines, protocol, head))
+    } else {
+        report::table(&lines)
+    };
+    // This may have taken hours: neither a catalog that cannot be written nor a reader who has gone takes the other's.
+    let printed = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
     if !(args.without_adapter || args.dry_run || args.limit.is_some()) {
         save(args, &mut opened, protocol, &lines)?;
     }
-    if args.json {
-        let head = json!({"model": made_of["model"], "computed": computed, "made_of": made_of});
-        println!("{:#}", report::json(&lines, protocol, head));
-    } else {
-        print!("{}", report::table(&lines));
-    }
-    Ok(())
+    Ok(printed.map_err(|e| format!("standard output: {e}"))?)
 }
 
 /// Names and selections to score, in the catalog's order.
@@ -189,6 +189,7 @@ fn made_of(args: &EvalArgs, opened: &Opened, protocol: Protocol) -> Result<Value
     let mut made_of = json!({
         "model": model.folder.name,
         "base_sha256": opened.base.sha256()?,
+        "base_config_sha256": hex(&format!("{} {:?}", opened.base.settings_sha256()?, model.classifier)),
         "adapter_sha256": adapter,
         "scale": model.folder.adapter_config.scale(),
         "orders_sha256": hex(&opened.orders.told()),

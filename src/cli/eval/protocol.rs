@@ -3,6 +3,8 @@
 use super::EvalArgs;
 use crate::data::{Answering, PromptForm};
 use crate::evaluate::Decoding;
+use clap::ArgMatches;
+use clap::parser::ValueSource;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,6 +47,22 @@ pub(super) struct Protocol {
     pub(super) max_new_tokens: usize,
     /// Of a text that is classified.
     pub(super) max_text_tokens: usize,
+}
+
+/// Whether options that only a generation has go with one. Those of a settings file are for the generations among the
+/// evaluations, so only what the command line says counts.
+///
+/// # Errors
+/// The option that says nothing here.
+pub(in crate::cli) fn check_usage(given: &ArgMatches) -> Result<(), String> {
+    if given.get_one::<Method>("method") == Some(&Method::Generation) {
+        return Ok(());
+    }
+    let is_given = |id: &&&str| given.value_source(id) == Some(ValueSource::CommandLine);
+    match ["beams", "max_new_tokens"].iter().find(is_given) {
+        Some(id) => Err(format!("--{}: goes with --method generation only", id.replace('_', "-"))),
+        None => Ok(()),
+    }
 }
 
 impl Protocol {

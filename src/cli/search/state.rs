@@ -63,6 +63,7 @@ pub(super) fn made_of(
     let objective = if args.objective == Objective::Accuracy { "accuracy" } else { "loss" };
     let made_of = [
         ("the super-network", digest(format!("{base} {adapter} {:?} {}", model.space, opened.orders.told()))),
+        ("the base's configuration or tokenizer", opened.base.settings_sha256()?),
         ("--task", names),
         ("--samples", args.samples.to_string()),
         ("the tasks' items", format!("{} {SAMPLE_SEED}", digest(items.concat()))),
@@ -116,11 +117,14 @@ impl State {
             );
         }
         if read.made_of != made_of {
-            let differs = made_of.iter().zip(&read.made_of).find(|(now, then)| now != then);
-            let differs = differs.map_or("its arguments differ".into(), |((name, now), (_, then))| {
-                // Digests say nothing to people.
-                let digest = now.len().max(then.len()) >= 64;
-                if digest { format!("{name}: not the same") } else { format!("{name} was {then}, not {now}") }
+            let differs = made_of.iter().find(|now| !read.made_of.contains(now));
+            let differs = differs.map_or("its arguments differ".into(), |(name, now)| {
+                let then = read.made_of.iter().find(|(other, _)| other == name).map(|(_, then)| then);
+                match then {
+                    // Digests say nothing to people.
+                    Some(then) if now.len().max(then.len()) < 64 => format!("{name} was {then}, not {now}"),
+                    _ => format!("{name}: not the same"),
+                }
             });
             return Err(named(format!("it is another search's: {differs}")).into());
         }
