@@ -6,6 +6,7 @@ use lonas::backend::reference::Reference;
 use lonas::train::{Checkpoint, Recipe, Sampling, Sequence, TrainError, Trainer};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
 
 const FILE: &str = "checkpoint.safetensors";
 
@@ -32,7 +33,11 @@ fn trainer(net: &Supernet, recipe: Recipe) -> Trainer {
 }
 
 fn checkpoint(recipe: &Recipe) -> Checkpoint {
-    Checkpoint { recipe: recipe.clone(), inputs: "base, space and data".into() }
+    Checkpoint { recipe: recipe.clone(), inputs: inputs("base, space and data") }
+}
+
+fn inputs(digest: &str) -> BTreeMap<String, String> {
+    [("the base".to_string(), digest.to_string()), ("the examples".into(), "e".into())].into()
 }
 
 #[test]
@@ -95,24 +100,51 @@ fn a_checkpoint_of_another_training_is_refused_by_what_differs() {
     checkpoint(&recipe()).save(&path, &trained).unwrap();
 
     let other_recipes = [
-        Recipe { seed: 43, ..recipe() },
-        Recipe { dropout: 0.0, ..recipe() },
-        Recipe { learning_rate: 3.1e-3, ..recipe() },
-        Recipe { epochs: 3, ..recipe() },
-        Recipe { bf16_base: true, ..recipe() },
-        Recipe { sampling: Sampling::Maximal, ..recipe() },
-        Recipe { response_only: true, ..recipe() },
-        Recipe { length_buckets: true, ..recipe() },
-        Recipe { max_tokens: Some(100), ..recipe() },
+        (Recipe { seed: 43, ..recipe() }, "(seed was 42, not 43)"),
+        (Recipe { dropout: 0.0, ..recipe() }, "(dropout was 0.1, not 0.0)"),
+        (Recipe { learning_rate: 3.1e-3, ..recipe() }, "(learning rate was 0.003, not 0.0031)"),
+        (Recipe { epochs: 3, ..recipe() }, "(epochs was 2, not 3)"),
+        (Recipe { threads: 1, ..recipe() }, "(threads was 2, not 1)"),
+        (Recipe { bf16_base: true, ..recipe() }, "(bf16 base was false, not true)"),
+        (Recipe { sampling: Sampling::Maximal, ..recipe() }, "(sampling was random, not maximal)"),
+        (Recipe { response_only: true, ..recipe() }, "(response only was false, not true)"),
+        (
+            Recipe { length_buckets: true, max_tokens: Some(100), ..recipe() },
+            "(length buckets was false, not true; max tokens was none, not 100)",
+        ),
     ];
-    for other in other_recipes {
+    for (other, named) in other_recipes {
         let error = checkpoint(&other).resume(&path, &mut trainer(&net, other.clone())).unwrap_err();
         assert!(matches!(error, TrainError::OtherTraining { .. }), "{error}");
-        assert_names(&error.to_string(), &[FILE, "the recipe differs"]);
+        assert_names(&error.to_string(), &[FILE, named]);
     }
-    let other = Checkpoint { inputs: "other data".into(), ..checkpoint(&recipe()) };
+    let other = Checkpoint { inputs: inputs("another base"), ..checkpoint(&recipe()) };
     let error = other.resume(&path, &mut trainer(&net, recipe())).unwrap_err();
-    assert_names(&error.to_string(), &[FILE, "base, space or data differs"]);
+    assert_names(&error.to_string(), &[FILE, "(the base: not the same)"]);
+}
+
+#[test]
+fn nothing_is_left_beside_a_checkpoint() {
+    let net = Supernet::open("tiny-tied/base", "tiny-tied");
+    let folder = Folder::empty();
+    let names = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let mut names = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+        names.sort();
+        names
+    };
+    checkpoint(&recipe()).save(&folder.file(FILE), &trainer(&net, recipe())).unwrap();
+    assert_eq!(names(), [FILE]);
+    // A place that cannot be replaced.
+    std::fs::create_dir_all(folder.file("taken/inside")).unwrap();
+    let error = checkpoint(&recipe()).save(&folder.file("taken"), &trainer(&net, recipe())).unwrap_err();
+    assert_names(&error.to_string(), &["taken"]);
+    assert_eq!(names(), [FILE, "taken"]);
+    // What a kill leaves.
+    folder.write("checkpoint.safetensorsAbC123.partial", "half");
+    folder.write("other.partial", "somebody else's");
+    Checkpoint::remove_unfinished(&folder.file(FILE)).unwrap();
+    assert_eq!(names(), [FILE, "other.partial", "taken"]);
 }
 
 #[test]

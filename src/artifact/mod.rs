@@ -46,7 +46,7 @@ pub use lock::FolderLock;
 pub use model_folder::{BaseReference, HeldCatalog, ModelFolder};
 pub use random::{BaseTensor, write_random_base};
 pub use safetensors_writer::SafetensorsWriter;
-pub use whole::{MODEL_CARD, Replaceable, WholeFolder, check_apart, check_written};
+pub use whole::{MODEL_CARD, Replaceable, WholeFolder, check_apart, check_written, remove_partial};
 
 use sha2::{Digest, Sha256};
 use std::io::Read;

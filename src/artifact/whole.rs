@@ -186,10 +186,31 @@ fn place_of(path: &Path) -> PathBuf {
     }
 }
 
+/// Removes what killed processes have left of this file before it was whole. For who alone writes it: what another process is
+/// writing would go, too.
+///
+/// # Errors
+/// A folder that cannot be read, a file in it that cannot be removed.
+pub fn remove_partial(path: &Path) -> Result<(), ArtifactError> {
+    let io = |source| ArtifactError::Io { path: path.into(), source };
+    let begins = path.file_name().unwrap_or_default().to_string_lossy();
+    for entry in fs::read_dir(parent(path)).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&*begins) && name.ends_with(PARTIAL) {
+            fs::remove_file(entry.path()).map_err(io)?;
+        }
+    }
+    Ok(())
+}
+
+/// What names of unfinished files end in.
+const PARTIAL: &str = ".partial";
+
 /// Names that say what they were to become, should a process that is killed leave them.
 fn named(path: &Path) -> tempfile::Builder<'_, 'static> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(path.file_name().unwrap_or_default()).suffix(".partial");
+    builder.prefix(path.file_name().unwrap_or_default()).suffix(PARTIAL);
     builder
 }
 

@@ -155,13 +155,16 @@ fn write(args: &ImportArgs, target: &Target<'_>, published: &PublishedAdapter) -
         other => other.into(),
     })?;
     write_adapter_and_head(folder.path(), config, tensors, head, TensorType::of(tensors))?;
-    let base = BaseReference { source: BaseSource::Path(args.base.canonicalize()?), sha256: None };
+    let base = BaseReference { source: BaseSource::Path(open::place(&args.base)?), sha256: None };
     let orders = BTreeMap::new();
     ModelFolder::write_supernet(folder.path(), name, &base, config.scale(), shape, space, &orders)?;
     ModelFolder::open(folder.path())?.write_catalog(&Catalog::new(shape, space))?;
     let labels = args.adapter.join(LABELS);
     if config.classifies && labels.exists() {
-        write_whole(&folder.path().join(LABELS), &std::fs::read(&labels)?)?;
+        write_whole(
+            &folder.path().join(LABELS),
+            &std::fs::read(&labels).map_err(|e| format!("{}: {e}", labels.display()))?,
+        )?;
     }
     write_whole(&folder.path().join(MODEL_CARD), card(args, target, config).as_bytes())?;
     Ok(folder.finish()?)

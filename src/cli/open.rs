@@ -3,7 +3,7 @@
 use super::Failure;
 use crate::artifact::{
     AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, ClassifierConfig, DEFAULT_BASE, Family,
-    GgufVocabulary, ModelFolder, TokenizerSource, locate,
+    FolderLock, GgufVocabulary, ModelFolder, TokenizerSource, locate,
 };
 use crate::backend::Selection;
 use crate::model::{Layout, Orders, SuperAdapter, model_shape};
@@ -28,14 +28,19 @@ pub(super) struct BaseArg {
 }
 
 impl BaseArg {
-    /// A base to build on; `None` names the default one.
-    pub(super) fn reference(&self) -> BaseReference {
-        match &self.base {
-            Some(path) => BaseReference { source: BaseSource::Path(path.clone()), sha256: None },
+    /// A base to build on; `None` names the default one. What is built remembers its place, whatever folder it is used from.
+    pub(super) fn reference(&self) -> Result<BaseReference, Failure> {
+        Ok(match &self.base {
+            Some(path) => BaseReference { source: BaseSource::Path(place(path)?), sha256: None },
             None => {
                 BaseReference { source: DEFAULT_BASE.source(), sha256: Some(DEFAULT_BASE.sha256.to_string()) }
             }
-        }
+        })
+    }
+
+    /// Who names the base to build on.
+    pub(super) fn named(&self) -> String {
+        if self.base.is_some() { BASE_OPTION.into() } else { "lonas".into() }
     }
 
     /// The base of a model folder, unless the argument names another place for it.
@@ -48,11 +53,28 @@ impl BaseArg {
     }
 }
 
-/// Opens a base, fetched first if need be.
+const BASE_OPTION: &str = "--base (LONAS_BASE)";
+
+/// Where a base lies, from wherever one looks. A link keeps its name, by which people know the base.
+pub(super) fn place(base: &Path) -> Result<PathBuf, Failure> {
+    let parent = base.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let place = match base.file_name() {
+        Some(name) => parent.canonicalize().map(|parent| parent.join(name)),
+        None => base.canonicalize(),
+    };
+    let named = |error| format!("the base, which {BASE_OPTION} names: {}: {error}", base.display());
+    Ok(place.map_err(named)?)
+}
+
+/// Opens a base, fetched first if need be. `named` is who names it, for the message.
 ///
 /// # Errors
 /// Beside what is wrong with a file: another base than the one that was meant, by its digest.
-pub(super) fn base(reference: &BaseReference) -> Result<Base, Failure> {
+pub(super) fn base(reference: &BaseReference, named: &str) -> Result<Base, Failure> {
+    opened(reference).map_err(|error| format!("the base, which {named} names: {error}").into())
+}
+
+fn opened(reference: &BaseReference) -> Result<Base, Failure> {
     let path = locate(&reference.source, reference.sha256.as_deref(), &cache())?;
     let base = Base::open(&path)?;
     // A single file has been checked while it was located; a folder's digest is that of its weights.
@@ -93,7 +115,11 @@ pub(super) fn models(folders: &[PathBuf], base_arg: &BaseArg) -> Result<Opened, 
     for other in &folders[1..] {
         check_together(first, other, base_arg)?;
     }
-    let base = base(&base_arg.for_folder(first))?;
+    let named = match base_arg.base {
+        Some(_) => BASE_OPTION.into(),
+        None => first.path().join("supernet.json").display().to_string(),
+    };
+    let base = base(&base_arg.for_folder(first), &named)?;
     let open = |folder: ModelFolder| -> Result<OpenedModel, Failure> {
         check_task(&folder.adapter_config, &base)?;
         let config = base.config.with_head_of(folder.path())?;
@@ -201,6 +227,17 @@ pub(super) fn selections(opened: &Opened) -> Vec<Named> {
         ((adapter, entry.name.clone()), Selection { adapter, subnetwork: id, shape })
     };
     (0..).zip(all).map(selection).collect()
+}
+
+/// A folder where a run of hours keeps its state and results, for this process alone.
+///
+/// # Errors
+/// Somebody else's, or one that cannot be written to.
+pub(super) fn output(folder: &Path) -> Result<FolderLock, Failure> {
+    FolderLock::take(folder).map_err(|error| match error {
+        ArtifactError::Busy { .. } => format!("{error}; wait for it, or give another --out").into(),
+        other => other.into(),
+    })
 }
 
 /// The base's tokenizer.

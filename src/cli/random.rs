@@ -70,7 +70,7 @@ pub(super) fn run(args: &RandomArgs) -> Result<(), Failure> {
     let mut progress = Progress::new("tensor", tensors.len() as u64, 0);
     write_random_base(&base, &args.config, &tensors, args.seed, |done| progress.set(done, ""))?;
     progress.finish();
-    let reference = BaseReference { source: BaseSource::Path(base.canonicalize()?), sha256: None };
+    let reference = BaseReference { source: BaseSource::Path(open::place(&base)?), sha256: None };
     write_adapter(&args.out, &adapter, &random_adapter(&shape, args.seed), TensorType::Bf16)?;
     let orders = std::collections::BTreeMap::new();
     ModelFolder::write_supernet(&args.out, &name, &reference, adapter.scale(), &shape, &space, &orders)?;

@@ -3,26 +3,42 @@
 //! One file and a rename, so that a kill at any moment leaves either the old checkpoint or the new one.
 
 use super::{Recipe, TrainError, Trainer};
+use crate::artifact::{remove_partial, write_whole};
 use crate::backend::reference::{AdamWState, NamedTensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::collections::HashMap;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// What a checkpoint belongs to: a training continues only one that has the same.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Checkpoint {
     pub recipe: Recipe,
-    /// Digest of base, search space, channel orders and training tokens.
-    pub inputs: String,
+    /// Digests of base, search space, channel orders, training tokens: whatever else decides the outcome, by what people call it.
+    pub inputs: BTreeMap<String, String>,
 }
 
 const META: &str = "lonas";
 
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Meta {
-    checkpoint: Checkpoint,
+#[derive(serde::Serialize)]
+struct Meta<'a> {
+    checkpoint: &'a Checkpoint,
     done: u64,
     steps: u64,
+}
+
+#[derive(serde::Deserialize)]
+struct ReadMeta {
+    checkpoint: ReadCheckpoint,
+    done: u64,
+    steps: u64,
+}
+
+#[derive(serde::Deserialize)]
+struct ReadCheckpoint {
+    recipe: Recipe,
+    /// Of any shape: what has other inputs is another training's, not damaged.
+    inputs: Value,
 }
 
 impl Checkpoint {
@@ -30,7 +46,7 @@ impl Checkpoint {
     /// to learn from, so this must follow an optimizer step; see [`Trainer::between_windows`].
     pub fn save(&self, path: &Path, trainer: &Trainer) -> Result<(), TrainError> {
         let AdamWState { steps, values, moments1, moments2 } = trainer.optimizer.state();
-        let meta = Meta { checkpoint: self.clone(), done: trainer.done, steps };
+        let meta = Meta { checkpoint: self, done: trainer.done, steps };
         let meta = serde_json::to_string(&meta).map_err(|e| wrong(path, e.to_string()))?;
         let groups = [("value", values), ("moment1", moments1), ("moment2", moments2)];
         let bytes = groups.iter().flat_map(|(group, tensors)| {
@@ -45,10 +61,12 @@ impl Checkpoint {
         let views = views.collect::<Result<Vec<_>, _>>().map_err(|e| wrong(path, e.to_string()))?;
         let header = HashMap::from([(META.to_string(), meta)]);
         let file = safetensors::serialize(views, Some(header)).map_err(|e| wrong(path, e.to_string()))?;
-        let io = |source| TrainError::Io { path: path.to_path_buf(), source };
-        let temporary = path.with_extension("tmp");
-        std::fs::write(&temporary, file).map_err(io)?;
-        std::fs::rename(&temporary, path).map_err(io)
+        Ok(write_whole(path, &file)?)
+    }
+
+    /// Removes what a killed process has left of a checkpoint that was not whole yet. For who has the folder alone.
+    pub fn remove_unfinished(path: &Path) -> Result<(), TrainError> {
+        Ok(remove_partial(path)?)
     }
 
     /// Continues `trainer` from the file, if there is one. Returns whether there was.
@@ -64,15 +82,12 @@ impl Checkpoint {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| wrong(path, e.to_string()))?;
         let meta = header.metadata().as_ref().and_then(|m| m.get(META));
         let meta = meta.ok_or_else(|| wrong(path, "not a checkpoint of lonas".into()))?;
-        let Meta { checkpoint, done, steps } =
+        let ReadMeta { checkpoint, done, steps } =
             serde_json::from_str(meta).map_err(|e| wrong(path, e.to_string()))?;
-        for (differs, what) in [
-            (checkpoint.recipe != self.recipe, "the recipe"),
-            (checkpoint.inputs != self.inputs, "base, space or data"),
-        ] {
-            if differs {
-                return Err(TrainError::OtherTraining { path: path.to_path_buf(), what });
-            }
+        let differences = self.differences(&checkpoint);
+        if !differences.is_empty() {
+            let what = differences.join("; ");
+            return Err(TrainError::OtherTraining { path: path.to_path_buf(), what });
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(path, e.to_string()))?;
         let group = |group: &str| -> Result<Vec<NamedTensor>, TrainError> {
@@ -85,6 +100,30 @@ impl Checkpoint {
         trainer.done = done;
         trainer.teacher = None;
         Ok(true)
+    }
+}
+
+impl Checkpoint {
+    /// What is not as it was, each as a part of a sentence.
+    fn differences(&self, then: &ReadCheckpoint) -> Vec<String> {
+        let fields = |recipe: &Recipe| match serde_json::to_value(recipe) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        let shown = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => "none".into(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        let old = fields(&then.recipe);
+        let recipe = fields(&self.recipe).into_iter().filter(|(name, now)| old.get(name) != Some(now));
+        let recipe = recipe.map(|(name, now)| {
+            format!("{} was {}, not {}", name.replace('_', " "), shown(old.get(&name)), shown(Some(&now)))
+        });
+        let same = |name: &str, now: &str| then.inputs.get(name).and_then(Value::as_str) == Some(now);
+        let inputs = self.inputs.iter().filter(|(name, now)| !same(name, now));
+        // Digests say nothing to people.
+        recipe.chain(inputs.map(|(name, _)| format!("{name}: not the same"))).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can stop a training.
 
+use crate::artifact::ArtifactError;
 use crate::backend::BackendError;
 use crate::model::LoadError;
 use std::path::PathBuf;
@@ -26,12 +27,14 @@ pub enum TrainError {
     #[error("{}: {reason}", path.display())]
     Checkpoint { path: PathBuf, reason: String },
     #[error(
-        "{} belongs to another training ({what} differs): give another --out, or remove it to start over",
+        "{} belongs to another training ({what}): give another --out, or --overwrite to start over",
         path.display()
     )]
-    OtherTraining { path: PathBuf, what: &'static str },
+    OtherTraining { path: PathBuf, what: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Backend(#[from] BackendError),
     #[error(transparent)]

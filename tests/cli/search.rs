@@ -207,6 +207,13 @@ fn another_searchs_state_is_not_gone_on_with() {
     refused(&["--seed", "1"], "--seed was 0, not 1");
     refused(&["--cost", "parameters"], "--cost was MACs, not parameters");
     refused(&["--samples", "3"], "--samples was 200, not 3");
+    let config = tiny.base().join("config.json");
+    let before = read(&config);
+    let mut changed: Value = serde_json::from_str(&before).unwrap();
+    changed["rms_norm_eps"] = json!(1e-3);
+    std::fs::write(&config, changed.to_string()).unwrap();
+    refused(&[], "the base's configuration or tokenizer: not the same");
+    std::fs::write(&config, before).unwrap();
     must(search(&tiny, &task, &["--evaluations", "12", "--seed", "1", "--overwrite"]));
     std::fs::write(tiny.model(NAME).join("search/state.json"), "{").unwrap();
     refused(&["--seed", "1"], "state.json");
@@ -246,4 +253,36 @@ fn what_a_search_names_is_served_at_once_where_it_is_registered() {
     for field in ["choices", "parameters", "macs", "scores"] {
         assert_eq!(card[field], line[field], "{field}");
     }
+}
+
+#[test]
+fn one_search_has_a_folder_and_the_catalog_keeps_what_others_write_meanwhile() {
+    let tiny = Tiny::write();
+    let task = task(&tiny, 40);
+    let more = ["--objective", "loss", "--evaluations", "90", "--name", "mine=0"];
+    let mut first = command(&tiny, &task, &more);
+    let mut first = first.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let state = tiny.model(NAME).join("search/state.json");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !state.exists() {
+        assert!(Instant::now() < deadline, "it does not come forward");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let second = search(&tiny, &task, &[&more[..], &["--overwrite"]].concat());
+    assert_eq!(second.status.code(), Some(1));
+    assert!(said(&second).contains("search: another process is writing to it"), "{}", said(&second));
+    let choices = json!(smallest(&tiny));
+    let by_hand = json!([{"name": "by-hand", "choices": choices}]).to_string();
+    std::fs::write(tiny.model(NAME).join("catalog.json"), by_hand).unwrap();
+    assert!(first.wait().unwrap().success());
+    let names =
+        catalog(&tiny).into_iter().map(|e| e["name"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+    assert!(names.contains(&"by-hand".into()) && names.contains(&"mine".into()), "{names:?}");
+}
+
+/// The smallest choice of each group.
+fn smallest(tiny: &Tiny) -> Vec<Value> {
+    let supernet: Value = serde_json::from_str(&read(&tiny.model(NAME).join("supernet.json"))).unwrap();
+    let last = |group: &Value| group["choices"].as_array().unwrap().last().unwrap().clone();
+    supernet["groups"].as_array().unwrap().iter().map(last).collect()
 }

@@ -155,3 +155,131 @@ fn the_best_recipe_killed_and_gone_on_with_leaves_the_same_bytes() {
     assert!(tokens(&done) >= 30000 && tokens(&done[..done.len() - 4]) < 30000);
     assert!(done.chunks(2).all(|pair| pair[0]["distilled"].is_null() && pair[1]["distilled"] == true));
 }
+
+/// Waits until a file is there.
+fn wait_for(path: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "there is no {}", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    names.sort();
+    names
+}
+
+/// Long enough to meet it while it runs, with a checkpoint after each optimizer step.
+const LONG: [&str; 4] = ["--max-tokens", "60000", "--checkpoint-every", "0"];
+
+#[test]
+fn one_training_has_a_folder() {
+    let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
+    let out = folder.path().join("mine");
+    let first = command(&tiny, folder.path(), &LONG).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&out.join("checkpoint.safetensors"));
+    let second = command(&tiny, folder.path(), &[&LONG[..], &["--overwrite"]].concat()).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(said(&second).contains("mine: another process is writing to it"), "{}", said(&second));
+    let first = first.wait_with_output().unwrap();
+    assert!(first.status.success(), "{}", said(&first));
+    assert_eq!(
+        names(&out),
+        [
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "catalog.json",
+            "loss.svg",
+            "supernet.json",
+            "train.jsonl"
+        ]
+    );
+}
+
+#[test]
+fn what_has_come_into_the_folder_meanwhile_is_not_trained_over() {
+    let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
+    let out = folder.path().join("mine");
+    let process = command(&tiny, folder.path(), &LONG).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&out.join("checkpoint.safetensors"));
+    std::fs::write(out.join("supernet.json"), "somebody else's").unwrap();
+    let refused = process.wait_with_output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("holds a finished super-network"), "{}", said(&refused));
+    assert_eq!(std::fs::read(out.join("supernet.json")).unwrap(), b"somebody else's");
+    std::fs::remove_file(out.join("supernet.json")).unwrap();
+    let resumed = command(&tiny, folder.path(), &LONG).output().unwrap();
+    assert!(resumed.status.success() && said(&resumed).contains("going on from"), "{}", said(&resumed));
+}
+
+#[test]
+fn another_training_s_checkpoint_is_told_apart_and_replaced_only_when_asked_to() {
+    let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
+    let out = folder.path().join("mine");
+    let mut process = command(&tiny, folder.path(), &LONG).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&out.join("checkpoint.safetensors"));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    std::fs::write(out.join("checkpoint.safetensorsAbC123.partial"), "half").unwrap();
+    let refused = train(&tiny, folder.path(), &["--seed", "7"]);
+    assert_eq!(refused.status.code(), Some(1));
+    for named in ["seed was 42, not 7", "max tokens was 60000, not none", "--overwrite"] {
+        assert!(said(&refused).contains(named), "{named}: {}", said(&refused));
+    }
+    assert!(!names(&out).iter().any(|name| name.ends_with(".partial")), "{:?}", names(&out));
+    let config = tiny.base().join("config.json");
+    let before = std::fs::read(&config).unwrap();
+    let mut changed: Value = serde_json::from_slice(&before).unwrap();
+    changed["rms_norm_eps"] = json!(1e-3);
+    std::fs::write(&config, changed.to_string()).unwrap();
+    let refused = command(&tiny, folder.path(), &LONG).output().unwrap();
+    assert!(
+        said(&refused).contains("(the base's configuration or tokenizer: not the same)"),
+        "{}",
+        said(&refused)
+    );
+    std::fs::write(&config, before).unwrap();
+    let anew = train(&tiny, folder.path(), &["--seed", "7", "--overwrite"]);
+    assert!(anew.status.success() && said(&anew).contains("starting over"), "{}", said(&anew));
+    assert_eq!(validated(folder.path()), [0, 3]);
+    assert!(!out.join("checkpoint.safetensors").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_named_before_anything_is_read() {
+    let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
+    std::fs::write(folder.path().join("mine"), "a file").unwrap();
+    std::fs::rename(tiny.base(), folder.path().join("gone")).unwrap();
+    let refused = train(&tiny, folder.path(), &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("mine: ") && !said(&refused).contains("base"), "{}", said(&refused));
+    // And a folder that was made for a training that never began goes again.
+    std::fs::remove_file(folder.path().join("mine")).unwrap();
+    let refused = train(&tiny, folder.path(), &[]);
+    let said = said(&refused);
+    assert!(
+        said.contains("the base, which --base (LONAS_BASE) names: ") && said.contains("No such file"),
+        "{said}"
+    );
+    assert!(!folder.path().join("mine").exists());
+}
+
+#[test]
+fn a_base_is_found_from_any_folder() {
+    let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
+    let whole = command(&tiny, folder.path(), &["--epochs", "1"]);
+    let mut relative = lonas(&[]);
+    let arguments = whole.get_args().map(|a| if a == tiny.base() { "base".as_ref() } else { a });
+    relative.args(arguments).current_dir(tiny.base().parent().unwrap());
+    let trained = relative.output().unwrap();
+    assert!(trained.status.success(), "{}", said(&trained));
+    let inspect = || lonas(&["inspect"]).arg(folder.path().join("mine")).current_dir("/").output().unwrap();
+    assert!(inspect().status.success(), "{}", said(&inspect()));
+    std::fs::rename(tiny.base(), folder.path().join("gone")).unwrap();
+    let said = said(&inspect());
+    assert!(said.contains("the base, which ") && said.contains("mine/supernet.json names: "), "{said}");
+}

@@ -141,6 +141,7 @@ pub(super) fn run(args: &SearchArgs) -> Result<(), Failure> {
     let fresh = Search::new(&model.space, settings.clone())?;
     let out = args.out.clone().unwrap_or_else(|| model.folder.path().join("search"));
     let made_of = state::made_of(args, &settings, &opened, &tasks)?;
+    let _lock = open::output(&out)?;
     let mut state = State::open(&out, args.overwrite, made_of, fresh, &model.space, &settings)?;
     let costs = match state.costs.take() {
         Some(costs) => costs,

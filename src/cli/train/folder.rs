@@ -1,17 +1,66 @@
-//! What a training leaves: a model folder that `lonas serve` takes as it is.
+//! Where a training writes, alone, and what it leaves there: a model folder that `lonas serve` takes as it is.
 
 use super::TrainArgs;
 use super::card::{Facts, card};
 use super::plan::Plan;
-use crate::artifact::{AdapterTensors, ModelFolder, write_adapter};
+use crate::artifact::{AdapterTensors, FolderLock, MODEL_CARD, ModelFolder, write_adapter, write_whole};
 use crate::backend::reference::NamedTensor;
 use crate::cli::{Failure, open};
 use crate::model::Layout;
 use crate::plot;
 use crate::supernet::Catalog;
-use crate::train::{LogLine, Trainer, TrainingLog};
+use crate::train::{Checkpoint, LogLine, Trainer, TrainingLog};
 use crate::weights::{HostData, HostMatrix};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// The output folder, which no other training has meanwhile.
+pub(super) struct Output {
+    pub(super) checkpoint: PathBuf,
+    pub(super) log: PathBuf,
+    /// Whether a super-network was there when this began, which is then to be replaced.
+    replaces: bool,
+    _lock: FolderLock,
+}
+
+impl Output {
+    /// # Errors
+    /// A folder that another training has, that holds a finished super-network, or that cannot be written to.
+    pub(super) fn take(args: &TrainArgs) -> Result<Self, Failure> {
+        let _lock = open::output(&args.out)?;
+        let [checkpoint, log] = ["checkpoint.safetensors", "train.jsonl"].map(|name| args.out.join(name));
+        let mut output = Self { checkpoint, log, replaces: false, _lock };
+        if !output.checkpoint.exists() {
+            output.check_free(args)?;
+        }
+        // A training that was killed while it wrote has a checkpoint and goes on.
+        output.replaces = args.out.join(SUPERNET).exists();
+        Checkpoint::remove_unfinished(&output.checkpoint)?;
+        Ok(output)
+    }
+
+    /// Whether the result can be written, or somebody has put another super-network there.
+    pub(super) fn check_free(&self, args: &TrainArgs) -> Result<(), Failure> {
+        if args.overwrite || self.replaces || !args.out.join(SUPERNET).exists() {
+            return Ok(());
+        }
+        let out = args.out.display();
+        Err(format!("{out} holds a finished super-network; give another --out, or --overwrite").into())
+    }
+}
+
+/// Removes a file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("{}: {error}", path.display()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+const SUPERNET: &str = "supernet.json";
 
 /// Writes adapter, supernet.json, catalog.json, the loss curve and, where there is none, the model card.
 pub(super) fn write(
@@ -27,11 +76,11 @@ pub(super) fn write(
     let (shape, space, base) = (&plan.shape, &plan.space, &plan.base_reference);
     ModelFolder::write_supernet(&args.out, &name, base, plan.adapter.scale(), shape, space, &orders)?;
     ModelFolder::open(&args.out)?.write_catalog(&Catalog::new(shape, space))?;
-    std::fs::write(args.out.join("loss.svg"), loss_curve(log))?;
+    write_whole(&args.out.join("loss.svg"), loss_curve(log).as_bytes())?;
     // A card that somebody has written stays, unless everything is to be replaced.
-    let path = args.out.join("README.md");
+    let path = args.out.join(MODEL_CARD);
     if args.overwrite || !path.exists() {
-        std::fs::write(path, card(&facts(args, plan, &name), log))?;
+        write_whole(&path, card(&facts(args, plan, &name), log).as_bytes())?;
     }
     Ok(())
 }

@@ -12,7 +12,8 @@ use super::{Failure, progress::Progress};
 use crate::artifact::HeadTensors;
 use crate::backend::reference::Reference;
 use crate::model::{SuperAdapter, llama};
-use crate::train::{Checkpoint, LogLine, Sequence, Trainer, TrainingLog};
+use crate::train::{Checkpoint, LogLine, Sequence, TrainError, Trainer, TrainingLog};
+use folder::Output;
 use plan::Plan;
 use std::time::{Duration, Instant};
 
@@ -22,27 +23,20 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     candle_stays_on_its_thread();
     keep_freed_memory();
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    let checkpoint_path = args.out.join("checkpoint.safetensors");
-    if args.out.join("supernet.json").exists() && !checkpoint_path.exists() && !args.overwrite {
-        let out = args.out.display();
-        return Err(
-            format!("{out} holds a finished super-network; give another --out, or --overwrite").into()
-        );
-    }
+    plan::check(args)?;
+    let output = Output::take(args)?;
     let plan = plan::plan(args)?;
-    std::fs::create_dir_all(&args.out)?;
-    let checkpoint = Checkpoint { recipe: plan.recipe.clone(), inputs: plan::digest(&plan) };
+    let checkpoint = Checkpoint { recipe: plan.recipe.clone(), inputs: plan::inputs(&plan)? };
     device::check_memory(args, &plan)?;
     let mut trainer = trainer(&plan)?;
     trainer.checkpoint_gradients(args.gradient_checkpointing);
-    let log_path = args.out.join("train.jsonl");
-    if checkpoint.resume(&checkpoint_path, &mut trainer)? {
+    if resumed(args, &checkpoint, &output, &mut trainer)? {
         tracing::info!("going on from micro-batch {} of {}", trainer.done(), trainer.total());
-    } else if log_path.exists() {
+    } else {
         // Of a training that never came to a checkpoint, or that is being replaced: not this one's.
-        std::fs::remove_file(&log_path)?;
+        folder::remove(&output.log)?;
     }
-    let mut log = TrainingLog::open(&log_path, trainer.done())?;
+    let mut log = TrainingLog::open(&output.log, trainer.done())?;
     tracing::info!(
         "training on {} sequences of {} tokens in all, {} micro-batches; losses are over {}",
         plan.sequences.len(),
@@ -50,15 +44,36 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         trainer.total(),
         if plan.recipe.response_only { "the responses" } else { "whole sequences" }
     );
-    train(args, &plan, &mut trainer, &mut log, |trainer| checkpoint.save(&checkpoint_path, trainer))?;
+    train(args, &plan, &mut trainer, &mut log, |trainer| checkpoint.save(&output.checkpoint, trainer))?;
+    if let Err(taken) = output.check_free(args) {
+        // Nothing that was computed is lost.
+        if trainer.between_windows() {
+            checkpoint.save(&output.checkpoint, &trainer)?;
+        }
+        return Err(taken);
+    }
     folder::write(args, &plan, &trainer, &log)?;
     // The result is whole; what was only needed to get there goes.
-    std::fs::remove_file(&checkpoint_path).or_else(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Ok(()),
-        _ => Err(e),
-    })?;
+    folder::remove(&output.checkpoint)?;
     tracing::info!("wrote {}; serve it with: lonas serve {}", args.out.display(), args.out.display());
     Ok(())
+}
+
+/// Whether the trainer goes on from a checkpoint. One that it cannot go on from is in the way, unless everything is to be replaced.
+fn resumed(
+    args: &TrainArgs,
+    checkpoint: &Checkpoint,
+    output: &Output,
+    trainer: &mut Trainer,
+) -> Result<bool, Failure> {
+    match checkpoint.resume(&output.checkpoint, trainer) {
+        Err(error @ (TrainError::OtherTraining { .. } | TrainError::Checkpoint { .. })) if args.overwrite => {
+            tracing::warn!("starting over: {error}");
+            folder::remove(&output.checkpoint)?;
+            Ok(false)
+        }
+        resumed => Ok(resumed?),
+    }
 }
 
 fn tokens(sequences: &[Sequence]) -> usize {

@@ -10,6 +10,7 @@ use crate::model::{Layout, Orders, model_shape, search_space};
 use crate::supernet::{ModelShape, SearchSpace, is_model_name};
 use crate::text::Tokenizer;
 use crate::train::{CALIBRATION_SEQUENCES, Recipe, Sequence, importance_orders};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Everything a training starts from, all of it decided by the arguments.
@@ -26,19 +27,23 @@ pub(super) struct Plan {
     pub(super) validation: Vec<Sequence>,
 }
 
-pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
-    // A mistake among the numbers is found before a GPU is looked for.
+/// What can be said of the arguments alone, before a folder is made, a GPU is looked for or a base is opened.
+pub(super) fn check(args: &TrainArgs) -> Result<(), Failure> {
     args.recipe(&Compute::cpu())?;
-    let compute = device::open(args.device)?;
-    let recipe = args.recipe(&compute)?;
     let name = open::name_of(&args.out);
     if !is_model_name(&name) {
         return Err(
             format!("--out: a model named `{name}` could not be asked for: no colon and no space").into()
         );
     }
-    let base_reference = args.base.reference();
-    let base = open::base(&base_reference)?;
+    Ok(())
+}
+
+pub(super) fn plan(args: &TrainArgs) -> Result<Plan, Failure> {
+    let compute = device::open(args.device)?;
+    let recipe = args.recipe(&compute)?;
+    let base_reference = args.base.reference()?;
+    let base = open::base(&base_reference, &args.base.named())?;
     let sha256 = Some(base_reference.sha256.clone().map_or_else(|| base.sha256(), Ok)?);
     let base_reference = BaseReference { sha256, ..base_reference };
     let file = SpaceFile::read(&args.space)?;
@@ -117,12 +122,20 @@ fn with_something_to_learn(mut sequences: Vec<Sequence>) -> Vec<Sequence> {
     sequences
 }
 
-/// What a checkpoint must have been made from to be continued.
-pub(super) fn digest(plan: &Plan) -> String {
-    use sha2::{Digest, Sha256};
-    let inputs = (&plan.base_reference.sha256, &plan.adapter);
+/// What a checkpoint must have been made from to be continued, as digests.
+pub(super) fn inputs(plan: &Plan) -> Result<BTreeMap<String, String>, Failure> {
     // What is given of them follows from the recipe, which is compared by itself.
     let tokens = plan.sequences.iter().map(|s| &s.tokens).collect::<Vec<_>>();
-    let text = format!("{inputs:?} {:?} {} {tokens:?}", plan.space, plan.orders.told());
-    Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
+    // What the base's folder is called decides nothing.
+    let adapter = AdapterConfig { base_model_name: String::new(), ..plan.adapter.clone() };
+    let inputs = [
+        ("the base", format!("{:?}", plan.base_reference.sha256)),
+        ("the base's configuration or tokenizer", plan.base.settings_sha256()?),
+        ("the search space", format!("{adapter:?} {:?}", plan.space)),
+        ("the order of channels and heads", plan.orders.told()),
+        ("the training examples as tokens", format!("{tokens:?}")),
+    ];
+    use sha2::{Digest, Sha256};
+    let digest = |text: String| Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect();
+    Ok(inputs.map(|(name, text)| (name.to_string(), digest(text))).into())
 }
