@@ -24,7 +24,7 @@ pub struct HostVector {
 }
 
 /// The values of a [`HostMatrix`], as precise as the file has them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum HostData {
     F32(Vec<f32>),
     Bf16(Bf16Values),
@@ -50,6 +50,12 @@ impl std::ops::Deref for Bf16Values {
     }
 }
 
+impl PartialEq for Bf16Values {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
 impl From<Vec<bf16>> for Bf16Values {
     fn from(values: Vec<bf16>) -> Self {
         Self::Owned(values)
@@ -69,7 +75,7 @@ impl std::fmt::Debug for Bf16Values {
 }
 
 /// Blocks of 32 consecutive values of one row: `value = scale * quant + minimum`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Blocks {
     /// `(rows, columns)`
     pub quants: Vec<i8>,

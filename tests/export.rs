@@ -394,6 +394,25 @@ fn what_a_format_cannot_hold_is_refused_by_name() {
     }
     let said = refused(&net.space.maximal(), Kinds::Gguf, NumberFormat::F32);
     crate::files::assert_names(&said, &["tokenizer.json"]);
+    let net = Supernet::open("sparse/base", "sparse");
+    let error = export(&net, &net.space.maximal(), Kinds::Peft, NumberFormat::F32, &folder.file("out"));
+    crate::files::assert_names(
+        &error.unwrap_err().to_string(),
+        &["sparse_adapter", "gguf and hf can hold it"],
+    );
+}
+
+#[test]
+fn an_adapter_of_a_classifier_brings_its_head_along() {
+    let (net, folder) = (Supernet::open("tiny-bert/base", "tiny-bert"), Folder::empty());
+    let out = folder.file("out");
+    export(&net, &net.space.maximal(), Kinds::Peft, NumberFormat::F32, &out).unwrap();
+    let whole = net.folder.head().unwrap();
+    assert!(!whole.is_empty());
+    assert_eq!(lonas::artifact::read_adapter_head(&out).unwrap(), whole);
+    let said = |file: &str| std::fs::read_to_string(out.join(file)).unwrap();
+    assert!(said("adapter_config.json").contains("modules_to_save"));
+    assert!(said("README.md").contains("AutoModelForSequenceClassification.from_pretrained"));
 }
 
 #[test]

@@ -188,7 +188,6 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         ("max_position_embeddings", json!(0), "0 is out of range"),
         ("rms_norm_eps", json!(0.0), "out of range"),
         ("rms_norm_eps", json!(1e300), "out of range"),
-        ("rope_theta", json!(-1.0), "out of range"),
         ("rope_parameters", json!("yarn"), "an object"),
         ("rope_scaling", json!([1.0]), "an object"),
         ("model_type", json!("gemma"), "supported: llama"),
@@ -215,11 +214,18 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
     for (field, value, of_rope, reason) in [
         ("rope_parameters", json!({"rope_theta": "x"}), "rope_theta", "a number"),
         (
+            "rope_scaling",
+            json!({"rope_type": "default", "rope_theta": 777.0}),
+            "rope_theta",
+            "is 777 in one place and 10000 in another",
+        ),
+        (
             "rope_parameters",
             json!({"rope_type": "yarn", "factor": 4.0}),
             "rope_type",
             "`yarn` is not supported",
         ),
+        ("rope_parameters", json!({"rope_theta": -1.0}), "rope_theta", "out of range"),
         ("rope_scaling", json!({"type": "linear"}), "factor", "a positive number"),
         ("rope_scaling", json!({"type": "linear", "factor": -2.0}), "factor", "a positive number"),
         (
@@ -245,6 +251,12 @@ fn a_config_that_no_llama_has_is_refused_by_field() {
         ("mpt", "norm_type", json!("rmsnorm"), "`rmsnorm` is not supported"),
         ("bert", "position_embedding_type", json!("relative_key"), "`relative_key` is not supported"),
         ("bert", "is_decoder", json!(true), "only encoders"),
+        (
+            "bert",
+            "architectures",
+            json!(["BertForTokenClassification"]),
+            "`BertForTokenClassification` is not",
+        ),
         ("bert", "hidden_act", json!("swish"), "`swish` is not supported"),
         ("bert", "id2label", json!({"0": "no", "2": "yes"}), "a name for each number"),
         ("bert", "num_labels", json!(0), "a number from 1 to"),
@@ -280,6 +292,29 @@ fn a_config_that_contradicts_the_tensors_is_refused_by_tensor() {
     assert_names(&message, &["there is no tensor", "lm_head.weight"]);
 }
 
+#[test]
+fn a_head_beside_the_embedding_that_it_is_tied_to_must_be_the_same() {
+    let folder = Folder::copy_of(SINGLE);
+    let mut tensors = folder.tensors(MODEL);
+    let mut head = tensors["model.embed_tokens.weight"].clone();
+    tensors.insert("lm_head.weight".into(), head.clone());
+    folder.write_tensors(MODEL, &tensors);
+    load(&folder).unwrap();
+    head.2[7] ^= 1;
+    tensors.insert("lm_head.weight".into(), head);
+    folder.write_tensors(MODEL, &tensors);
+    assert_names(&load(&folder).unwrap_err(), &["tie_word_embeddings", "lm_head.weight is not"]);
+}
+
+#[test]
+fn positions_that_lie_closer_are_more() {
+    let folder = Folder::copy_of(SINGLE);
+    let positions = || Base::open(folder.path()).unwrap().config.max_positions;
+    let before = positions();
+    folder.edit_json("config.json", |j| j["rope_scaling"] = json!({"type": "linear", "factor": 2.5}));
+    assert_eq!(positions(), before * 5 / 2);
+}
+
 /// Why a tiny MPT with another config.json is refused.
 #[track_caller]
 fn refused_mpt(edit: impl FnOnce(&mut Value)) -> String {
@@ -297,11 +332,15 @@ fn an_mpt_that_would_be_computed_otherwise_is_refused_by_field() {
         ("qk_ln", json!(true)),
         ("prefix_lm", json!(true)),
         ("softmax_scale", json!(0.125)),
+        ("attn_logit_softcapping", json!(30.0)),
+        ("sliding_window_size", json!(128)),
         ("attn_type", json!("multiquery_attention")),
     ] {
         let message = refused_mpt(|config| config["attn_config"][field] = value);
         assert_names(&message, &["config.json", &format!("`{field}`"), "supported"]);
     }
+    let message = refused_mpt(|config| config["ffn_config"] = json!({"ffn_type": "mptglu"}));
+    assert_names(&message, &["config.json", "`ffn_type`", "`mptglu` is not supported"]);
 }
 
 #[test]

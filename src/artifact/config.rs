@@ -65,7 +65,7 @@ fn llama(fields: &Fields<'_>, model_type: &str) -> Result<BaseConfig, ArtifactEr
         kv_heads: fields.size_or("num_key_value_heads", query_heads)?,
         head_size,
         vocabulary: fields.size("vocab_size")?,
-        max_positions: fields.size_or("max_position_embeddings", 2048)?,
+        max_positions: fields.positions()?,
         norm_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6),
         rope_factors: fields.rope_factors(rope_theta, head_size)?,
         rope_theta,
@@ -132,7 +132,18 @@ fn mpt(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
     }
     attention.only("attn_type", &["multihead_attention"])?;
     fields.only("norm_type", &["low_precision_layernorm", "layernorm"])?;
-    let given = [(&attention, "clip_qkv"), (&attention, "softmax_scale"), (fields, "logit_scale")];
+    let feed_forward = Fields { path, json: fields.get("ffn_config").unwrap_or(&Value::Null) };
+    feed_forward.only("ffn_type", &["mptmlp"])?;
+    // No window is -1.
+    if attention.float("sliding_window_size")?.is_some_and(|size| size != -1.0) {
+        return refused("sliding_window_size");
+    }
+    let given = [
+        (&attention, "clip_qkv"),
+        (&attention, "softmax_scale"),
+        (&attention, "attn_logit_softcapping"),
+        (fields, "logit_scale"),
+    ];
     if let Some((_, field)) = given.into_iter().find(|(of, field)| of.get(field).is_some()) {
         return refused(field);
     }
@@ -165,6 +176,18 @@ pub(super) fn read_outputs(path: &Path) -> Result<StatedOutputs, ArtifactError> 
 
 /// As transformers' `BertConfig`, of a model that classifies.
 fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
+    // Of those a head for whole texts is made or trained; what others compute for each token is no class of a text.
+    const WHOLE: [&str; 5] = [
+        "BertForSequenceClassification",
+        "BertModel",
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertLMHeadModel",
+    ];
+    if let Some(other) = fields.architectures().find(|name| !WHOLE.contains(name)) {
+        let reason = format!("`{other}` is not supported; supported: {}", WHOLE.join(", "));
+        return Err(ArtifactError::field(fields.path, "architectures", reason));
+    }
     fields.only("position_embedding_type", &["absolute"])?;
     for field in ["is_decoder", "add_cross_attention"] {
         if fields.flag(field, false)? {
@@ -256,6 +279,10 @@ impl Fields<'_> {
         }
     }
 
+    fn architectures(&self) -> impl Iterator<Item = &str> {
+        self.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+    }
+
     fn outputs(&self) -> Result<StatedOutputs, ArtifactError> {
         Ok(StatedOutputs { labels: self.labels()?, problem: self.text("problem_type")? })
     }
@@ -288,7 +315,13 @@ impl Fields<'_> {
     fn rope_theta(&self) -> Result<f32, ArtifactError> {
         let mut theta = self.float("rope_theta")?;
         for of_rope in self.ropes()? {
-            theta = theta.or(of_rope.float("rope_theta")?);
+            match (theta, of_rope.float("rope_theta")?) {
+                (Some(theta), Some(other)) if theta != other => {
+                    let reason = format!("is {theta} in one place and {other} in another");
+                    return Err(ArtifactError::field(self.path, "rope_theta", reason));
+                }
+                (_, other) => theta = theta.or(other),
+            }
         }
         Ok(theta.unwrap_or(10000.0))
     }
@@ -304,6 +337,19 @@ impl Fields<'_> {
         };
         found.clone().try_for_each(object)?;
         Ok(found.map(|(_, json)| Fields { path: self.path, json }).collect())
+    }
+
+    /// `max_position_embeddings`, of which `linear` scaling makes so many times more, as vLLM has it.
+    fn positions(&self) -> Result<usize, ArtifactError> {
+        let positions = self.size_or("max_position_embeddings", 2048)?;
+        for rope in self.ropes()? {
+            let kind = rope.text("rope_type")?.or(rope.text("type")?);
+            if let (Some("linear"), Some(factor)) = (kind.as_deref(), rope.float("factor")?) {
+                // What is out of range is found out with the other sizes.
+                return Ok((positions as f64 * f64::from(factor)) as usize);
+            }
+        }
+        Ok(positions)
     }
 
     /// What each pair's frequency is divided by: nothing, one number (`linear`), or LLaMA 3's rule, which leaves short waves as

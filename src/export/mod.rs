@@ -69,6 +69,11 @@ pub enum ExportError {
     )]
     CutWidth { name: String, group: usize, member: String, width: usize, full: usize },
     #[error(
+        "the adapter is sparse (`sparse_adapter` in its configuration): it counts only where a base weight is not 0, which PEFT \
+         does not know; gguf and hf can hold it"
+    )]
+    SparseAdapter,
+    #[error(
         "sub-network `{name}`: layer {layer} has {query} query and {kv} key-value heads and layer {other} has others, but a \
          Hugging Face LLaMA has as many in every layer; a GGUF file can hold it"
     )]

@@ -4,7 +4,7 @@
 //! keeps `r` of `R` gets `r` in `rank_pattern` and `alpha r / R` in `alpha_pattern`.
 
 use super::{CARD, ExportError, Notes, OnTensor, Source, Target, card, check_exported, write};
-use crate::artifact::{AdapterTensors, NumberFormat, TensorType, write_adapter};
+use crate::artifact::{AdapterTensors, NumberFormat, TensorType, write_adapter_and_head};
 use crate::supernet::Kind;
 
 /// Writes the sub-network's adapter; without `dtype` in the super-adapter's own number format.
@@ -18,6 +18,9 @@ pub fn peft(
     on_tensor: OnTensor<'_>,
 ) -> Result<Notes, ExportError> {
     check_widths(source)?;
+    if source.folder.adapter_config.sparse {
+        return Err(ExportError::SparseAdapter);
+    }
     let full = source.adapter()?.tensors;
     let number_type = match dtype {
         None => TensorType::of(&full),
@@ -33,13 +36,16 @@ pub fn peft(
         check_exported(folder, |path| files.iter().any(|name| path.ends_with(name)))
     })?;
     let tensors = prefixes(source, full, on_tensor);
-    write_adapter(folder.path(), &source.folder.adapter_config, &tensors, number_type)?;
-    let how = "    from peft import PeftModel\n    from transformers import AutoModelForCausalLM\n\n    \
-               base = AutoModelForCausalLM.from_pretrained(\"BASE\")\n    \
-               model = PeftModel.from_pretrained(base, \"DIR\")";
+    let (config, head) = (&source.folder.adapter_config, source.folder.head()?);
+    write_adapter_and_head(folder.path(), config, &tensors, &head, number_type)?;
+    let class = if config.classifies { "AutoModelForSequenceClassification" } else { "AutoModelForCausalLM" };
+    let how = format!(
+        "    from peft import PeftModel\n    from transformers import {class}\n\n    \
+         base = {class}.from_pretrained(\"BASE\")\n    model = PeftModel.from_pretrained(base, \"DIR\")"
+    );
     let numbers = if number_type == TensorType::F32 { "f32" } else { "bf16" };
     let notes = Notes::new();
-    write(&folder, CARD, &card::card(source, "peft", numbers, how, &notes))?;
+    write(&folder, CARD, &card::card(source, "peft", numbers, &how, &notes))?;
     folder.finish()?;
     Ok(notes)
 }

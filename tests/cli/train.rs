@@ -225,7 +225,7 @@ fn another_training_s_checkpoint_is_told_apart_and_replaced_only_when_asked_to()
     process.kill().unwrap();
     process.wait().unwrap();
     std::fs::write(out.join("checkpoint.safetensorsAbC123.partial"), "half").unwrap();
-    let refused = train(&tiny, folder.path(), &["--seed", "7"]);
+    let refused = train(&tiny, folder.path(), &["--seed", "7", "--accumulation", "2"]);
     assert_eq!(refused.status.code(), Some(1));
     for named in ["seed was 42, not 7", "max tokens was 60000, not none", "--overwrite"] {
         assert!(said(&refused).contains(named), "{named}: {}", said(&refused));
@@ -243,7 +243,7 @@ fn another_training_s_checkpoint_is_told_apart_and_replaced_only_when_asked_to()
         said(&refused)
     );
     std::fs::write(&config, before).unwrap();
-    let anew = train(&tiny, folder.path(), &["--seed", "7", "--overwrite"]);
+    let anew = train(&tiny, folder.path(), &["--seed", "7", "--accumulation", "2", "--overwrite"]);
     assert!(anew.status.success() && said(&anew).contains("starting over"), "{}", said(&anew));
     assert_eq!(validated(folder.path()), [0, 3]);
     assert!(!out.join("checkpoint.safetensors").exists());
@@ -271,7 +271,7 @@ fn a_folder_that_cannot_be_written_to_is_named_before_anything_is_read() {
 #[test]
 fn a_base_is_found_from_any_folder() {
     let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
-    let whole = command(&tiny, folder.path(), &["--epochs", "1"]);
+    let whole = command(&tiny, folder.path(), &["--epochs", "1", "--accumulation", "2"]);
     let mut relative = lonas(&[]);
     let arguments = whole.get_args().map(|a| if a == tiny.base() { "base".as_ref() } else { a });
     relative.args(arguments).current_dir(tiny.base().parent().unwrap());

@@ -1,7 +1,7 @@
 //! From files to a LLaMA on some backend.
 
 use super::{Layer, Llama};
-use crate::artifact::{Base, Family};
+use crate::artifact::{ArtifactError, Base, Family};
 use crate::backend::{AttentionShape, Backend, GatedMlp, Sight};
 use crate::model::load::{LoadError, Loader, SuperAdapter};
 use crate::model::{Adapters, Orders};
@@ -38,6 +38,23 @@ pub fn load_merged<B: Backend>(
     model(Loader::new(backend, base, Adapters::Merged(super_adapter), orders)?)
 }
 
+/// A file may hold the head although it is the embedding; where the two differ, transformers 5 computes with the head and versions
+/// before it with the embedding.
+fn check_tied(base: &Base, vocabulary: usize, hidden: usize) -> Result<(), ArtifactError> {
+    let embedding = "model.embed_tokens.weight";
+    let head = match base.matrix("lm_head.weight", vocabulary, hidden) {
+        Err(ArtifactError::MissingTensor { .. }) => return Ok(()),
+        head => head?,
+    };
+    if head.data == base.matrix(embedding, vocabulary, hidden)?.data {
+        return Ok(());
+    }
+    Err(ArtifactError::Wrong {
+        path: base.path().into(),
+        reason: format!("`tie_word_embeddings` is true, but lm_head.weight is not {embedding}"),
+    })
+}
+
 pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<Llama<B>, LoadError> {
     if loader.base.config.family != Family::Llama {
         return Err(LoadError::OnlyLlama { what: "training", family: loader.layout.name });
@@ -46,7 +63,10 @@ pub(in crate::model) fn model<B: Backend>(mut loader: Loader<'_, B>) -> Result<L
     let (vocabulary, hidden) = (config.vocabulary, config.hidden);
     let embedding = loader.table("model.embed_tokens.weight", vocabulary, hidden)?;
     let head = match config.tied_embeddings {
-        true => Arc::clone(&embedding),
+        true => {
+            check_tied(loader.base, vocabulary, hidden)?;
+            Arc::clone(&embedding)
+        }
         false => loader.table("lm_head.weight", vocabulary, hidden)?,
     };
     let layers = (0..config.layers).map(|index| layer(&mut loader, index)).collect::<Result<_, _>>()?;
