@@ -176,18 +176,6 @@ pub(super) fn read_outputs(path: &Path) -> Result<StatedOutputs, ArtifactError> 
 
 /// As transformers' `BertConfig`, of a model that classifies.
 fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
-    // Of those a head for whole texts is made or trained; what others compute for each token is no class of a text.
-    const WHOLE: [&str; 5] = [
-        "BertForSequenceClassification",
-        "BertModel",
-        "BertForPreTraining",
-        "BertForMaskedLM",
-        "BertLMHeadModel",
-    ];
-    if let Some(other) = fields.architectures().find(|name| !WHOLE.contains(name)) {
-        let reason = format!("`{other}` is not supported; supported: {}", WHOLE.join(", "));
-        return Err(ArtifactError::field(fields.path, "architectures", reason));
-    }
     fields.only("position_embedding_type", &["absolute"])?;
     for field in ["is_decoder", "add_cross_attention"] {
         if fields.flag(field, false)? {
@@ -202,6 +190,18 @@ fn bert(fields: &Fields<'_>) -> Result<BaseConfig, ArtifactError> {
         };
     let (hidden, heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
     let outputs = fields.outputs()?;
+    // Of those a head for whole texts is made or trained; what others compute for each token is no class of a text.
+    const WHOLE: [&str; 5] = [
+        "BertForSequenceClassification",
+        "BertModel",
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertLMHeadModel",
+    ];
+    if let Some(other) = fields.architectures().find(|name| !WHOLE.contains(name)) {
+        let reason = format!("`{other}` is not supported; supported: {}", WHOLE.join(", "));
+        return Err(ArtifactError::field(fields.path, "architectures", reason));
+    }
     Ok(BaseConfig {
         family: Family::Bert,
         hidden,
