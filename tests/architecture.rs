@@ -24,7 +24,7 @@ const FLOORS: [(&str, u32); 17] = [
 ];
 
 /// A crate and the only places that may name it.
-const CRATES: [(&str, &[&str]); 12] = [
+const CRATES: [(&str, &[&str]); 13] = [
     ("axum", &["server"]),
     ("tower_http", &["server"]),
     ("hyper", &["server"]),
@@ -37,6 +37,7 @@ const CRATES: [(&str, &[&str]); 12] = [
     ("indicatif", &["cli"]),
     ("gemm", &["backend/reference"]),
     ("libc", &["cli"]),
+    ("jiff", &["text"]),
 ];
 
 const FILE_LINES: usize = 500;

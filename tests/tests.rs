@@ -5,6 +5,8 @@
 mod adapters;
 /// The floors, who may name which crate, the length of files and functions.
 mod architecture;
+/// Chat templates against transformers.
+mod chat_templates;
 /// Training that is killed and goes on.
 mod checkpoints;
 /// BERT super-networks that classify, against PyTorch + PEFT.

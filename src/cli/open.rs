@@ -8,7 +8,7 @@ use crate::artifact::{
 use crate::backend::Selection;
 use crate::model::{Layout, Orders, SuperAdapter, model_shape};
 use crate::supernet::{Catalog, CatalogEntry, ModelShape, SearchSpace};
-use crate::text::{ChatTemplate, Tokenizer, VocabularyParts};
+use crate::text::{ChatError, ChatTemplate, Tokenizer, VocabularyParts};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -256,16 +256,18 @@ fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {
     VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos }
 }
 
-/// The base's chat template, if it has one.
-pub(super) fn chat_template(base: &Base, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Failure> {
+/// The base's chat template.
+///
+/// # Errors
+/// It has none, or one that does not parse: all but chat works without.
+pub(super) fn chat_template(base: &Base, tokenizer: &Tokenizer) -> Result<ChatTemplate, ChatError> {
     let source = match &base.tokenizer {
         TokenizerSource::HuggingFace { chat_template, .. } => chat_template,
         TokenizerSource::Gguf(vocabulary) => &vocabulary.chat_template,
     };
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-    let template =
-        source.as_ref().map(|s| ChatTemplate::new(s, &text(tokenizer.bos()), &text(tokenizer.eos())));
-    Ok(template.transpose()?)
+    let source = source.as_ref().ok_or(ChatError::Missing)?;
+    ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()))
 }
 
 /// The tokens that end a text: the base's own and the tokenizer's.

@@ -8,7 +8,7 @@ use crate::server::{
     Classes, Generation, Limits, Metrics, RunInfo, ServedModel, ServedModels, ServerParts, ServerState,
     SuperAdapter, Task, serve as serve_http,
 };
-use crate::text::Tokenizer;
+use crate::text::{ChatError, Tokenizer};
 use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use std::path::PathBuf;
@@ -146,7 +146,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 /// Loads a model that continues texts and starts its engine.
 fn generation(args: &ServeArgs, opened: open::Opened, tokenizer: &Tokenizer) -> Result<Ready, Failure> {
-    let chat_template = open::chat_template(&opened.base, tokenizer)?;
+    let chat_template = open::chat_template(&opened.base, tokenizer);
+    if let Err(why @ ChatError::Template(_)) = &chat_template {
+        tracing::warn!("{why}; chat requests are refused");
+    }
     let mut executor = args.compute.executor(&opened, args.kv_tokens, BLOCK_SIZE)?;
     if let Some((_, selection)) = args.compute.selections(&opened)?.first() {
         executor.prepare(args.step_tokens.max(args.max_running), selection)?;

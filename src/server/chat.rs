@@ -65,14 +65,13 @@ async fn render(
     messages: Vec<Message>,
     add_generation_prompt: bool,
 ) -> Result<String, ApiError> {
-    if state.task.generation()?.chat_template.is_none() {
-        let message = "this model has no chat template; use /v1/completions".to_string();
-        return Err(ApiError::invalid("messages", message));
+    if let Err(why) = &state.task.generation()?.chat_template {
+        return Err(ApiError::invalid("messages", format!("{why}; use /v1/completions")));
     }
     let shared = state.clone();
     let rendered = state.text_work.run(move || {
         let template = shared.task.generation()?.chat_template.as_ref();
-        Ok(template.map(|template| template.render(&messages, add_generation_prompt)))
+        Ok(template.map(|template| template.render(&messages, add_generation_prompt)).ok())
     });
     match rendered.await?? {
         Some(Ok(text)) => Ok(text),

@@ -2,7 +2,7 @@
 
 use super::wire::ApiError;
 use crate::engine::{ClassifierEngine, Engine};
-use crate::text::ChatTemplate;
+use crate::text::{ChatError, ChatTemplate};
 
 /// What is done, by which engine.
 pub enum Task {
@@ -13,8 +13,8 @@ pub enum Task {
 /// What continuing texts takes.
 pub struct Generation {
     pub engine: Engine,
-    /// Without one, `/v1/chat/completions` answers 400.
-    pub chat_template: Option<ChatTemplate>,
+    /// Without one, `/v1/chat/completions` answers 400 and says why.
+    pub chat_template: Result<ChatTemplate, ChatError>,
     /// Tokens that end a text, unless a request says `ignore_eos`.
     pub end_tokens: Vec<u32>,
 }

@@ -203,3 +203,19 @@ fn help_says_how_with_an_example() {
         assert!(help.contains("Example") && help.contains(&format!("lonas {command}")), "{help}");
     }
 }
+
+#[test]
+fn a_chat_template_that_does_not_parse_costs_chat_only() {
+    let tiny = Tiny::write();
+    std::fs::write(tiny.base().join("chat_template.jinja"), "{% nonsense %}").unwrap();
+    let server = Server::start(&[tiny.model(NAME).to_str().unwrap()]);
+    let (head, body) = server.post("/v1/completions", &json!({"model": NAME, "prompt": "one"}));
+    assert!(head.starts_with("HTTP/1.1 200"), "{head} {body}");
+    let chat = json!({"model": NAME, "messages": [{"role": "user", "content": "one"}]});
+    let (head, body) = server.post("/v1/chat/completions", &chat);
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    assert!(
+        body.contains("does not parse") && body.contains("nonsense") && body.contains("/v1/completions"),
+        "{body}"
+    );
+}

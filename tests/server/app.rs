@@ -16,7 +16,7 @@ use lonas::server::{
     Classes, Generation, Limits, Metrics, OutputKind, RunInfo, ServedModel, ServedModels, ServerParts,
     ServerState, SuperAdapter, Task, app as router,
 };
-use lonas::text::{ChatTemplate, Tokenizer};
+use lonas::text::{ChatError, ChatTemplate, Tokenizer};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl App {
             let held = Held { executor, gate: Arc::clone(&gate) };
             Task::Generate(Box::new(Generation {
                 engine: Engine::start(Box::new(held), options.engine, metrics.clone()).unwrap(),
-                chat_template: chat_template.filter(|_| options.chat),
+                chat_template: chat_template.filter(|_| options.chat).ok_or(ChatError::Missing),
                 end_tokens: vec![EOS],
             }))
         };
