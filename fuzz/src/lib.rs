@@ -165,5 +165,5 @@ fn tokenizer(path: &Path, file: &str) -> Result<(), String> {
     let tokenizer = said(Tokenizer::from_hugging_face(&path.join(file), Some("<s>"), Some("</s>")))?;
     let ids = said(tokenizer.encode("the cat <s> é🙂", true))?;
     tokenizer.decode(&ids, false);
-    Ok(())
+    said(tokenizer.decode_whole(&ids, false)).map(|_| ())
 }

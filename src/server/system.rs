@@ -54,7 +54,10 @@ pub(super) async fn detokenize(State(state): Shared, request: Request) -> Result
         let message = format!("token id {id} is outside the vocabulary of {vocabulary}");
         return Err(ApiError::invalid("tokens", message));
     }
-    Ok(Json(DetokenizeAnswer { prompt: state.tokenizer.decode(&tokens, false) }).into_response())
+    let shared = state.clone();
+    let decoded = state.text_work.run(move || shared.tokenizer.decode_whole(&tokens, false));
+    let prompt = decoded.await?.map_err(|error| ApiError::invalid("tokens", format!("tokens: {error}")))?;
+    Ok(Json(DetokenizeAnswer { prompt }).into_response())
 }
 
 /// `GET /tokenizer_info`: what clients with a remote tokenizer need to know.

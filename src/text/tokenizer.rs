@@ -27,6 +27,8 @@ pub enum TextError {
     Vocabulary { reason: String },
     #[error("cannot tokenize: {reason}")]
     Encode { reason: String },
+    #[error("cannot make text of tokens: {reason}")]
+    Decode { reason: String },
     #[error("{most} tokens leave no room for a text beside the tokenizer's own {own}")]
     NoRoom { most: usize, own: usize },
 }
@@ -58,6 +60,8 @@ pub struct Tokenizer {
     special: HashSet<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// The library that decodes takes it on trust that there are as many characters as it is to take.
+    cuts_ends: bool,
     /// Whether `encode` itself puts `bos` in front; tokenizer.json files do that in their own post-processor.
     add_bos: bool,
 }
@@ -118,7 +122,7 @@ impl Tokenizer {
 
     fn new(inner: tokenizers::Tokenizer, bos: Option<u32>, eos: Option<u32>, add_bos: bool) -> Self {
         let added = inner.get_added_tokens_decoder();
-        let byte_level = is_byte_level(inner.get_decoder());
+        let byte_level = any_decoder(inner.get_decoder(), |d| matches!(d, DecoderWrapper::ByteLevel(_)));
         let alphabet = byte_alphabet();
         // Not the number of tokens: ids may have gaps.
         let size = inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
@@ -134,7 +138,9 @@ impl Tokenizer {
         });
         let bytes = bytes.collect();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
-        Self { inner, bytes, special, bos, eos, add_bos }
+        let cuts_ends =
+            any_decoder(inner.get_decoder(), |d| matches!(d, DecoderWrapper::Strip(s) if s.stop > 0));
+        Self { inner, bytes, special, cuts_ends, bos, eos, add_bos }
     }
 
     /// tokenizer.json: what [`Self::from_hugging_face`] and Hugging Face's own library build the same tokenizer from.
@@ -165,7 +171,18 @@ impl Tokenizer {
         Ok(bos.into_iter().chain(encoded.get_ids().iter().copied()).collect())
     }
 
-    /// The text of `tokens`; bytes that are no UTF-8 become U+FFFD.
+    /// The text of a whole sequence, as the tokenizer itself writes it: without the space that it puts in front of a text, and
+    /// with those between words that its tokens do not have.
+    pub fn decode_whole(&self, tokens: &[u32], skip_special: bool) -> Result<String, TextError> {
+        if self.cuts_ends {
+            let reason = "its decoder takes characters from the ends of tokens".to_string();
+            return Err(TextError::Decode { reason });
+        }
+        let decoded = self.inner.decode(tokens, skip_special);
+        decoded.map_err(|e| TextError::Decode { reason: e.to_string() })
+    }
+
+    /// The text of `tokens` that go on from others; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
         let kept = tokens.iter().filter(|t| !skip_special || !self.is_special(**t));
         let bytes = kept.flat_map(|&t| self.token_bytes(t)).copied().collect::<Vec<_>>();
@@ -201,14 +218,15 @@ impl Tokenizer {
     }
 }
 
-fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
-    match decoder {
-        Some(DecoderWrapper::ByteLevel(_)) => true,
-        Some(DecoderWrapper::Sequence(s)) => {
-            s.get_decoders().iter().any(|d| matches!(d, DecoderWrapper::ByteLevel(_)))
+/// Whether a decoder is such a one, or one of its parts is.
+fn any_decoder(decoder: Option<&DecoderWrapper>, is: fn(&DecoderWrapper) -> bool) -> bool {
+    let within = |decoder: &DecoderWrapper| match decoder {
+        DecoderWrapper::Sequence(parts) => {
+            parts.get_decoders().iter().any(|part| any_decoder(Some(part), is))
         }
-        _ => false,
-    }
+        other => is(other),
+    };
+    decoder.is_some_and(within)
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on.
