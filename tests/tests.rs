@@ -52,6 +52,8 @@ mod server;
 mod smollm2;
 /// Sparse bases, and adapters that are to keep their zeros.
 mod sparse;
+/// What lies beside a tokenizer.json, against transformers.
+mod tokenizer_files;
 /// tokenizer.json files against Hugging Face's own library.
 mod tokenizers;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.

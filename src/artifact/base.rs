@@ -3,6 +3,7 @@
 use super::ArtifactError;
 use super::gguf::GgufFile;
 use super::hugging_face::HuggingFaceFolder;
+use super::tokenizer_files::AddedToken;
 use crate::weights::{HostMatrix, HostVector};
 use std::path::{Path, PathBuf};
 
@@ -174,6 +175,8 @@ pub enum TokenizerSource {
         chat_template: Option<String>,
         bos: Option<String>,
         eos: Option<String>,
+        /// Beside those of the tokenizer.json.
+        added: Vec<AddedToken>,
     },
     Gguf(GgufVocabulary),
 }

@@ -1,15 +1,15 @@
-//! Hugging Face folders: config.json, one or several safetensors files, the tokenizer's files.
+//! Hugging Face folders: config.json, one or several safetensors files.
 
 use super::base::{BaseConfig, TokenizerSource};
 use super::config::{MAX_LABELS, read_config};
 use super::gptq::{self, Quantisation};
 use super::labels::CLASSIFIER;
+use super::tokenizer_files;
 use super::{ArtifactError, read_json};
 use crate::weights::{Bf16Values, HostData, HostMatrix, HostVector};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::ops::Range;
@@ -188,7 +188,12 @@ impl HuggingFaceFolder {
             let rows = folder.rows(CLASSIFIER)?.filter(|rows| (1..=MAX_LABELS).contains(rows));
             config.classifier = Some(rows.map_or(classifier.clone(), |rows| classifier.counted(rows)));
         }
-        Ok((folder, config, tokenizer(path)?))
+        for end in tokenizer_files::end_tokens(path)? {
+            if !config.eos_tokens.contains(&end) {
+                config.eos_tokens.push(end);
+            }
+        }
+        Ok((folder, config, tokenizer_files::tokenizer(path)?))
     }
 
     /// How many rows a tensor has, if it is there.
@@ -328,26 +333,4 @@ pub(super) fn inside(folder: &Path, name: &str, said: &Path, field: &str) -> Res
     let plain = Path::new(name).file_name().is_some_and(|f| f.to_string_lossy() == name);
     let refuse = || ArtifactError::field(said, field, format!("{name:?} is not a file name"));
     if plain { Ok(folder.join(name)) } else { Err(refuse()) }
-}
-
-fn tokenizer(folder: &Path) -> Result<TokenizerSource, ArtifactError> {
-    let (config, template) = (folder.join("tokenizer_config.json"), folder.join("chat_template.jinja"));
-    let json: Value = if config.exists() { read_json(&config)? } else { Value::Null };
-    // A special token is a string or an object with its `content`.
-    let special = |field: &str| {
-        let value = json.get(field)?;
-        value.as_str().or_else(|| value.get("content")?.as_str()).map(String::from)
-    };
-    let chat_template = if template.exists() {
-        let io = |source| ArtifactError::Io { path: template.clone(), source };
-        Some(std::fs::read_to_string(&template).map_err(io)?)
-    } else {
-        json.get("chat_template").and_then(Value::as_str).map(String::from)
-    };
-    Ok(TokenizerSource::HuggingFace {
-        tokenizer_json: folder.join("tokenizer.json"),
-        chat_template,
-        bos: special("bos_token"),
-        eos: special("eos_token"),
-    })
 }

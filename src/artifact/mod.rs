@@ -25,6 +25,7 @@ mod random;
 mod safetensors_writer;
 #[cfg(test)]
 mod tests;
+mod tokenizer_files;
 mod torch;
 mod whole;
 
@@ -46,6 +47,7 @@ pub use lock::FolderLock;
 pub use model_folder::{BaseReference, HeldCatalog, ModelFolder};
 pub use random::{BaseTensor, write_random_base};
 pub use safetensors_writer::SafetensorsWriter;
+pub use tokenizer_files::AddedToken;
 pub use whole::{MODEL_CARD, Replaceable, WholeFolder, check_apart, check_written, remove_partial};
 
 use sha2::{Digest, Sha256};

@@ -152,7 +152,7 @@ fn sizes(config: &BaseConfig, architecture: &str) -> Metadata {
 /// A folder's tokenizer.json and chat template.
 fn tokenizer(source: Source<'_>, notes: &mut Notes) -> Result<Metadata, ExportError> {
     let config = &source.base.config;
-    let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos } = &source.base.tokenizer
+    let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos, .. } = &source.base.tokenizer
     else {
         return Ok(Metadata::new());
     };

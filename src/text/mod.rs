@@ -16,3 +16,4 @@ pub use pair::{EncodedText, Truncation};
 pub use stop::{Pushed, StopMatcher};
 pub use stream::StreamDecoder;
 pub use tokenizer::{TextError, Tokenizer, VocabularyParts};
+pub use tokenizers::AddedToken;

@@ -69,7 +69,19 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From a tokenizer.json; `bos` and `eos` are the special tokens' texts, as tokenizer_config.json gives them.
     pub fn from_hugging_face(path: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
-        let inner = tokenizer_json::read(path)?;
+        Self::from_files(path, Vec::new(), bos, eos)
+    }
+
+    /// The same with tokens that other files add to those of the tokenizer.json.
+    pub fn from_files(
+        path: &Path,
+        added: Vec<AddedToken>,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<Self, TextError> {
+        let wrong = |reason: String| TextError::File { path: path.into(), reason };
+        let mut inner = tokenizer_json::read(path)?;
+        inner.add_tokens(added).map_err(|e| wrong(e.to_string()))?;
         let id = |text: Option<&str>| text.and_then(|t| inner.token_to_id(t));
         let (bos, eos) = (id(bos), id(eos));
         Ok(Self::new(inner, bos, eos, false))

@@ -3,7 +3,7 @@
 use super::process::{Server, lonas};
 use crate::files::Folder;
 use crate::golden;
-use crate::tiny::{NAME, OTHER, Tiny};
+use crate::tiny::{NAME, OTHER, Tiny, X};
 use serde_json::{Value, json};
 use std::process::Output;
 
@@ -202,6 +202,21 @@ fn help_says_how_with_an_example() {
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(help.contains("Example") && help.contains(&format!("lonas {command}")), "{help}");
     }
+}
+
+#[test]
+fn a_token_that_only_generation_config_names_ends_a_text() {
+    let tiny = Tiny::write();
+    let ask = json!({"model": NAME, "prompt": "one", "max_tokens": 4, "logit_bias": {X.to_string(): 100}});
+    let finish = || {
+        let (_, answer) = Server::start(&[tiny.model(NAME).to_str().unwrap()]).post("/v1/completions", &ask);
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        answer["choices"][0]["finish_reason"].clone()
+    };
+    assert_eq!(finish(), "length");
+    std::fs::write(tiny.base().join("generation_config.json"), json!({"eos_token_id": [X]}).to_string())
+        .unwrap();
+    assert_eq!(finish(), "stop");
 }
 
 #[test]

@@ -325,7 +325,7 @@ fn classes() -> [Classes; 2] {
 }
 
 fn text(base: &Base) -> (Arc<Tokenizer>, Option<ChatTemplate>) {
-    let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos } = &base.tokenizer else {
+    let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos, .. } = &base.tokenizer else {
         panic!("the tiny base is a Hugging Face folder")
     };
     let tokenizer = Tokenizer::from_hugging_face(tokenizer_json, bos.as_deref(), eos.as_deref()).unwrap();
