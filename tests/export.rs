@@ -15,7 +15,7 @@ use lonas::export::{self, ExportError, Notes, Source, Target};
 use lonas::model::llama::{self, LlamaExecutor};
 use lonas::model::{self, Batch, Executor, GroupTemplate, Orders};
 use lonas::supernet::{Catalog, Kind, SubNetwork};
-use lonas::text::{GgufTokenizer, gguf_tokenizer};
+use lonas::text::gguf_tokenizer;
 use lonas::weights::{HostData, HostMatrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -344,7 +344,7 @@ fn a_tokenizer_out_of_a_gguf_base_reads_texts_as_before() {
         Some("<|end|>"),
         vocabulary.tokens.len(),
     );
-    let GgufTokenizer { parts, .. } = again.unwrap();
+    let parts = again.unwrap();
     assert_eq!(
         (&parts.tokens, &parts.merges, &parts.pre),
         (&vocabulary.tokens, &vocabulary.merges, &vocabulary.pre)

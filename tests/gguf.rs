@@ -123,7 +123,8 @@ fn the_vocabulary_inside_becomes_a_tokenizer() {
     let TokenizerSource::Gguf(v) = base.tokenizer else { panic!("no vocabulary") };
     let (bos, eos, add_bos) = (v.bos, v.eos, v.add_bos);
     let (model, pre, tokens, token_types, merges) = (v.model, v.pre, v.tokens, v.token_types, v.merges);
-    let parts = VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos };
+    let rest = VocabularyParts::default();
+    let parts = VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos, ..rest };
     let tokenizer = Tokenizer::from_vocabulary(parts).unwrap();
     let id = |token: &str| facts.tokens.iter().position(|t| t == token).unwrap() as u32;
     // By the merges: ` the` is one token, `th` is one, `m` and the control token stand for themselves.

@@ -51,7 +51,8 @@ fn tokenizer(base: &Base) -> (Tokenizer, String) {
     let TokenizerSource::Gguf(v) = base.tokenizer.clone() else { panic!("the default base is a GGUF file") };
     let (bos, eos, add_bos) = (v.bos, v.eos, v.add_bos);
     let (model, pre, tokens, token_types, merges) = (v.model, v.pre, v.tokens, v.token_types, v.merges);
-    let parts = VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos };
+    let rest = VocabularyParts::default();
+    let parts = VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos, ..rest };
     (Tokenizer::from_vocabulary(parts).unwrap(), v.chat_template.unwrap())
 }
 

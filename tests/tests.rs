@@ -59,6 +59,9 @@ mod tokenizers;
 /// Ten steps of training, gradients, kill and resume, against PyTorch + PEFT.
 mod training;
 
+/// Vocabularies of GGUF files against Hugging Face's own library.
+mod vocabularies;
+
 /// The most memory that was asked for at once.
 mod allocations;
 /// Copies of golden folders that a test may damage.

@@ -156,7 +156,7 @@ fn a_vocabulary_that_cannot_be_used_is_refused_with_a_reason() {
         merges: vec!["a b".into()],
         bos: Some(0),
         eos: Some(0),
-        add_bos: false,
+        ..VocabularyParts::default()
     };
     assert_eq!(Tokenizer::from_vocabulary(whole()).unwrap().encode("ab<s>a", true).unwrap(), [3, 0, 1]);
     let refused = |edit: fn(&mut VocabularyParts)| {
@@ -168,7 +168,7 @@ fn a_vocabulary_that_cannot_be_used_is_refused_with_a_reason() {
     for edit in edits {
         let error = refused(edit);
         assert!(matches!(error, TextError::Unsupported { .. }), "{error}");
-        assert_names(&error.to_string(), &["gpt2 with smollm"]);
+        assert_names(&error.to_string(), &["gpt2 with llama-bpe, smollm", "llama"]);
     }
     assert_names(&refused(|p| p.merges[0] = "ab".into()).to_string(), &["merge \"ab\" is not two tokens"]);
     assert_names(&refused(|p| p.merges[0] = "a c".into()).to_string(), &["tokenizer", "c"]);

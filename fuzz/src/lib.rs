@@ -123,9 +123,24 @@ fn base(path: &Path) -> Result<(), String> {
     let (cpu, none) = (Cpu::new(Dtype::Auto, 1), Adapters::Beside(Vec::new()));
     said(executor(cpu, &base, none, &Orders::default(), (1, 1)))?;
     let TokenizerSource::Gguf(v) = base.tokenizer else { return Ok(()) };
-    let (bos, eos, add_bos) = (v.bos, v.eos, v.add_bos);
-    let (model, pre, tokens, token_types, merges) = (v.model, v.pre, v.tokens, v.token_types, v.merges);
-    let parts = VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos };
+    let (bos, eos, unknown) = (v.bos, v.eos, v.unknown);
+    let (add_bos, add_eos, add_space_prefix) = (v.add_bos, v.add_eos, v.add_space_prefix);
+    let (model, pre, tokens, token_types) = (v.model, v.pre, v.tokens, v.token_types);
+    let (scores, merges) = (v.scores, v.merges);
+    let parts = VocabularyParts {
+        model,
+        pre,
+        tokens,
+        token_types,
+        scores,
+        merges,
+        bos,
+        eos,
+        unknown,
+        add_bos,
+        add_eos,
+        add_space_prefix,
+    };
     said(said(Tokenizer::from_vocabulary(parts))?.encode("the cat <|end|> é", true)).map(|_| ())
 }
 

@@ -191,12 +191,17 @@ pub struct GgufVocabulary {
     pub tokens: Vec<String>,
     /// 1 normal, 3 control, 4 user-defined, 6 byte.
     pub token_types: Vec<i32>,
+    /// By token, of `llama` only.
+    pub scores: Vec<f32>,
     pub merges: Vec<String>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
     pub padding: Option<u32>,
     pub add_bos: bool,
+    pub add_eos: bool,
+    /// Whether a text gets a space in front; of `llama` only.
+    pub add_space_prefix: bool,
     pub chat_template: Option<String>,
 }
 

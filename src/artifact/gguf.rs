@@ -259,7 +259,7 @@ impl Metadata<'_> {
             output_bias: has("blk.0.attn_output.bias"),
             mlp_bias: has("blk.0.ffn_gate.bias"),
             bos_token: self.token("tokenizer.ggml.bos_token_id")?,
-            eos_tokens: self.token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
+            eos_tokens: self.end_tokens()?,
             ..BaseConfig::default()
         };
         let config = config.checked(self.path)?;
@@ -300,9 +300,20 @@ impl Metadata<'_> {
         Ok(1.0)
     }
 
+    /// Of a text, of a turn, of a message: an instruct model ends with the second what a base model ends with the first.
+    fn end_tokens(&self) -> Result<Vec<u32>, ArtifactError> {
+        let mut ends = Vec::new();
+        for end in ["eos", "eot", "eom"] {
+            let token = self.token(&format!("tokenizer.ggml.{end}_token_id"))?;
+            ends.extend(token.filter(|token| !ends.contains(token)));
+        }
+        Ok(ends)
+    }
+
     fn vocabulary(&self) -> Result<GgufVocabulary, ArtifactError> {
         let types = "tokenizer.ggml.token_type";
         let template = "tokenizer.chat_template";
+        let scores = "tokenizer.ggml.scores";
         let merges = "tokenizer.ggml.merges";
         let pre = "tokenizer.ggml.pre";
         let has = |key: &str| self.header.metadata.contains_key(key);
@@ -310,23 +321,28 @@ impl Metadata<'_> {
             Value::Integer(n) => i32::try_from(*n).ok(),
             _ => None,
         };
+        let float = |value: &Value| match value {
+            Value::Float(number) => Some(*number as f32),
+            _ => None,
+        };
+        let model = self.text("tokenizer.ggml.model")?;
+        let pre = if has(pre) { self.text(pre)? } else { "default".into() };
+        let (spm, llama3) = (model == "llama", matches!(pre.as_str(), "llama-bpe" | "llama3" | "llama-v3"));
         Ok(GgufVocabulary {
-            model: self.text("tokenizer.ggml.model")?,
-            pre: if has(pre) { self.text(pre)? } else { "default".into() },
+            model,
+            pre,
             tokens: self.texts("tokenizer.ggml.tokens")?,
             token_types: if has(types) { self.list(types, "numbers", number)? } else { Vec::new() },
+            scores: if has(scores) { self.list(scores, "numbers", float)? } else { Vec::new() },
             merges: if has(merges) { self.texts(merges)? } else { Vec::new() },
             bos: self.token("tokenizer.ggml.bos_token_id")?,
             eos: self.token("tokenizer.ggml.eos_token_id")?,
             unknown: self.token("tokenizer.ggml.unknown_token_id")?,
             padding: self.token("tokenizer.ggml.padding_token_id")?,
-            add_bos: match self.header.metadata.get("tokenizer.ggml.add_bos_token") {
-                Some(Value::Flag(add)) => *add,
-                Some(other) => {
-                    return Err(self.wrong("tokenizer.ggml.add_bos_token", "true or false", other));
-                }
-                None => false,
-            },
+            // What a file does not say is as llama.cpp takes it.
+            add_bos: self.flag("tokenizer.ggml.add_bos_token", spm || llama3)?,
+            add_eos: self.flag("tokenizer.ggml.add_eos_token", false)?,
+            add_space_prefix: self.flag("tokenizer.ggml.add_space_prefix", spm)?,
             chat_template: if has(template) { Some(self.text(template)?) } else { None },
         })
     }
@@ -386,6 +402,14 @@ impl Metadata<'_> {
             None => Ok(None),
             Some(Value::Float(number)) => Ok(Some(*number as f32)),
             Some(other) => Err(self.wrong(key, "a number", other)),
+        }
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool, ArtifactError> {
+        match self.header.metadata.get(key) {
+            None => Ok(default),
+            Some(Value::Flag(flag)) => Ok(*flag),
+            Some(other) => Err(self.wrong(key, "true or false", other)),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{ExportError, Notes, Source};
 use crate::artifact::{BaseConfig, GgufValue, NumberFormat, TokenizerSource};
 use crate::model::llama::Plain;
-use crate::text::{GgufTokenizer, gguf_tokenizer};
+use crate::text::gguf_tokenizer;
 
 type Metadata = Vec<(String, GgufValue)>;
 
@@ -156,8 +156,7 @@ fn tokenizer(source: Source<'_>, notes: &mut Notes) -> Result<Metadata, ExportEr
     else {
         return Ok(Metadata::new());
     };
-    let read = gguf_tokenizer(tokenizer_json, bos.as_deref(), eos.as_deref(), config.vocabulary)?;
-    let GgufTokenizer { parts, scores, unknown, add_eos, add_space_prefix } = read;
+    let parts = gguf_tokenizer(tokenizer_json, bos.as_deref(), eos.as_deref(), config.vocabulary)?;
     let eos = parts.eos.or(config.eos_tokens.first().copied());
     let bos = parts.bos.or(config.bos_token);
     let ends = config.eos_tokens.iter().copied().filter(|&token| Some(token) != eos).collect::<Vec<_>>();
@@ -167,18 +166,18 @@ fn tokenizer(source: Source<'_>, notes: &mut Notes) -> Result<Metadata, ExportEr
         ("tokens", GgufValue::Texts(parts.tokens)),
         ("token_type", GgufValue::I32s(parts.token_types)),
         ("add_bos_token", GgufValue::Flag(parts.add_bos)),
-        ("add_eos_token", GgufValue::Flag(add_eos)),
-        ("add_space_prefix", GgufValue::Flag(add_space_prefix)),
+        ("add_eos_token", GgufValue::Flag(parts.add_eos)),
+        ("add_space_prefix", GgufValue::Flag(parts.add_space_prefix)),
     ];
-    own.push(match scores.is_empty() {
+    own.push(match parts.scores.is_empty() {
         true => ("merges", GgufValue::Texts(parts.merges)),
-        false => ("scores", GgufValue::F32s(scores)),
+        false => ("scores", GgufValue::F32s(parts.scores)),
     });
     let special = [
         ("bos_token_id", bos),
         ("eos_token_id", eos),
         ("eot_token_id", ends.first().copied()),
-        ("unknown_token_id", unknown),
+        ("unknown_token_id", parts.unknown),
     ];
     own.extend(special.into_iter().filter_map(|(key, id)| Some((key, GgufValue::U32(id?)))));
     if ends.len() > 1 {

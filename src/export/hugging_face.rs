@@ -191,8 +191,22 @@ fn tokenizer(source: Source<'_>, folder: &WholeFolder, notes: &mut Notes) -> Res
 }
 
 fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {
-    let GgufVocabulary { model, pre, tokens, token_types, merges, bos, eos, add_bos, .. } = vocabulary;
-    VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos }
+    let GgufVocabulary { model, pre, tokens, token_types, scores, merges, .. } = vocabulary;
+    let GgufVocabulary { bos, eos, unknown, add_bos, add_eos, add_space_prefix, .. } = vocabulary;
+    VocabularyParts {
+        model,
+        pre,
+        tokens,
+        token_types,
+        scores,
+        merges,
+        bos,
+        eos,
+        unknown,
+        add_bos,
+        add_eos,
+        add_space_prefix,
+    }
 }
 
 fn tokenizer_config(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Value {

@@ -9,32 +9,19 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-/// A tokenizer as a GGUF file carries it.
-#[derive(Debug, Clone, Default)]
-pub struct GgufTokenizer {
-    /// As many tokens as the model has rows; `model` is `gpt2` or `llama`.
-    pub parts: VocabularyParts,
-    /// By token, of `llama` only: the higher the earlier two tokens are joined to this one.
-    pub scores: Vec<f32>,
-    pub unknown: Option<u32>,
-    pub add_eos: bool,
-    /// Whether a text gets a space in front.
-    pub add_space_prefix: bool,
-}
-
 /// llama.cpp's kinds of tokens.
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const UNKNOWN: i32 = 2;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
 /// How LLaMA 3 cuts text; llama.cpp's `llama-bpe` is the same, written for its own regular expressions.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Sentencepiece's space.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
 #[derive(Deserialize)]
 struct File {
@@ -97,7 +84,7 @@ pub fn gguf_tokenizer(
     bos: Option<&str>,
     eos: Option<&str>,
     vocabulary: usize,
-) -> Result<GgufTokenizer, TextError> {
+) -> Result<VocabularyParts, TextError> {
     // Whether it is a tokenizer at all; what it says is then read from the text itself.
     let known = tokenizer_json::read(path)?;
     let wrong = |reason: String| TextError::File { path: path.into(), reason };
@@ -121,7 +108,16 @@ pub fn gguf_tokenizer(
     for merge in &file.model.merges {
         merges.push(merge.pair().ok_or_else(|| wrong("a merge is not two tokens".into()))?);
     }
-    let parts = VocabularyParts { tokens, token_types, bos, eos, add_bos, ..VocabularyParts::default() };
+    let parts = VocabularyParts {
+        tokens,
+        token_types,
+        bos,
+        eos,
+        unknown,
+        add_bos,
+        add_eos,
+        ..VocabularyParts::default()
+    };
     if file.model.byte_fallback {
         if file.model.ignore_merges {
             return Err(not_in_gguf(
@@ -130,13 +126,12 @@ pub fn gguf_tokenizer(
         }
         let add_space_prefix = space_prefix(&file).map_err(&not_in_gguf)?;
         let scores = scores(&parts, &merges).map_err(&not_in_gguf)?;
-        let parts = VocabularyParts { model: "llama".into(), pre: "default".into(), ..parts };
-        return Ok(GgufTokenizer { parts, scores, unknown, add_eos, add_space_prefix });
+        let (model, pre) = ("llama".into(), "default".into());
+        return Ok(VocabularyParts { model, pre, scores, add_space_prefix, ..parts });
     }
     let pre = cuts(&file).map_err(&not_in_gguf)?.into();
     let merges = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-    let parts = VocabularyParts { model: "gpt2".into(), pre, merges, ..parts };
-    Ok(GgufTokenizer { parts, scores: Vec::new(), unknown, add_eos, add_space_prefix: false })
+    Ok(VocabularyParts { model: "gpt2".into(), pre, merges, ..parts })
 }
 
 /// Tokens by id with their kinds; ids that stand for nothing are filled up, as llama.cpp's converter does.

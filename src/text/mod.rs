@@ -9,11 +9,13 @@ mod stop;
 mod stream;
 mod tokenizer;
 mod tokenizer_json;
+mod vocabulary;
 
 pub use chat::{ChatError, ChatTemplate, Message};
-pub use gguf_vocabulary::{GgufTokenizer, gguf_tokenizer};
+pub use gguf_vocabulary::gguf_tokenizer;
 pub use pair::{EncodedText, Truncation};
 pub use stop::{Pushed, StopMatcher};
 pub use stream::StreamDecoder;
-pub use tokenizer::{TextError, Tokenizer, VocabularyParts};
+pub use tokenizer::{TextError, Tokenizer};
 pub use tokenizers::AddedToken;
+pub use vocabulary::VocabularyParts;

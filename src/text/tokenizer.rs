@@ -1,14 +1,10 @@
 //! Text to token ids and back.
 
 use super::tokenizer_json;
-use serde_json::{Value, json};
+use super::vocabulary::SUPPORTED;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use tokenizers::models::bpe::BPE;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper};
+use tokenizers::{AddedToken, DecoderWrapper};
 
 /// A tokenizer that cannot be built or a text it cannot take.
 #[derive(Debug, thiserror::Error)]
@@ -33,25 +29,6 @@ pub enum TextError {
     NoRoom { most: usize, own: usize },
 }
 
-const SUPPORTED: &str = "gpt2 with smollm, gpt-2 or default";
-
-/// A vocabulary as a GGUF file carries it.
-#[derive(Debug, Clone, Default)]
-pub struct VocabularyParts {
-    /// `gpt2`: byte-level BPE.
-    pub model: String,
-    /// How text is cut before BPE, in llama.cpp's names.
-    pub pre: String,
-    pub tokens: Vec<String>,
-    /// 3 marks control tokens, 4 user-defined ones; may be empty.
-    pub token_types: Vec<i32>,
-    /// `left right`, most important first.
-    pub merges: Vec<String>,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    pub add_bos: bool,
-}
-
 /// Text to token ids and back.
 pub struct Tokenizer {
     pub(super) inner: tokenizers::Tokenizer,
@@ -62,8 +39,6 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// The library that decodes takes it on trust that there are as many characters as it is to take.
     cuts_ends: bool,
-    /// Whether `encode` itself puts `bos` in front; tokenizer.json files do that in their own post-processor.
-    add_bos: bool,
 }
 
 impl Tokenizer {
@@ -84,55 +59,10 @@ impl Tokenizer {
         inner.add_tokens(added).map_err(|e| wrong(e.to_string()))?;
         let id = |text: Option<&str>| text.and_then(|t| inner.token_to_id(t));
         let (bos, eos) = (id(bos), id(eos));
-        Ok(Self::new(inner, bos, eos, false))
+        Ok(Self::new(inner, bos, eos))
     }
 
-    /// From the vocabulary inside a GGUF file.
-    pub fn from_vocabulary(parts: VocabularyParts) -> Result<Self, TextError> {
-        let VocabularyParts { model, pre, tokens, token_types, merges, bos, eos, add_bos } = parts;
-        let digits = match (model.as_str(), pre.as_str()) {
-            ("gpt2", "smollm") => true,
-            ("gpt2", "gpt-2" | "default") => false,
-            _ => return Err(TextError::Unsupported { model, pre }),
-        };
-        let wrong = |reason: String| TextError::Vocabulary { reason };
-        let merge = |m: &String| {
-            let pair = m.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string()));
-            pair.ok_or_else(|| wrong(format!("merge {m:?} is not two tokens")))
-        };
-        let merges = merges.iter().map(merge).collect::<Result<Vec<_>, _>>()?;
-        let ids = tokens.iter().cloned().zip(0..).collect::<HashMap<String, u32>>();
-        if ids.len() != tokens.len() {
-            return Err(wrong("two tokens have the same text".into()));
-        }
-        let bpe = BPE::builder()
-            .vocab_and_merges(ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
-        let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|e| wrong(e.to_string()))?);
-        let bytes = ByteLevel::new(false, false, true);
-        let mut cuts: Vec<PreTokenizerWrapper> = Vec::new();
-        if digits {
-            cuts.push(Digits::new(true).into());
-        }
-        cuts.push(bytes.into());
-        inner.with_pre_tokenizer(Some(Sequence::new(cuts)));
-        inner.with_decoder(Some(bytes));
-        for (token, kind) in tokens.iter().zip(&token_types) {
-            let added = match kind {
-                3 => inner.add_special_tokens([AddedToken::from(token.clone(), true)]),
-                4 => inner.add_tokens([AddedToken::from(token.clone(), false)]),
-                _ => continue,
-            };
-            added.map_err(|e| wrong(e.to_string()))?;
-        }
-        for (name, id) in [("bos", bos), ("eos", eos)] {
-            if id.is_some_and(|id| id as usize >= tokens.len()) {
-                return Err(wrong(format!("its {name} token {id:?} is outside the vocabulary")));
-            }
-        }
-        Ok(Self::new(inner, bos, eos, add_bos))
-    }
-
-    fn new(inner: tokenizers::Tokenizer, bos: Option<u32>, eos: Option<u32>, add_bos: bool) -> Self {
+    pub(super) fn new(inner: tokenizers::Tokenizer, bos: Option<u32>, eos: Option<u32>) -> Self {
         let added = inner.get_added_tokens_decoder();
         let byte_level = any_decoder(inner.get_decoder(), |d| matches!(d, DecoderWrapper::ByteLevel(_)));
         let alphabet = byte_alphabet();
@@ -152,26 +82,13 @@ impl Tokenizer {
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let cuts_ends =
             any_decoder(inner.get_decoder(), |d| matches!(d, DecoderWrapper::Strip(s) if s.stop > 0));
-        Self { inner, bytes, special, cuts_ends, bos, eos, add_bos }
+        Self { inner, bytes, special, cuts_ends, bos, eos }
     }
 
     /// tokenizer.json: what [`Self::from_hugging_face`] and Hugging Face's own library build the same tokenizer from.
     pub fn to_json(&self) -> Result<String, TextError> {
         let wrong = |reason: String| TextError::Vocabulary { reason };
-        let text = self.inner.to_string(false).map_err(|e| wrong(e.to_string()))?;
-        let bos = self.bos.filter(|_| self.add_bos).and_then(|id| Some((id, self.token_text(id)?)));
-        let Some((id, bos)) = bos else { return Ok(text) };
-        // What `encode` does itself, the file's own post-processor has to do.
-        let front = json!({"SpecialToken": {"id": bos, "type_id": 0}});
-        let of = |text: &str| json!({"Sequence": {"id": text, "type_id": 0}});
-        let mut file: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-        file["post_processor"] = json!({
-            "type": "TemplateProcessing",
-            "single": [front, of("A")],
-            "pair": [front, of("A"), of("B")],
-            "special_tokens": {bos.as_str(): {"id": bos, "ids": [id], "tokens": [bos]}},
-        });
-        Ok(file.to_string())
+        self.inner.to_string(false).map_err(|e| wrong(e.to_string()))
     }
 
     /// Token ids of `text`. Special tokens spelled out in the text become those tokens, as in Hugging Face; with
@@ -179,8 +96,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         let encoded = self.inner.encode_fast(text, add_special);
         let encoded = encoded.map_err(|e| TextError::Encode { reason: e.to_string() })?;
-        let bos = self.bos.filter(|_| add_special && self.add_bos);
-        Ok(bos.into_iter().chain(encoded.get_ids().iter().copied()).collect())
+        Ok(encoded.get_ids().to_vec())
     }
 
     /// The text of a whole sequence, as the tokenizer itself writes it: without the space that it puts in front of a text, and
