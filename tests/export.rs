@@ -340,6 +340,7 @@ fn a_tokenizer_out_of_a_gguf_base_reads_texts_as_before() {
     // And back into the words of a GGUF file.
     let again = gguf_tokenizer(
         &out.join("tokenizer.json"),
+        Vec::new(),
         Some("<|start|>"),
         Some("<|end|>"),
         vocabulary.tokens.len(),

@@ -2,8 +2,9 @@
 
 use crate::files::Folder;
 use crate::golden;
-use lonas::text::{VocabularyParts, gguf_tokenizer};
+use lonas::text::{Tokenizer, VocabularyParts, gguf_tokenizer};
 use serde_json::{Value, json};
+use tokenizers::AddedToken;
 
 /// A tokenizer.json of which `edit` changes something.
 fn tokenizer(name: &str, edit: impl FnOnce(&mut Value)) -> Result<VocabularyParts, String> {
@@ -11,7 +12,8 @@ fn tokenizer(name: &str, edit: impl FnOnce(&mut Value)) -> Result<VocabularyPart
     let mut json: Value = golden::json(&format!("tokenizer/{name}.json"));
     edit(&mut json);
     folder.write("tokenizer.json", json.to_string());
-    gguf_tokenizer(&folder.file("tokenizer.json"), Some("<s>"), Some("</s>"), 400).map_err(|e| e.to_string())
+    gguf_tokenizer(&folder.file("tokenizer.json"), Vec::new(), Some("<s>"), Some("</s>"), 400)
+        .map_err(|e| e.to_string())
 }
 
 #[test]
@@ -50,6 +52,19 @@ fn a_sentencepiece_tokenizer_becomes_tokens_and_scores() {
     assert_eq!(parts.token_types[..6], [2, 3, 3, 6, 1, 1]);
     // Earlier merges have higher scores; the two that make `abc` count as one.
     assert_eq!(parts.scores[8..12], [-1.0, -2.0, -3.0, -5.0]);
+}
+
+#[test]
+fn tokens_that_other_files_add_are_the_vocabularys() {
+    let added = [("[X]", false), ("[Y]", true)].map(|(text, special)| AddedToken::from(text, special));
+    let path = golden::path("tokenizer/byte-level.json");
+    let known = Tokenizer::from_files(&path, added.to_vec(), None, Some("[Y]")).unwrap();
+    let parts = gguf_tokenizer(&path, added.to_vec(), None, Some("[Y]"), 400).unwrap();
+    assert_eq!(parts.eos, known.eos());
+    for (text, kind) in [("[X]", 4), ("[Y]", 3)] {
+        let [id] = known.encode(text, false).unwrap()[..] else { panic!("{text} is one token") };
+        assert_eq!((parts.tokens[id as usize].as_str(), parts.token_types[id as usize]), (text, kind));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::files::{Folder, assert_names};
 use crate::golden;
 use lonas::artifact::{Base, TokenizerSource};
-use lonas::text::{AddedToken, ChatTemplate, Message, TextError, Tokenizer};
+use lonas::text::{ChatTemplate, Message, TextError, Tokenizer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -40,15 +40,6 @@ fn open(folder: &Folder) -> (Tokenizer, Option<String>) {
     let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos, added } = source else {
         panic!("a folder")
     };
-    let added = added.into_iter().map(|t| AddedToken {
-        content: t.content,
-        single_word: t.single_word,
-        lstrip: t.lstrip,
-        rstrip: t.rstrip,
-        normalized: t.normalized,
-        special: t.special,
-    });
-    let added = added.collect();
     let opened = Tokenizer::from_files(&tokenizer_json, added, bos.as_deref(), eos.as_deref());
     (opened.unwrap(), chat_template)
 }

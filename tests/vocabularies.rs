@@ -101,7 +101,7 @@ fn a_tokenizer_is_the_same_after_it_has_been_in_ggufs_words() {
         let text = |id: Option<u32>| id.map(|id| golden.parts.tokens[id as usize].as_str());
         let (bos, eos) = (text(golden.parts.bos), text(golden.parts.eos));
         let rows = golden.parts.tokens.len() + 3;
-        let words = gguf_tokenizer(&folder.file("tokenizer.json"), bos, eos, rows).unwrap();
+        let words = gguf_tokenizer(&folder.file("tokenizer.json"), Vec::new(), bos, eos, rows).unwrap();
         assert_eq!((words.tokens.len(), &words.model), (rows, &golden.parts.model));
         let again = Tokenizer::from_vocabulary(words).unwrap();
         check(&again, &golden.texts, &name);

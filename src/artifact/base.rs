@@ -3,9 +3,9 @@
 use super::ArtifactError;
 use super::gguf::GgufFile;
 use super::hugging_face::HuggingFaceFolder;
-use super::tokenizer_files::AddedToken;
 use crate::weights::{HostMatrix, HostVector};
 use std::path::{Path, PathBuf};
+use tokenizers::AddedToken;
 
 /// Models that are computed alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -301,8 +301,8 @@ impl Base {
     /// template, through which no question of an evaluation goes.
     pub fn settings_sha256(&self) -> Result<String, ArtifactError> {
         let tokenizer = match &self.tokenizer {
-            TokenizerSource::HuggingFace { tokenizer_json, bos, eos, .. } => {
-                format!("{} {bos:?} {eos:?}", super::sha256_of_file(tokenizer_json)?)
+            TokenizerSource::HuggingFace { tokenizer_json, bos, eos, added, .. } => {
+                format!("{} {bos:?} {eos:?} {added:?}", super::sha256_of_file(tokenizer_json)?)
             }
             // It stands in the file with the tensors, which has a digest of its own.
             TokenizerSource::Gguf(_) => String::new(),

@@ -47,7 +47,6 @@ pub use lock::FolderLock;
 pub use model_folder::{BaseReference, HeldCatalog, ModelFolder};
 pub use random::{BaseTensor, write_random_base};
 pub use safetensors_writer::SafetensorsWriter;
-pub use tokenizer_files::AddedToken;
 pub use whole::{MODEL_CARD, Replaceable, WholeFolder, check_apart, check_written, remove_partial};
 
 use sha2::{Digest, Sha256};

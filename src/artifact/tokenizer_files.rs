@@ -8,24 +8,21 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tokenizers::AddedToken;
 
-/// A token that is not left to the tokenizer's model, as tokenizer_config.json has it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct AddedToken {
-    pub content: String,
-    pub single_word: bool,
-    pub lstrip: bool,
-    pub rstrip: bool,
-    pub normalized: bool,
-    pub special: bool,
-}
-
-impl Default for AddedToken {
-    fn default() -> Self {
-        let content = String::new();
-        Self { content, single_word: false, lstrip: false, rstrip: false, normalized: true, special: false }
-    }
+/// An added token as tokenizer_config.json has it; what it does not say is as in transformers.
+#[derive(Deserialize)]
+struct Added {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    normalized: Option<bool>,
+    #[serde(default)]
+    special: bool,
 }
 
 /// The tokenizer of a folder.
@@ -69,11 +66,15 @@ fn chat_template(folder: &Path, config: &Value) -> Result<Option<String>, Artifa
 fn added(folder: &Path, config: &Value) -> Result<Vec<AddedToken>, ArtifactError> {
     let field = "added_tokens_decoder";
     let Some(tokens) = config.get(field).filter(|tokens| !tokens.is_null()) else { return Ok(Vec::new()) };
-    let tokens = BTreeMap::<u32, AddedToken>::deserialize(tokens);
+    let tokens = BTreeMap::<u32, Added>::deserialize(tokens);
     let wrong = |e: serde_json::Error| {
         ArtifactError::field(&folder.join("tokenizer_config.json"), field, e.to_string())
     };
-    Ok(tokens.map_err(wrong)?.into_values().collect())
+    let token = |Added { content, single_word, lstrip, rstrip, normalized, special }| {
+        let normalized = normalized.unwrap_or(!special);
+        AddedToken { content, single_word, lstrip, rstrip, normalized, special }
+    };
+    Ok(tokens.map_err(wrong)?.into_values().map(token).collect())
 }
 
 /// generation_config.json's tokens that end a text: an instruct model often names more there than in config.json.

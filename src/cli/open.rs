@@ -2,13 +2,13 @@
 
 use super::Failure;
 use crate::artifact::{
-    self, AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, ClassifierConfig, DEFAULT_BASE, Family,
+    AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, ClassifierConfig, DEFAULT_BASE, Family,
     FolderLock, GgufVocabulary, ModelFolder, TokenizerSource, locate,
 };
 use crate::backend::Selection;
 use crate::model::{Layout, Orders, SuperAdapter, model_shape};
 use crate::supernet::{Catalog, CatalogEntry, ModelShape, SearchSpace};
-use crate::text::{AddedToken, ChatError, ChatTemplate, Tokenizer, VocabularyParts};
+use crate::text::{ChatError, ChatTemplate, Tokenizer, VocabularyParts};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -244,17 +244,11 @@ pub(super) fn output(folder: &Path) -> Result<FolderLock, Failure> {
 pub(super) fn tokenizer(base: &Base) -> Result<Tokenizer, Failure> {
     let tokenizer = match &base.tokenizer {
         TokenizerSource::HuggingFace { tokenizer_json, bos, eos, added, .. } => {
-            let added = added.iter().map(added_token).collect();
-            Tokenizer::from_files(tokenizer_json, added, bos.as_deref(), eos.as_deref())?
+            Tokenizer::from_files(tokenizer_json, added.clone(), bos.as_deref(), eos.as_deref())?
         }
         TokenizerSource::Gguf(vocabulary) => Tokenizer::from_vocabulary(parts(vocabulary.clone()))?,
     };
     Ok(tokenizer)
-}
-
-fn added_token(token: &artifact::AddedToken) -> AddedToken {
-    let artifact::AddedToken { content, single_word, lstrip, rstrip, normalized, special } = token.clone();
-    AddedToken { content, single_word, lstrip, rstrip, normalized, special }
 }
 
 fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {

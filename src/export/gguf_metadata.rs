@@ -152,11 +152,13 @@ fn sizes(config: &BaseConfig, architecture: &str) -> Metadata {
 /// A folder's tokenizer.json and chat template.
 fn tokenizer(source: Source<'_>, notes: &mut Notes) -> Result<Metadata, ExportError> {
     let config = &source.base.config;
-    let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos, .. } = &source.base.tokenizer
+    let TokenizerSource::HuggingFace { tokenizer_json, chat_template, bos, eos, added } =
+        &source.base.tokenizer
     else {
         return Ok(Metadata::new());
     };
-    let parts = gguf_tokenizer(tokenizer_json, bos.as_deref(), eos.as_deref(), config.vocabulary)?;
+    let parts =
+        gguf_tokenizer(tokenizer_json, added.clone(), bos.as_deref(), eos.as_deref(), config.vocabulary)?;
     let eos = parts.eos.or(config.eos_tokens.first().copied());
     let bos = parts.bos.or(config.bos_token);
     let ends = config.eos_tokens.iter().copied().filter(|&token| Some(token) != eos).collect::<Vec<_>>();

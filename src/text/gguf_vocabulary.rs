@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use tokenizers::AddedToken;
 
 /// llama.cpp's kinds of tokens.
 pub(super) const NORMAL: i32 = 1;
@@ -75,19 +76,22 @@ impl Merge {
     }
 }
 
-/// Reads a tokenizer.json for a model of `vocabulary` tokens; `bos` and `eos` are the special tokens' texts.
+/// Reads a tokenizer.json for a model of `vocabulary` tokens; `added` are what other files add to it, `bos` and `eos` the special
+/// tokens' texts.
 ///
 /// # Errors
 /// [`TextError::NotInGguf`] for a tokenizer that llama.cpp would not compute, beside files that are no tokenizer.
 pub fn gguf_tokenizer(
     path: &Path,
+    added: Vec<AddedToken>,
     bos: Option<&str>,
     eos: Option<&str>,
     vocabulary: usize,
 ) -> Result<VocabularyParts, TextError> {
     // Whether it is a tokenizer at all; what it says is then read from the text itself.
-    let known = tokenizer_json::read(path)?;
+    let mut known = tokenizer_json::read(path)?;
     let wrong = |reason: String| TextError::File { path: path.into(), reason };
+    known.add_tokens(added.clone()).map_err(|e| wrong(e.to_string()))?;
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     let not_in_gguf = |reason: String| TextError::NotInGguf { path: path.into(), reason };
     // A unigram's vocabulary is no map, so that the kind is asked first.
@@ -97,7 +101,11 @@ pub fn gguf_tokenizer(
     if let Some(kind) = kind.filter(|kind| kind != "BPE") {
         return Err(not_in_gguf(format!("its model is {kind}, not BPE")));
     }
-    let file = serde_json::from_str::<File>(&text).map_err(|e| wrong(e.to_string()))?;
+    let mut file = serde_json::from_str::<File>(&text).map_err(|e| wrong(e.to_string()))?;
+    file.added_tokens.extend(added.into_iter().filter_map(|token| {
+        let id = known.token_to_id(&token.content)?;
+        Some(Added { id, content: token.content, special: token.special })
+    }));
 
     let id = |text: Option<&str>| text.and_then(|t| known.token_to_id(t));
     let (bos, eos) = (id(bos), id(eos));

@@ -17,5 +17,4 @@ pub use pair::{EncodedText, Truncation};
 pub use stop::{Pushed, StopMatcher};
 pub use stream::StreamDecoder;
 pub use tokenizer::{TextError, Tokenizer};
-pub use tokenizers::AddedToken;
 pub use vocabulary::VocabularyParts;
