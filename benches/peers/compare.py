@@ -197,7 +197,9 @@ def steps_row(dtype: str, threads: int, test: str, context: int, streams: int, s
 
 def server_command(args, side: str, dtype: str, threads: int, port: int) -> list:
     if side == "lonas":
-        return [args.lonas, "serve", args.model, "--port", port, "--threads", threads, "--dtype", dtype]
+        # Rounds ask for the same prompts; llama-server computes them anew, too.
+        options = ["--port", port, "--threads", threads, "--dtype", dtype, "--prefix-cache=false"]
+        return [args.lonas, "serve", args.model, *options]
     most = max(args.http_streams)
     return [
         PEERS / "build/bin/llama-server", "-m", peer_model(dtype), "--lora", ADAPTER, "-t", threads, "-tb", threads,

@@ -70,6 +70,20 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONAS_STEP_TOKENS", default_value_t = 256, value_name = "N")]
     step_tokens: usize,
 
+    /// Keep what prompts and answers have computed, as long as nobody needs the room, for requests to the same sub-network that
+    /// begin with the same tokens: they are answered sooner.
+    #[arg(
+        long,
+        env = "LONAS_PREFIX_CACHE",
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    prefix_cache: bool,
+
     /// Seconds that running requests may take to finish after SIGTERM.
     #[arg(long, env = "LONAS_DRAIN_SECONDS", default_value_t = 30, value_name = "SECONDS")]
     drain_seconds: u64,
@@ -197,8 +211,9 @@ fn served(args: &ServeArgs, opened: open::Opened) -> Result<(ServedModels, Arc<M
 
 impl ServeArgs {
     fn engine(&self) -> EngineOptions {
-        let Self { max_running, max_waiting, step_tokens, .. } = self;
+        let Self { max_running, max_waiting, step_tokens, prefix_cache, .. } = self;
         EngineOptions {
+            prefix_cache: *prefix_cache,
             max_running: (*max_running).max(1),
             max_waiting: (*max_waiting).max(1),
             step_tokens: (*step_tokens).max(1),

@@ -18,11 +18,13 @@ pub struct EngineOptions {
     pub max_waiting: usize,
     /// Tokens in one step; a longer prompt is computed in chunks.
     pub step_tokens: usize,
+    /// Whether what a sequence has computed is kept for others that begin alike, as long as nobody needs the room.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_running: 64, max_waiting: 256, step_tokens: 256 }
+        Self { max_running: 64, max_waiting: 256, step_tokens: 256, prefix_cache: true }
     }
 }
 

@@ -4,6 +4,8 @@
 //! it for a step, computes the step, and sends what came of it. `handle` is what everybody else holds, `entrance` what it has in
 //! common with the engine that classifies texts (`classify`).
 //!
+//! `blocks` keeps what full blocks hold for sequences that begin alike (the prefix cache).
+//!
 //! Cancelling: whoever drops a sequence's receiver cancels it. The worker notices before its next step, wherever the
 //! sequence is (waiting, in the middle of its prompt, decoding), and its cache blocks are free at once.
 
@@ -12,6 +14,8 @@ mod classify;
 mod entrance;
 mod handle;
 mod observer;
+#[cfg(test)]
+mod prefix_tests;
 mod request;
 mod scheduler;
 #[cfg(test)]
@@ -22,4 +26,4 @@ pub use classify::{Classified, ClassifierEngine, ClassifyRequest, TextTokens};
 pub use handle::{Engine, EngineOptions};
 pub use observer::{Load, Observer, Step};
 pub use request::{Event, Finish, Request, SubmitError, TokenLogprob};
-pub use scheduler::{Planned, Scheduler, StepPlan};
+pub use scheduler::{Planned, Scheduler, Started, StepPlan};

@@ -38,6 +38,9 @@ pub trait Observer: Send + Sync {
 
     /// A sequence of this sub-network waited this long before its first step.
     fn started(&self, _subnetwork: u32, _waited: Duration) {}
+
+    /// Of a prompt of so many tokens, so many were in the cache.
+    fn looked_up(&self, _subnetwork: u32, _prompt: usize, _cached: usize) {}
 }
 
 impl Observer for () {}

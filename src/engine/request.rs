@@ -2,6 +2,7 @@
 
 use crate::backend::Selection;
 use crate::generation::Sampling;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// One sequence to generate.
@@ -19,8 +20,11 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// `Some(n)`: report each generated token's log probability and the `n` likeliest tokens.
     pub logprobs: Option<usize>,
-    /// `Some(n)`: the same for each prompt token.
+    /// `Some(n)`: the same for each prompt token. It is computed whole then, whatever is in the cache.
     pub prompt_logprobs: Option<usize>,
+    /// Only requests with the same one begin with what others of them have computed, so that nobody can tell by the time what
+    /// somebody else has asked.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 /// A token's log probability under the model's own distribution (before temperature and the like), natural log.
@@ -43,9 +47,13 @@ pub enum Finish {
     Failed,
 }
 
-/// What happens to a submitted sequence, in this order: `Prompt` once if asked for, `Token`s, then `Finished`.
+/// What happens to a submitted sequence, in this order: `Started` once, `Prompt` once if asked for, `Token`s, then `Finished`.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// It has its first share of a step; so many tokens of its prompt were in the cache already.
+    Started {
+        cached: usize,
+    },
     /// Log probabilities of prompt tokens `1..`; the first has none.
     Prompt(Vec<TokenLogprob>),
     /// One generated token; `logprob` if asked for.

@@ -6,8 +6,13 @@
 //! does not wait for a long one. Blocks are taken as they are needed; when none is left the youngest running sequence gives
 //! its own up, waits in front of the queue, and later computes its tokens again. The oldest is never preempted and every
 //! sequence fits the pool by itself, so somebody always gets on.
+//!
+//! A sequence begins behind what full blocks of others hold of it (see `blocks`), at the latest with its last token, whose
+//! logits nobody has kept. While another one that came before computes what it begins with, it lends that one its turns.
 
-use super::blocks::BlockPool;
+use super::blocks::{BlockPool, Origin, Prefix};
+use super::handle::EngineOptions;
+use super::request::Request;
 use crate::backend::{Segment, Selection, SequenceSpan};
 use crate::model::Batch;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +28,8 @@ pub struct Scheduler {
     block_size: usize,
     max_running: usize,
     step_tokens: usize,
+    /// Whether blocks are kept for others that begin alike.
+    prefix_cache: bool,
 }
 
 #[derive(Debug)]
@@ -36,9 +43,63 @@ struct Sequence {
     /// Positions below this one whose logits are wanted too (for the prompt's log probabilities).
     logits_until: usize,
     blocks: Vec<u32>,
+    /// How many of its blocks are full and known to the pool, and what these hold.
+    known: usize,
+    prefix: Prefix,
+    /// What stands before its first block.
+    start: Prefix,
+    /// Whether it has had a share of a step since it was admitted.
+    begun: bool,
 }
 
 impl Sequence {
+    fn new(id: u64, request: &Request) -> Self {
+        let Selection { adapter, subnetwork, .. } = request.selection;
+        let start = Prefix::Nothing(Origin { adapter, subnetwork, salt: request.cache_salt.clone() });
+        Self {
+            id,
+            selection: request.selection.clone(),
+            tokens: request.prompt.clone(),
+            computed: 0,
+            // The logits of position p say how likely token p + 1 is, so the prompt's last position is not among them.
+            logits_until: request.prompt_logprobs.map_or(0, |_| request.prompt.len().saturating_sub(1)),
+            blocks: Vec::new(),
+            known: 0,
+            prefix: start.clone(),
+            start,
+            begun: false,
+        }
+    }
+
+    /// As before it was admitted; its blocks have been taken.
+    fn put_back(&mut self) {
+        (self.computed, self.known, self.begun) = (0, 0, false);
+        self.prefix = self.start.clone();
+    }
+
+    /// While it has not begun: the tokens in whole blocks whose logits it does not need.
+    fn reusable(&self, block_size: usize) -> &[u32] {
+        let most = if self.logits_until > 0 { 0 } else { self.tokens.len().saturating_sub(1) };
+        &self.tokens[..most / block_size * block_size]
+    }
+
+    /// The same: blocks of others that hold what comes next, and what these hold.
+    fn find(&self, pool: &BlockPool, block_size: usize) -> (Vec<u32>, Prefix) {
+        let tokens = self.reusable(block_size).get(self.computed..).unwrap_or_default();
+        pool.find(&self.prefix, tokens, block_size)
+    }
+
+    /// The same: takes these.
+    fn look_up(&mut self, pool: &mut BlockPool, block_size: usize) {
+        let (found, prefix) = self.find(pool, block_size);
+        debug_assert!(found.is_empty() || self.blocks.len() == self.known);
+        pool.hold(&found);
+        self.known += found.len();
+        self.computed = self.known * block_size;
+        self.prefix = prefix;
+        self.blocks.extend(found);
+    }
+
     /// Tokens that are not computed yet: one while it decodes.
     fn left(&self) -> usize {
         self.tokens.len() - self.computed
@@ -51,10 +112,18 @@ pub struct StepPlan {
     pub batch: Batch,
     /// In the order of the batch's rows.
     pub sequences: Vec<Planned>,
-    /// Sequences of which this step computes the first tokens.
-    pub started: Vec<u64>,
+    /// Sequences that have their first share of a step since they were admitted.
+    pub started: Vec<Started>,
     /// Sequences that had to give their blocks up.
     pub preempted: Vec<u64>,
+}
+
+/// A sequence that begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    pub id: u64,
+    /// So many of its tokens are in the cache already, by others that began alike.
+    pub cached: usize,
 }
 
 /// One sequence's share of a step.
@@ -80,22 +149,26 @@ impl Planned {
 }
 
 impl Scheduler {
-    /// A pool of `blocks` blocks of `block_size` positions; at most `max_running` sequences and `step_tokens` tokens in
-    /// one step.
-    pub fn new(blocks: usize, block_size: usize, max_running: usize, step_tokens: usize) -> Self {
-        let pool = BlockPool::new(blocks);
-        let (max_running, step_tokens) = (max_running.max(1), step_tokens.max(1));
-        Self { waiting: VecDeque::new(), running: Vec::new(), pool, block_size, max_running, step_tokens }
+    /// A pool of `blocks` blocks of `block_size` positions.
+    pub fn new(blocks: usize, block_size: usize, options: &EngineOptions) -> Self {
+        let EngineOptions { max_running, step_tokens, prefix_cache, .. } = *options;
+        Self {
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            pool: BlockPool::new(blocks),
+            block_size,
+            max_running: max_running.max(1),
+            step_tokens: step_tokens.max(1),
+            prefix_cache,
+        }
     }
 
-    /// Puts a sequence at the end of the queue. `logits_until`: the logits of its positions below this one are wanted
-    /// too. The caller has made sure that the sequence can never outgrow the pool.
-    pub fn add(&mut self, id: u64, selection: Selection, tokens: Vec<u32>, logits_until: usize) {
-        let blocks = Vec::new();
-        self.waiting.push_back(Sequence { id, selection, tokens, computed: 0, logits_until, blocks });
+    /// Puts a sequence at the end of the queue. The caller has made sure that it can never outgrow the pool.
+    pub fn add(&mut self, id: u64, request: &Request) {
+        self.waiting.push_back(Sequence::new(id, request));
     }
 
-    /// Plans the next step and takes it as computed; `None` if there is nothing to do.
+    /// Plans the next step; `None` if there is nothing to do. It is to be computed before the next one is planned.
     pub fn plan(&mut self) -> Option<StepPlan> {
         let mut plan = StepPlan::default();
         let mut budget = self.step_tokens;
@@ -108,6 +181,9 @@ impl Scheduler {
         self.hold(&mut shares, &mut plan.preempted);
         if plan.preempted.is_empty() && budget > 0 {
             self.admit();
+        }
+        for sequence in self.running.iter_mut().filter(|sequence| !sequence.begun) {
+            sequence.look_up(&mut self.pool, self.block_size);
         }
         shares.resize(self.running.len(), 0);
         self.share_out(budget, &mut shares);
@@ -130,10 +206,41 @@ impl Scheduler {
         // Of equal ones the older first: the sort is stable.
         prompts.sort_by_key(|&index| left(index, shares));
         for index in prompts {
-            let more = left(index, shares).min(budget);
+            let (index, until) = self.computes(index);
+            let computed = self.running[index].computed + shares[index];
+            let more = left(index, shares).min(until.saturating_sub(computed)).min(budget);
             shares[index] += more;
             budget -= more;
         }
+    }
+
+    /// Who computes what this sequence needs next, and to which position: itself, or who came before and begins alike.
+    fn computes(&self, mut index: usize) -> (usize, usize) {
+        let mut until = usize::MAX;
+        while let Some((before, blocks)) = self.begins_alike(index) {
+            (index, until) = (before, blocks * self.block_size);
+        }
+        (index, until)
+    }
+
+    /// An older sequence which still has to compute what this one could begin with, and how many blocks that are.
+    fn begins_alike(&self, index: usize) -> Option<(usize, usize)> {
+        let sequence = &self.running[index];
+        if !self.prefix_cache || sequence.begun {
+            return None;
+        }
+        let wanted = sequence.reusable(self.block_size);
+        let alike = |other: &Sequence| {
+            let blocks = other.tokens.chunks_exact(self.block_size).zip(wanted.chunks_exact(self.block_size));
+            blocks.take_while(|(one, other)| one == other).count()
+        };
+        let older = self.running[..index].iter().enumerate();
+        let computing = older.filter(|(_, other)| {
+            other.known < other.tokens.len() / self.block_size && other.start == sequence.start
+        });
+        let blocks = computing.map(|(at, other)| (at, alike(other)));
+        let useful = blocks.filter(|&(at, blocks)| blocks > sequence.known.max(self.running[at].known));
+        useful.max_by_key(|&(_, blocks)| blocks)
     }
 
     /// Gives running sequences blocks for their shares; the shares of those that had to go go with them.
@@ -161,7 +268,7 @@ impl Scheduler {
                 preempted.push(youngest.id);
             }
             self.pool.release(&mut youngest.blocks);
-            youngest.computed = 0;
+            youngest.put_back();
             self.waiting.push_front(youngest);
             if index == self.running.len() {
                 return false;
@@ -177,11 +284,14 @@ impl Scheduler {
         let mut promised_all = self.running.iter().map(promised).sum::<usize>();
         while self.running.len() < self.max_running {
             let Some(first) = self.waiting.front() else { return };
-            promised_all += promised(first);
-            if promised_all > self.pool.free() {
+            let (found, _) = first.find(&self.pool, self.block_size);
+            promised_all += promised(first) - found.len();
+            if promised_all + self.pool.free_among(&found) > self.pool.free() {
                 return;
             }
-            self.running.extend(self.waiting.pop_front());
+            let Some(mut first) = self.waiting.pop_front() else { return };
+            first.look_up(&mut self.pool, self.block_size);
+            self.running.push(first);
         }
     }
 
@@ -194,8 +304,9 @@ impl Scheduler {
         for (index, tokens) in shares {
             let sequence = &mut self.running[index];
             let positions = sequence.computed..sequence.computed + tokens;
-            if sequence.computed == 0 {
-                plan.started.push(sequence.id);
+            if !sequence.begun {
+                sequence.begun = true;
+                plan.started.push(Started { id: sequence.id, cached: sequence.computed });
             }
             let last = positions.end == sequence.tokens.len();
             let wanted = sequence.logits_until.clamp(positions.start, positions.end) - positions.start;
@@ -216,6 +327,23 @@ impl Scheduler {
             }
             sequence.computed = positions.end;
             plan.sequences.push(Planned { id: sequence.id, positions, first_output, wanted, last });
+        }
+    }
+
+    /// The step has been computed: from now on others may find the blocks that it has filled.
+    pub fn computed(&mut self, plan: &StepPlan) {
+        if !self.prefix_cache {
+            return;
+        }
+        for planned in &plan.sequences {
+            let Some(sequence) = self.running.iter_mut().find(|s| s.id == planned.id) else { continue };
+            let full = planned.positions.end / self.block_size;
+            for (index, tokens) in
+                sequence.tokens.chunks_exact(self.block_size).enumerate().take(full).skip(sequence.known)
+            {
+                sequence.prefix = self.pool.know(&sequence.prefix, tokens, sequence.blocks[index]);
+            }
+            sequence.known = full;
         }
     }
 
@@ -246,7 +374,7 @@ impl Scheduler {
         for sequence in self.running.iter().chain(&self.waiting) {
             let (running, waiting) = counts.entry(sequence.selection.subnetwork).or_default();
             // An admitted one waits for its first share of a step.
-            *(if sequence.computed > 0 { running } else { waiting }) += 1;
+            *(if sequence.begun { running } else { waiting }) += 1;
         }
         counts
     }

@@ -16,12 +16,12 @@ use tokio::sync::mpsc::Receiver;
 const VOCABULARY: usize = 50;
 const STOP: u32 = 7;
 /// Tokens with which a prompt makes the toy misbehave.
-const FAIL: u32 = 40;
+pub(super) const FAIL: u32 = 40;
 const PANIC: u32 = 41;
 const NOT_A_NUMBER: u32 = 42;
 const LOSE: u32 = 43;
 
-struct Toy {
+pub(super) struct Toy {
     blocks: usize,
     block_size: usize,
     /// Token and sub-network by slot.
@@ -31,7 +31,7 @@ struct Toy {
 
 /// Lets a test hold the executor before its next step.
 #[derive(Default)]
-struct Gate {
+pub(super) struct Gate {
     closed: Mutex<bool>,
     opened: Condvar,
 }
@@ -49,7 +49,7 @@ impl Gate {
 }
 
 /// What the toy says after this history.
-fn next(history: &[u32], subnetwork: u32) -> u32 {
+pub(super) fn next(history: &[u32], subnetwork: u32) -> u32 {
     let hash = history.iter().fold(17 + u64::from(subnetwork), |h, &t| (h * 31 + u64::from(t)) % 1_000_003);
     (hash % 40) as u32
 }
@@ -113,7 +113,7 @@ fn selection(subnetwork: u32) -> Selection {
     Selection { adapter: (subnetwork % 2) as usize, subnetwork, shape }
 }
 
-fn request(prompt: &[u32], max_tokens: usize, subnetwork: u32) -> Request {
+pub(super) fn request(prompt: &[u32], max_tokens: usize, subnetwork: u32) -> Request {
     Request {
         prompt: prompt.to_vec(),
         selection: selection(subnetwork),
@@ -123,11 +123,12 @@ fn request(prompt: &[u32], max_tokens: usize, subnetwork: u32) -> Request {
         stop_tokens: vec![STOP],
         logprobs: None,
         prompt_logprobs: None,
+        cache_salt: None,
     }
 }
 
 /// What the request must say, by definition, all by itself.
-fn alone(request: &Request) -> (Vec<u32>, Finish) {
+pub(super) fn alone(request: &Request) -> (Vec<u32>, Finish) {
     let mut history = request.prompt.clone();
     let mut tokens = Vec::new();
     while tokens.len() < request.max_tokens {
@@ -143,8 +144,8 @@ fn alone(request: &Request) -> (Vec<u32>, Finish) {
 
 /// Steps and preemptions, and the load after the last step.
 #[derive(Default)]
-struct Seen {
-    preempted: AtomicUsize,
+pub(super) struct Seen {
+    pub(super) preempted: AtomicUsize,
     started: AtomicUsize,
     most_tokens: AtomicUsize,
     used: AtomicUsize,
@@ -169,13 +170,17 @@ impl Observer for Seen {
     }
 }
 
-struct Bench {
-    engine: Engine,
-    seen: Arc<Seen>,
-    gate: Arc<Gate>,
+pub(super) struct Bench {
+    pub(super) engine: Engine,
+    pub(super) seen: Arc<Seen>,
+    pub(super) gate: Arc<Gate>,
 }
 
-fn engine(blocks: usize, block_size: usize, options: EngineOptions) -> Bench {
+pub(super) fn options(max_running: usize, max_waiting: usize, step_tokens: usize) -> EngineOptions {
+    EngineOptions { max_running, max_waiting, step_tokens, prefix_cache: true }
+}
+
+pub(super) fn engine(blocks: usize, block_size: usize, options: EngineOptions) -> Bench {
     let (seen, gate) = (Arc::new(Seen::default()), Arc::new(Gate::default()));
     let toy = Toy { blocks, block_size, pool: HashMap::new(), gate: Arc::clone(&gate) };
     let observer: Arc<dyn Observer> = Arc::<Seen>::clone(&seen);
@@ -183,20 +188,20 @@ fn engine(blocks: usize, block_size: usize, options: EngineOptions) -> Bench {
 }
 
 /// All tokens and how it ended.
-fn read(mut receiver: Receiver<Event>) -> (Vec<u32>, Result<Finish, String>) {
+pub(super) fn read(mut receiver: Receiver<Event>) -> (Vec<u32>, Result<Finish, String>) {
     let mut tokens = Vec::new();
     loop {
         match receiver.blocking_recv() {
             Some(Event::Token { token, .. }) => tokens.push(token),
             Some(Event::Finished(finish)) => return (tokens, Ok(finish)),
             Some(Event::Failed(reason)) => return (tokens, Err(reason)),
-            Some(Event::Prompt(_)) => {}
+            Some(Event::Started { .. } | Event::Prompt(_)) => {}
             None => return (tokens, Err("the channel closed without an end".into())),
         }
     }
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen");
@@ -204,9 +209,14 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// Many begin alike, so that they find each other's blocks.
 fn requests() -> impl Strategy<Value = Vec<Request>> {
-    let one = (prop::collection::vec(0u32..40, 1..20), 0usize..12, 0u32..4);
-    prop::collection::vec(one.prop_map(|(prompt, max, sub)| request(&prompt, max, sub)), 1..25)
+    let one = (0usize..12, prop::collection::vec(0u32..40, 1..8), 0usize..12, 0u32..4);
+    let one = one.prop_map(|(alike, rest, max, sub)| {
+        let prompt = (0..alike as u32).chain(rest).collect::<Vec<_>>();
+        request(&prompt, max, sub)
+    });
+    prop::collection::vec(one, 1..25)
 }
 
 proptest! {
@@ -215,8 +225,9 @@ proptest! {
     #[test]
     fn every_sequence_says_what_it_says_alone(
         requests in requests(), blocks in 8usize..30, step_tokens in 1usize..20, max_running in 1usize..9,
+        prefix_cache in any::<bool>(),
     ) {
-        let options = EngineOptions { max_running, max_waiting: 100, step_tokens };
+        let options = EngineOptions { max_running, max_waiting: 100, step_tokens, prefix_cache };
         let bench = engine(blocks, 4, options);
         let receivers = requests.iter().map(|r| bench.engine.submit(r.clone()).unwrap()).collect::<Vec<_>>();
         for (request, receiver) in requests.iter().zip(receivers) {
@@ -231,7 +242,7 @@ proptest! {
 
     #[test]
     fn cancelling_some_changes_nothing_for_the_others(requests in requests(), cancelled in prop::collection::vec(any::<bool>(), 25)) {
-        let bench = engine(12, 4, EngineOptions { max_running: 4, max_waiting: 100, step_tokens: 7 });
+        let bench = engine(12, 4, options(4, 100, 7));
         let mut kept = Vec::new();
         for (request, cancel) in requests.iter().zip(cancelled) {
             let receiver = bench.engine.submit(request.clone()).unwrap();
@@ -250,18 +261,20 @@ proptest! {
         lengths in prop::collection::vec((1usize..30, 1usize..20, 0u32..3), 1..30),
         blocks in 13usize..40, budget in 1usize..40, max_running in 1usize..10,
     ) {
-        let mut scheduler = Scheduler::new(blocks, 4, max_running, budget);
+        let mut scheduler = Scheduler::new(blocks, 4, &options(max_running, 0, budget));
         let mut left = HashMap::new();
         for (id, &(prompt, output, sub)) in lengths.iter().enumerate() {
-            scheduler.add(id as u64, selection(sub), vec![1; prompt], 0);
+            scheduler.add(id as u64, &request(&vec![1; prompt], 0, sub));
             left.insert(id as u64, output);
         }
         for _ in 0..20_000 {
             let Some(plan) = scheduler.plan() else { break };
             prop_assert!(plan.batch.tokens.len() <= budget && plan.sequences.len() <= max_running);
-            let mut owned = plan.batch.spans.iter().flat_map(|s| &s.blocks).collect::<Vec<_>>();
-            owned.sort_unstable();
-            prop_assert!(owned.windows(2).all(|w| w[0] != w[1]), "a block with two owners");
+            let mut holders = HashMap::<u32, usize>::new();
+            plan.batch.spans.iter().flat_map(|s| &s.blocks).for_each(|&b| *holders.entry(b).or_default() += 1);
+            let mut written = plan.batch.spans.iter().flat_map(|s| &s.blocks[s.start / 4..]);
+            prop_assert!(written.all(|block| holders[block] == 1), "written while others hold it");
+            scheduler.computed(&plan);
             prop_assert_eq!(plan.batch.segments.last().unwrap().rows.end, plan.batch.tokens.len());
             for planned in plan.sequences.iter().filter(|p| p.last) {
                 let left = left.get_mut(&planned.id).unwrap();
@@ -281,12 +294,12 @@ fn steps_until_done(
     more: impl Fn(usize) -> Option<u64>,
 ) -> HashMap<u64, usize> {
     for &(id, length) in prompts {
-        scheduler.add(id, selection(0), vec![1; length], 0);
+        scheduler.add(id, &request(&vec![1; length], 0, 0));
     }
     let mut done = HashMap::new();
     for step in 1..200 {
         if let Some(id) = more(step) {
-            scheduler.add(id, selection(0), vec![1; 20], 0);
+            scheduler.add(id, &request(&[1; 20], 0, 0));
         }
         let Some(plan) = scheduler.plan() else { break };
         for planned in plan.sequences.iter().filter(|planned| planned.last) {
@@ -299,7 +312,8 @@ fn steps_until_done(
 
 #[test]
 fn a_short_prompt_does_not_wait_for_a_long_one() {
-    let scheduler = || Scheduler::new(1000, 16, 100, 32);
+    let options = EngineOptions { prefix_cache: false, ..options(100, 0, 32) };
+    let scheduler = || Scheduler::new(1000, 16, &options);
     let done = steps_until_done(&mut scheduler(), &[(0, 3200), (1, 16), (2, 40)], |_| None);
     // The long one takes half of the first steps: the first short one is done in one, the next with what is left.
     assert_eq!((done[&1], done[&2], done[&0]), (1, 4, 102));
@@ -313,7 +327,7 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
 
 #[test]
 fn a_full_pool_preempts_and_loses_nothing() {
-    let bench = engine(10, 4, EngineOptions { max_running: 8, max_waiting: 100, step_tokens: 64 });
+    let bench = engine(10, 4, options(8, 100, 64));
     let requests = (0..8).map(|i| request(&[i, 9], 25, i)).map(|r| Request { stop_tokens: Vec::new(), ..r });
     let requests = requests.collect::<Vec<_>>();
     let receivers = bench.engine.submit_all(requests.clone()).unwrap();
@@ -348,7 +362,7 @@ fn a_failing_step_ends_its_sequences_and_the_engine_goes_on() {
 
 #[test]
 fn a_lost_device_ends_the_engine_which_then_takes_nothing() {
-    let bench = engine(20, 4, EngineOptions { max_running: 1, max_waiting: 3, step_tokens: 64 });
+    let bench = engine(20, 4, options(1, 3, 64));
     bench.gate.set(true);
     let lost = bench.engine.submit_all(vec![request(&[1, LOSE], 5, 0), request(&[1, 2], 5, 0)]).unwrap();
     assert!(bench.engine.is_accepting());
@@ -363,7 +377,7 @@ fn a_lost_device_ends_the_engine_which_then_takes_nothing() {
 
 #[test]
 fn a_full_queue_refuses_at_once_and_all_or_nothing() {
-    let bench = engine(20, 4, EngineOptions { max_running: 1, max_waiting: 3, step_tokens: 64 });
+    let bench = engine(20, 4, options(1, 3, 64));
     bench.gate.set(true);
     let running = bench.engine.submit(request(&[1], 3, 0)).unwrap();
     wait_until("the first one starts", || bench.seen.started.load(Ordering::SeqCst) == 1);
@@ -383,7 +397,7 @@ fn a_full_queue_refuses_at_once_and_all_or_nothing() {
 
 #[test]
 fn a_burst_takes_the_places_of_the_running_too() {
-    let bench = engine(20, 4, EngineOptions { max_running: 5, max_waiting: 1, step_tokens: 64 });
+    let bench = engine(20, 4, options(5, 1, 64));
     bench.gate.set(true);
     let all = bench.engine.submit_all(vec![request(&[1], 3, 0); 6]).unwrap();
     assert_eq!(bench.engine.submit(request(&[1], 3, 0)).unwrap_err(), SubmitError::QueueFull { limit: 6 });
@@ -438,6 +452,7 @@ fn prompt_logprobs_come_whole_whatever_the_chunks() {
         let bench = engine(20, 4, EngineOptions { step_tokens, ..EngineOptions::default() });
         let asked = Request { prompt_logprobs: Some(1), logprobs: Some(2), ..request(&prompt, 1, 0) };
         let mut receiver = bench.engine.submit(asked).unwrap();
+        assert!(matches!(receiver.blocking_recv(), Some(Event::Started { cached: 0 })));
         let Some(Event::Prompt(logprobs)) = receiver.blocking_recv() else {
             panic!("the prompt comes first")
         };

@@ -3,7 +3,7 @@
 use super::entrance::Inside;
 use super::handle::EngineOptions;
 use super::observer::{Load, Observer, Step};
-use super::{Event, Finish, Planned, Request, Scheduler, StepPlan, TokenLogprob};
+use super::{Event, Finish, Planned, Request, Scheduler, Started, StepPlan, TokenLogprob};
 use crate::backend::Draw;
 use crate::generation::{Sampler, token_logprob};
 use crate::model::{Executor, Outputs};
@@ -52,8 +52,7 @@ impl Worker {
         observer: Arc<dyn Observer>,
         inside: Inside<Submission>,
     ) -> Self {
-        let EngineOptions { max_running, step_tokens, .. } = options;
-        let scheduler = Scheduler::new(executor.blocks(), executor.block_size(), max_running, step_tokens);
+        let scheduler = Scheduler::new(executor.blocks(), executor.block_size(), &options);
         Self { executor, scheduler, tasks: HashMap::new(), next_id: 0, observer, inside, lost: false }
     }
 
@@ -86,6 +85,7 @@ impl Worker {
             }
             Err(_) => return self.fail(&plan, "the computation panicked"),
         };
+        self.scheduler.computed(&plan);
         for planned in &plan.sequences {
             self.deliver(planned, &outputs);
         }
@@ -108,9 +108,7 @@ impl Worker {
         let id = self.next_id;
         self.next_id += 1;
         let sampler = Sampler::new(request.sampling.clone(), &request.prompt);
-        // The logits of position p say how likely token p + 1 is, so the prompt's last position is not among them.
-        let logits_until = request.prompt_logprobs.map_or(0, |_| request.prompt.len() - 1);
-        self.scheduler.add(id, request.selection.clone(), request.prompt.clone(), logits_until);
+        self.scheduler.add(id, &request);
         let task = Task {
             request,
             events,
@@ -137,10 +135,13 @@ impl Worker {
                 self.observer.preempted(task.request.selection.subnetwork);
             }
         }
-        for id in &plan.started {
+        for Started { id, cached } in &plan.started {
             let Some(task) = self.tasks.get_mut(id).filter(|t| !t.started) else { continue };
             task.started = true;
-            self.observer.started(task.request.selection.subnetwork, task.submitted.elapsed());
+            let subnetwork = task.request.selection.subnetwork;
+            self.observer.started(subnetwork, task.submitted.elapsed());
+            self.observer.looked_up(subnetwork, task.request.prompt.len(), *cached);
+            let _ = task.events.try_send(Event::Started { cached: *cached });
         }
     }
 

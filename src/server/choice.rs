@@ -113,6 +113,7 @@ impl Choice {
     /// The engine's reason for giving up this sequence.
     pub(super) fn take(&mut self, event: Event) -> Result<Option<Delta>, String> {
         let delta = match event {
+            Event::Started { .. } => Delta::default(),
             Event::Prompt(scores) => self.prompt(scores),
             Event::Token { token, logprob, .. } => self.token(token, logprob),
             Event::Finished(Finish::Stop(token)) => {

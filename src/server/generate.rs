@@ -210,6 +210,7 @@ fn requests(
                 stop_tokens: stop_tokens.to_vec(),
                 logprobs: parameters.logprobs,
                 prompt_logprobs,
+                cache_salt: parameters.cache_salt.clone(),
             });
             let settings = ChoiceSettings {
                 stop: parameters.stop.clone(),

@@ -40,6 +40,8 @@ pub(super) struct Run {
     opening: VecDeque<(usize, Delta)>,
     /// Where to look first, so that no sequence starves the others.
     cursor: usize,
+    /// Prompt tokens that were in the cache.
+    cached: usize,
     longest: bool,
     cut_off: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -53,7 +55,7 @@ impl Run {
     ) -> Self {
         let opening =
             sequences.iter().enumerate().filter_map(|(at, s)| Some((at, s.choice.opening()?))).collect();
-        Self { sequences, ticket, opening, cursor: 0, longest: false, cut_off: Box::pin(cut_off) }
+        Self { sequences, ticket, opening, cursor: 0, cached: 0, longest: false, cut_off: Box::pin(cut_off) }
     }
 
     /// How many answers there are; their indices are `0..len`.
@@ -62,7 +64,7 @@ impl Run {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        Usage::new(self.ticket.prompt_tokens(), self.ticket.generated_tokens())
+        Usage::new(self.ticket.prompt_tokens(), self.ticket.generated_tokens()).with_cached(self.cached)
     }
 
     /// The next piece of any answer, with its index; `None` after the last.
@@ -109,6 +111,11 @@ impl Run {
     fn take(&mut self, at: usize, event: Option<Event>) -> Result<Option<Delta>, String> {
         let sequence = &mut self.sequences[at];
         let event = event.ok_or("the engine has stopped")?;
+        if let Event::Started { cached } = event {
+            // As the prompt itself, for one of its answers only.
+            self.cached += if sequence.prompt_tokens > 0 { cached } else { 0 };
+            return Ok(None);
+        }
         if !sequence.prompt_counted && !matches!(event, Event::Failed(_) | Event::Finished(Finish::Failed)) {
             sequence.prompt_counted = true;
             self.ticket.prompt_done(sequence.prompt_tokens);

@@ -5,6 +5,7 @@
 use super::wire::{ApiError, ChatRequest, ClassifyRequest, CompletionRequest, Shared, Stop};
 use crate::generation::Sampling;
 use crate::text::{Message, Truncation};
+use std::sync::Arc;
 use std::time::Duration;
 
 const MOST_STOPS: usize = 16;
@@ -12,6 +13,7 @@ const LONGEST_STOP: usize = 256;
 const MOST_BIASES: usize = 1024;
 const MOST_LOGPROBS: i64 = 20;
 const MOST_STOP_TOKENS: usize = 128;
+const LONGEST_SALT: usize = 256;
 const MOST_MESSAGES: usize = 4096;
 
 /// What every server bounds.
@@ -70,6 +72,7 @@ pub(super) struct Parameters {
     /// The likeliest tokens to report for each generated one; `None` for no log probabilities.
     pub(super) logprobs: Option<usize>,
     pub(super) stream: Option<StreamMode>,
+    pub(super) cache_salt: Option<Arc<str>>,
 }
 
 /// How a streamed answer reports usage.
@@ -253,7 +256,19 @@ fn shared_fields(shared: &Shared, limits: &Limits) -> Result<Parameters, ApiErro
         ignore_eos: shared.ignore_eos.unwrap_or(false),
         logprobs: None,
         stream: stream.then_some(mode),
+        cache_salt: cache_salt(shared.cache_salt.as_deref())?,
     })
+}
+
+fn cache_salt(salt: Option<&str>) -> Result<Option<Arc<str>>, ApiError> {
+    match salt.map(str::len) {
+        Some(0) => Err(ApiError::invalid("cache_salt", "cache_salt must not be empty".into())),
+        Some(bytes) if bytes > LONGEST_SALT => {
+            let message = format!("cache_salt may be at most {LONGEST_SALT} bytes long, got {bytes}");
+            Err(ApiError::invalid("cache_salt", message))
+        }
+        _ => Ok(salt.map(Arc::from)),
+    }
 }
 
 fn check_min_tokens(parameters: &Parameters) -> Result<(), ApiError> {

@@ -58,7 +58,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let engine = EngineOptions { max_running: 16, max_waiting: 64, step_tokens: 40 };
+        let engine = EngineOptions { max_running: 16, max_waiting: 64, step_tokens: 40, prefix_cache: true };
         Self {
             engine,
             api_keys: Vec::new(),
@@ -284,6 +284,16 @@ impl Answer {
         assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
         data.iter().map(|d| serde_json::from_str(d).unwrap()).collect()
     }
+}
+
+/// Tokens of a usage: prompt, completion, total.
+pub(crate) fn tokens(usage: &Value) -> [usize; 3] {
+    ["prompt_tokens", "completion_tokens", "total_tokens"].map(|key| usage[key].as_u64().unwrap() as usize)
+}
+
+/// Tokens of an answer's prompts that were in the cache.
+pub(crate) fn cached(answer: &Value) -> usize {
+    answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() as usize
 }
 
 pub(crate) fn supernets(tiny: &Tiny) -> [Supernet; 2] {

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`: what only chat has.
 
-use super::app::{App, CHAT, Options};
+use super::app::{App, CHAT, Options, tokens};
 use crate::tiny::CONTEXT;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ async fn a_conversation_is_what_its_template_writes() {
     let body = json!({"prompt": rendered, "add_special_tokens": false, "temperature": 0, "max_tokens": 20});
     let completion = app.complete(body).await;
     assert_eq!(content(&chat), completion["choices"][0]["text"]);
-    assert_eq!(chat["usage"], completion["usage"]);
+    assert_eq!(tokens(&chat["usage"]), tokens(&completion["usage"]));
     let unopened = json!({"messages": messages, "add_generation_prompt": false, "max_tokens": 1});
     let opening = app.encode("assistant:").len() - app.encode("").len();
     let prompt = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();

@@ -87,7 +87,12 @@ fn tokens(answer: &Value) -> Vec<String> {
 #[tokio::test]
 async fn a_request_says_in_a_mixed_batch_what_it_says_alone() {
     let app = App::with(Options {
-        engine: lonas::engine::EngineOptions { max_running: 64, max_waiting: 64, step_tokens: 64 },
+        engine: lonas::engine::EngineOptions {
+            max_running: 64,
+            max_waiting: 64,
+            step_tokens: 64,
+            prefix_cache: true,
+        },
         ..Options::default()
     });
     let cases = cases(&app);

@@ -359,7 +359,7 @@ async fn sub_networks_of_several_requests_share_a_step_and_say_what_they_say_alo
 
 #[tokio::test]
 async fn a_full_server_says_at_once_when_to_come_again() {
-    let engine = EngineOptions { max_running: 2, max_waiting: 1, step_tokens: 64 };
+    let engine = EngineOptions { max_running: 2, max_waiting: 1, step_tokens: 64, prefix_cache: true };
     let app = App::with(Options { engine, ..options() });
     app.gate.after(0, Then::Wait);
     let running = app.start(CLASSIFY, &json!({"input": ["one", "two"]}));

@@ -32,6 +32,7 @@ fn shared_cases() -> Vec<(&'static str, Vec<Value>)> {
     vec![
         ("model", vec![json!(1), json!(["tiny-tied"]), json!({})]),
         ("max_tokens", vec![json!(-1), json!(CONTEXT + 1), json!("5"), json!(1.5), json!(1e300), json!([1])]),
+        ("cache_salt", vec![json!(""), json!("s".repeat(257)), json!(5)]),
         ("min_tokens", vec![json!(-1), json!(CONTEXT + 1), json!(true)]),
         ("temperature", vec![json!(-0.1), json!(2.1), json!("hot"), json!([0.5])]),
         ("top_p", vec![json!(0), json!(-0.5), json!(1.1), json!(1e-60)]),
@@ -314,7 +315,7 @@ async fn http_has_its_own_ways_to_be_wrong() {
 #[tokio::test]
 async fn a_full_server_says_at_once_when_to_come_again() {
     let app = App::with(Options {
-        engine: EngineOptions { max_running: 2, max_waiting: 1, step_tokens: 64 },
+        engine: EngineOptions { max_running: 2, max_waiting: 1, step_tokens: 64, prefix_cache: true },
         ..Options::default()
     });
     app.gate.after(0, Then::Wait);

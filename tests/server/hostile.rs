@@ -35,7 +35,7 @@ fn any_request() -> impl Strategy<Value = Value> {
         "temperature": 0.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "frequency_penalty": 0.5,
         "presence_penalty": -0.5, "repetition_penalty": 1.1, "logit_bias": {"5": 3}, "seed": 5, "n": 2, "stop": "e",
         "stop_token_ids": [5], "ignore_eos": true, "stream": false, "echo": true,
-        "logprobs": null, "suffix": "", "add_special_tokens": true, "tools": [],
+        "logprobs": null, "cache_salt": "mine", "suffix": "", "add_special_tokens": true, "tools": [],
         "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"], "audio": null,
     });
     mostly(&good)

@@ -167,7 +167,7 @@ async fn a_body_that_is_too_large_is_answered_and_not_just_cut_off() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_while_it_waits_is_never_computed() {
-    let engine = EngineOptions { max_running: 1, max_waiting: 4, step_tokens: 64 };
+    let engine = EngineOptions { max_running: 1, max_waiting: 4, step_tokens: 64, prefix_cache: true };
     let served = Served::start(Options { engine, ..Options::default() }, Duration::from_secs(30)).await;
     served.app.gate.after(0, Then::Wait);
     let mut first = served.ask(&long(&json!({"max_tokens": 3})));

@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod logprobs;
 mod metrics;
+mod prefix;
 mod streaming;
 mod subnetworks;
 mod system;

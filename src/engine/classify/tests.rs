@@ -151,7 +151,7 @@ struct Bench {
 /// An engine that nobody but the test opens the gate for.
 fn engine(max_running: usize, step_tokens: usize) -> (ClassifierEngine, Arc<Seen>, Arc<Gate>) {
     let (seen, gate) = (Arc::new(Seen::default()), Arc::new(Gate::default()));
-    let options = EngineOptions { max_running, max_waiting: 1, step_tokens };
+    let options = EngineOptions { max_running, max_waiting: 1, step_tokens, ..EngineOptions::default() };
     let observer: Arc<dyn Observer> = Arc::<Seen>::clone(&seen);
     let toy = Box::new(Toy { gate: Arc::clone(&gate) });
     (ClassifierEngine::start(toy, options, observer).unwrap(), seen, gate)

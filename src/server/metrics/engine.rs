@@ -20,6 +20,8 @@ pub(in crate::server) struct EngineState {
     pub(in crate::server) kv_usage: Gauge,
     pub(in crate::server) kv_blocks: IntGaugeVec,
     pub(in crate::server) preemptions: IntCounterVec,
+    pub(in crate::server) prefix_queried: IntCounterVec,
+    pub(in crate::server) prefix_hits: IntCounterVec,
 }
 
 impl EngineState {
@@ -59,6 +61,16 @@ impl EngineState {
             preemptions: families.counter(
                 "preemptions_total",
                 "Sequences put back for lack of blocks.",
+                subnetwork,
+            )?,
+            prefix_queried: families.counter(
+                "prefix_cache_queried_tokens_total",
+                "Prompt tokens that were looked for in the prefix cache.",
+                subnetwork,
+            )?,
+            prefix_hits: families.counter(
+                "prefix_cache_hit_tokens_total",
+                "Prompt tokens that were in the prefix cache, so that they were not computed.",
                 subnetwork,
             )?,
         })

@@ -112,7 +112,9 @@ impl Metrics {
         for family in [&self.engine.running, &self.engine.waiting] {
             family.with_label_values(&[&label]);
         }
-        let counters = [&self.counts.prompt_tokens, &self.counts.generated_tokens, &self.engine.preemptions];
+        let EngineState { preemptions, prefix_queried, prefix_hits, .. } = &self.engine;
+        let RequestCounts { prompt_tokens, generated_tokens, .. } = &self.counts;
+        let counters = [prompt_tokens, generated_tokens, preemptions, prefix_queried, prefix_hits];
         for family in counters {
             family.with_label_values(&[&label]);
         }

@@ -9,11 +9,24 @@ pub(in crate::server) struct Usage {
     pub(in crate::server) prompt_tokens: usize,
     pub(in crate::server) completion_tokens: usize,
     pub(in crate::server) total_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::server) prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+/// How many tokens of the prompt did not have to be computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(in crate::server) struct PromptTokensDetails {
+    pub(in crate::server) cached_tokens: usize,
 }
 
 impl Usage {
     pub(in crate::server) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        let total_tokens = prompt_tokens + completion_tokens;
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details: None }
+    }
+
+    pub(in crate::server) fn with_cached(self, cached_tokens: usize) -> Self {
+        Self { prompt_tokens_details: Some(PromptTokensDetails { cached_tokens }), ..self }
     }
 }
 

@@ -30,6 +30,7 @@ pub(in crate::server) struct Shared {
     pub(in crate::server) ignore_eos: Option<bool>,
     pub(in crate::server) stream: Option<bool>,
     pub(in crate::server) stream_options: Option<StreamOptions>,
+    pub(in crate::server) cache_salt: Option<String>,
     /// A field that asks for what cannot be served yet.
     pub(in crate::server) unsupported: Option<&'static str>,
 }
@@ -71,6 +72,7 @@ macro_rules! request {
             ignore_eos: Option<bool>,
             stream: Option<bool>,
             stream_options: Option<$crate::server::wire::StreamOptions>,
+            cache_salt: Option<String>,
             // These would change the answer, so they are read and refused instead of ignored.
             truncate_prompt_tokens: Option<serde_json::Value>,
             allowed_token_ids: Option<serde_json::Value>,
@@ -112,6 +114,7 @@ macro_rules! request {
                     ignore_eos: self.ignore_eos,
                     stream: self.stream,
                     stream_options: self.stream_options.take(),
+                    cache_salt: self.cache_salt.take(),
                     unsupported: $crate::server::wire::fields::first_asked(&[
                         ("truncate_prompt_tokens", &self.truncate_prompt_tokens),
                         ("allowed_token_ids", &self.allowed_token_ids),
