@@ -10,7 +10,7 @@ use super::ticket::Ticket;
 use super::validate::{self, StreamMode};
 use super::wire::{
     AnswerMessage, ApiError, ChatAnswer, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs,
-    ChatRequest, ChatToken, ChatTopToken, Prompts, Usage, logprob_on_wire, read_json,
+    ChatRequest, ChatToken, ChatTopToken, Prompts, Slo, Usage, logprob_on_wire, read_json,
 };
 use crate::text::{ChatError, Message, Tokenizer};
 use axum::extract::{Request, State};
@@ -36,6 +36,7 @@ async fn start(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<(Head, Vec<Sequence>, ChatFormat, Option<StreamMode>), ApiError> {
+    let slo = Slo::of(request.headers());
     let mut request: ChatRequest = read_json(request, state.limits.max_body).await?;
     state.task.generation()?;
     let shared = request.take_shared();
@@ -45,7 +46,7 @@ async fn start(
     let (mode, logprobs) = (parameters.stream, parameters.logprobs.is_some());
     let job = Job {
         model: shared.model,
-        elastic: shared.elastic,
+        elastic: slo?.with(shared.elastic)?,
         parameters,
         prompts: Prompts::Texts(vec![prompt]),
         // The template writes them out.

@@ -10,7 +10,7 @@ use super::metrics::Endpoint;
 use super::select::{Chosen, Wish};
 use super::ticket::{Outcome, Ticket};
 use super::validate;
-use super::wire::{ApiError, ClassifiedInput, ClassifyAnswer, ClassifyRequest, Usage, read_json};
+use super::wire::{ApiError, ClassifiedInput, ClassifyAnswer, ClassifyRequest, Slo, Usage, read_json};
 use crate::engine;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
@@ -38,9 +38,11 @@ async fn answer(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request: ClassifyRequest = read_json(request, state.limits.max_body).await?;
+    let slo = Slo::of_whole_answer(request.headers());
+    let mut request: ClassifyRequest = read_json(request, state.limits.max_body).await?;
     let engine = state.task.classifier()?;
     let parameters = validate::classify(&request, &state.limits)?;
+    request.elastic = slo?.with(request.elastic.take())?;
     let models = state.registry.now();
     let wish = Wish::new(&models, request.model.as_deref(), request.elastic.as_ref())?;
     if let Some(sub_network) = wish.certain() {

@@ -9,8 +9,8 @@ use super::run::{Run, Sequence};
 use super::ticket::Ticket;
 use super::validate::{self, StreamMode};
 use super::wire::{
-    ApiError, CompletionAnswer, CompletionChoice, CompletionLogprobs, CompletionRequest, TopLogprobs, Usage,
-    logprob_on_wire, read_json,
+    ApiError, CompletionAnswer, CompletionChoice, CompletionLogprobs, CompletionRequest, Slo, TopLogprobs,
+    Usage, logprob_on_wire, read_json,
 };
 use crate::text::Tokenizer;
 use axum::extract::{Request, State};
@@ -39,6 +39,7 @@ async fn start(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<(Head, Vec<Sequence>, CompletionFormat, Option<StreamMode>), ApiError> {
+    let slo = Slo::of(request.headers());
     let mut request: CompletionRequest = read_json(request, state.limits.max_body).await?;
     state.task.generation()?;
     let shared = request.take_shared();
@@ -47,7 +48,7 @@ async fn start(
     let (mode, logprobs) = (parameters.stream, parameters.logprobs.is_some());
     let job = Job {
         model: shared.model,
-        elastic: shared.elastic,
+        elastic: slo?.with(shared.elastic)?,
         parameters,
         prompts,
         add_special: request.add_special_tokens.unwrap_or(true),

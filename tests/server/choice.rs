@@ -162,7 +162,7 @@ async fn unknown_names_are_404_and_never_served_by_something_else() {
 }
 
 /// maximal: 0.8 and slow, heuristic: 0.6, minimal: 0.4 and fast.
-fn measure(models: &mut [ServedModel]) {
+pub(crate) fn measure(models: &mut [ServedModel]) {
     for model in models {
         let known = [("maximal", 0.8, 4e-3), ("heuristic", 0.6, 2e-3), ("minimal", 0.4, 1e-3)];
         for (name, score, seconds) in known {

@@ -13,6 +13,7 @@ mod lifecycle;
 mod logprobs;
 mod metrics;
 mod prefix;
+mod slo;
 mod streaming;
 mod subnetworks;
 mod system;

@@ -12,6 +12,7 @@ mod error;
 mod fields;
 mod models;
 mod path;
+mod slo;
 mod subnetworks;
 
 pub(super) use answer::{ElasticAnswer, StopReason, Usage, logprob_on_wire};
@@ -30,4 +31,5 @@ pub(super) use models::{
     Card, CardList, DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest,
 };
 pub(super) use path::PathId;
+pub(super) use slo::Slo;
 pub(super) use subnetworks::{RegisterRequest, RemoveQuery, Removed, SubNetworkCard, SubNetworkList};
