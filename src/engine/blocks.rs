@@ -1,8 +1,9 @@
 //! Who holds which block of the key-value pool, and what full blocks hold that outlive their sequences: the prefix cache.
 //!
 //! What a block holds is told by its tokens and by what stands before them, so what begins alike is found block by block.
-//! Nothing is told by a hash: whoever finds a block has the very tokens that it was computed from. Blocks that nobody
-//! holds count as free; those with nothing in them go first, then what was let go of longest ago.
+//! Nothing is told by a hash: whoever finds a block has the very tokens that it was computed from. Who holds a block holds all
+//! that stand before it, so none is forgotten before those behind it. Blocks that nobody holds count as free; those with nothing in
+//! them go first, then what was let go of longest ago.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,11 +21,11 @@ pub(super) struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Prefix {
     Nothing(Origin),
-    /// All that the block holds which was known under this number, and what stands before it. No number is given twice.
-    Known(u64),
+    /// What the block holds that was published under this number, and what stands before it. No number is given twice.
+    Block(u64),
 }
 
-/// What a block holds.
+/// What a published block holds.
 #[derive(Debug, Clone)]
 struct Content {
     number: u64,
@@ -50,7 +51,7 @@ pub(super) struct BlockPool {
     /// Nobody holds these, but they may be found: by turn, the oldest first.
     idle: BTreeMap<u64, u32>,
     /// Where to find what: by what stands before, then by a block's tokens.
-    known: HashMap<Prefix, HashMap<Box<[u32]>, u32>>,
+    published: HashMap<Prefix, HashMap<Box<[u32]>, u32>>,
     numbers: u64,
     turns: u64,
 }
@@ -62,7 +63,7 @@ impl BlockPool {
             // Popped from the end, so that block 0 goes first.
             empty: (0..total as u32).rev().collect(),
             idle: BTreeMap::new(),
-            known: HashMap::new(),
+            published: HashMap::new(),
             numbers: 0,
             turns: 0,
         }
@@ -87,11 +88,11 @@ impl BlockPool {
         let (_, block) = self.idle.pop_first()?;
         let content = self.blocks[block as usize].content.take();
         if let Some(Content { before, tokens, .. }) = content
-            && let Some(alike) = self.known.get_mut(&before)
+            && let Some(blocks) = self.published.get_mut(&before)
         {
-            alike.remove(&tokens);
-            if alike.is_empty() {
-                self.known.remove(&before);
+            blocks.remove(&tokens);
+            if blocks.is_empty() {
+                self.published.remove(&before);
             }
         }
         Some(block)
@@ -100,29 +101,33 @@ impl BlockPool {
     /// Takes all of the owner's blocks back. The last go first when room is needed, since a block can be found only after
     /// those before it.
     pub(super) fn release(&mut self, owner: &mut Vec<u32>) {
-        for block in owner.drain(..).rev() {
-            let state = &mut self.blocks[block as usize];
-            state.holders -= 1;
-            if state.holders > 0 {
-                continue;
-            }
-            if state.content.is_some() {
+        owner.drain(..).rev().for_each(|block| self.let_go(block));
+    }
+
+    /// One less holds this block.
+    fn let_go(&mut self, number: u32) {
+        let block = &mut self.blocks[number as usize];
+        block.holders -= 1;
+        match (block.holders, &block.content) {
+            (0, Some(_)) => {
                 self.turns += 1;
-                state.turn = self.turns;
-                self.idle.insert(self.turns, block);
-            } else {
-                self.empty.push(block);
+                block.turn = self.turns;
+                self.idle.insert(self.turns, number);
             }
+            (0, None) => self.empty.push(number),
+            _ => {}
         }
     }
 
     /// The blocks that hold the first of these tokens, as far as there are any, and what they hold together.
     pub(super) fn find(&self, start: &Prefix, tokens: &[u32], block_size: usize) -> (Vec<u32>, Prefix) {
         let (mut found, mut before) = (Vec::new(), start.clone());
-        for tokens in tokens.chunks_exact(block_size) {
-            let Some(&block) = self.known.get(&before).and_then(|alike| alike.get(tokens)) else { break };
+        for of_block in tokens.chunks_exact(block_size) {
+            let Some(&block) = self.published.get(&before).and_then(|blocks| blocks.get(of_block)) else {
+                break;
+            };
             let Some(content) = &self.blocks[block as usize].content else { break };
-            before = Prefix::Known(content.number);
+            before = Prefix::Block(content.number);
             found.push(block);
         }
         (found, before)
@@ -133,28 +138,33 @@ impl BlockPool {
         blocks.iter().filter(|&&block| self.blocks[block as usize].holders == 0).count()
     }
 
-    /// One more holds these blocks, which it has found.
-    pub(super) fn hold(&mut self, found: &[u32]) {
-        for &block in found {
-            let state = &mut self.blocks[block as usize];
-            if state.holders == 0 {
-                self.idle.remove(&state.turn);
+    /// One more holds each of these blocks, which were found.
+    pub(super) fn share(&mut self, found: &[u32]) {
+        for &number in found {
+            let block = &mut self.blocks[number as usize];
+            if block.holders == 0 {
+                self.idle.remove(&block.turn);
             }
-            state.holders += 1;
+            block.holders += 1;
         }
     }
 
-    /// A held block is full: whoever begins with what stands before and these tokens may find it from now on, unless another
-    /// block is found for them already. Returns what stands before the next block.
-    pub(super) fn know(&mut self, before: &Prefix, tokens: &[u32], block: u32) -> Prefix {
-        let alike = self.known.entry(before.clone()).or_default();
-        let block = *alike.entry(tokens.into()).or_insert(block);
-        let content = &mut self.blocks[block as usize].content;
+    /// The caller's `block` is full: it can be found from now on by who begins with what stands before it and these tokens. If
+    /// another one is found for them already, the caller holds that instead. Returns what stands before the next block.
+    pub(super) fn publish(&mut self, before: &Prefix, tokens: &[u32], block: &mut u32) -> Prefix {
+        let blocks = self.published.entry(before.clone()).or_default();
+        let found = *blocks.entry(tokens.into()).or_insert(*block);
+        if found != *block {
+            self.share(&[found]);
+            self.let_go(*block);
+            *block = found;
+        }
+        let content = &mut self.blocks[found as usize].content;
         let content = content.get_or_insert_with(|| {
             self.numbers += 1;
             Content { number: self.numbers, before: before.clone(), tokens: tokens.into() }
         });
-        Prefix::Known(content.number)
+        Prefix::Block(content.number)
     }
 
     /// Blocks that can be given away.

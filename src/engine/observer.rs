@@ -39,8 +39,8 @@ pub trait Observer: Send + Sync {
     /// A sequence of this sub-network waited this long before its first step.
     fn started(&self, _subnetwork: u32, _waited: Duration) {}
 
-    /// Of a prompt of so many tokens, so many were in the cache.
-    fn looked_up(&self, _subnetwork: u32, _prompt: usize, _cached: usize) {}
+    /// So many tokens of a prompt were looked for in the prefix cache, and so many of them found.
+    fn looked_up(&self, _subnetwork: u32, _tokens: usize, _cached: usize) {}
 }
 
 impl Observer for () {}

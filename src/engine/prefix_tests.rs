@@ -116,7 +116,7 @@ fn who_is_preempted_finds_what_is_left_of_its_own() {
     for step in 0..20 {
         let plan = scheduler.plan().expect("somebody always gets on");
         plan.started.iter().for_each(|started| cached.entry(started.id).or_default().push(started.cached));
-        scheduler.computed(&plan);
+        plan.sequences.iter().for_each(|planned| scheduler.publish(planned));
         plan.sequences.iter().for_each(|planned| scheduler.push(planned.id, 7));
         // The older one has had all of it for a while.
         if step == 14 {
@@ -129,15 +129,14 @@ fn who_is_preempted_finds_what_is_left_of_its_own() {
 }
 
 /// Tokens that are computed until all of these have all of theirs, and the step in which each has.
-fn computed(prompts: &[Vec<u32>], step_tokens: usize) -> (usize, Vec<usize>) {
-    let mut scheduler = Scheduler::new(100, BLOCK, &options(8, 0, step_tokens));
-    for (id, prompt) in prompts.iter().enumerate() {
-        scheduler.add(id as u64, &request(prompt, 1, 0));
+fn computed(scheduler: &mut Scheduler, requests: &[Request]) -> (usize, Vec<usize>) {
+    for (id, request) in requests.iter().enumerate() {
+        scheduler.add(id as u64, request);
     }
-    let (mut tokens, mut done) = (0, vec![0; prompts.len()]);
+    let (mut tokens, mut done) = (0, vec![0; requests.len()]);
     for step in 1.. {
         let Some(plan) = scheduler.plan() else { break };
-        scheduler.computed(&plan);
+        plan.sequences.iter().for_each(|planned| scheduler.publish(planned));
         tokens += plan.batch.tokens.len();
         for planned in plan.sequences.iter().filter(|planned| planned.last) {
             done[planned.id as usize] = step;
@@ -149,19 +148,78 @@ fn computed(prompts: &[Vec<u32>], step_tokens: usize) -> (usize, Vec<usize>) {
 
 #[test]
 fn what_several_begin_with_is_computed_once_even_when_they_come_together() {
+    let computed = |step_tokens: usize, prompts: &[&[u32]]| {
+        let requests = prompts.iter().map(|prompt| request(prompt, 1, 0)).collect::<Vec<_>>();
+        computed(&mut Scheduler::new(100, BLOCK, &options(8, 0, step_tokens)), &requests)
+    };
     let long = (0..33).collect::<Vec<u32>>();
     // Eight blocks in two steps, and a token of each in the third.
-    assert_eq!(computed(&vec![long.clone(); 4], 16), (33 + 3, vec![3; 4]));
+    assert_eq!(computed(16, &[&long[..]; 4]), (33 + 3, vec![3; 4]));
     // One that shares two blocks with it and goes on by itself begins as soon as these are there, another at once.
     let alike = [&long[..8], &[40, 41, 42]].concat();
-    assert_eq!(computed(&[long.clone(), alike.clone()], 8), (33 + 3, vec![5, 2]));
-    let other = vec![7; 6];
-    assert_eq!(computed(&[long, other], 8), (33 + 6, vec![5, 2]));
-    // It lends its turn to the one that it waits for, though that one is neither the oldest nor the shortest.
+    assert_eq!(computed(8, &[&long, &alike]), (33 + 3, vec![5, 2]));
+    assert_eq!(computed(8, &[&long, &[7; 6]]), (33 + 6, vec![5, 2]));
+    // It gives its turn to the one that it waits for, though that one is neither the oldest nor the shortest.
     let (oldest, longer) = (vec![9; 48], (0..40).collect::<Vec<u32>>());
-    let (tokens, done) = computed(&[oldest, longer, alike], 8);
+    let (tokens, done) = computed(8, &[&oldest, &longer, &alike]);
     assert_eq!(tokens, 48 + 40 + 3);
     assert!(done[2] <= 4, "{done:?}");
+}
+
+#[test]
+fn nobody_gives_turns_to_who_is_behind_it() {
+    let mut scheduler = Scheduler::new(100, BLOCK, &options(8, 0, 8));
+    let shared = (0..40).collect::<Vec<u32>>();
+    computed(&mut scheduler, &[request(&shared, 1, 0)]);
+    let scored = Request { prompt_logprobs: Some(0), ..request(&[&shared[..], &[1; 24]].concat(), 1, 0) };
+    let found = request(&[&shared[..], &[2; 3]].concat(), 1, 0);
+    let requests = [request(&[9; 64], 1, 0), scored, found, request(&[8; 3], 1, 0)];
+    let (_, done) = computed(&mut scheduler, &requests);
+    // The one with prompt log probabilities computes all of what the next one has found.
+    assert!(done[2] <= 2 && done[3] <= 2 && done[0] <= 17, "{done:?}");
+}
+
+#[test]
+fn what_somebody_computes_again_is_not_forgotten_before_what_follows() {
+    // The last token is always computed, so of two whole blocks the second one is, though it can be found.
+    let bench = bench(16);
+    let again = Request { stop_tokens: Vec::new(), ..request(&prompt(8), 1, 0) };
+    let filler = Request { stop_tokens: Vec::new(), ..request(&[1; 50], 1, 0) };
+    let read_all = |request: Request| {
+        let mut receiver = bench.engine.submit(request).unwrap();
+        let Some(Event::Started { cached }) = receiver.blocking_recv() else { panic!("it starts first") };
+        let (tokens, end) = read(receiver);
+        assert_eq!(end, Ok(Finish::Length));
+        (cached, tokens)
+    };
+    read_all(again.clone());
+    read_all(filler);
+    let (found, answer) = read_all(Request { max_tokens: 40, ..again });
+    assert_eq!(found, 4);
+    let next = [&prompt(8)[..], &answer].concat();
+    assert_eq!(
+        cached(&bench, &request(&next, 1, 0)),
+        44,
+        "all but the last token, which nobody has computed"
+    );
+}
+
+#[test]
+fn only_a_generated_token_decodes() {
+    let mut scheduler = Scheduler::new(100, BLOCK, &options(8, 0, 64));
+    for id in 0..2 {
+        scheduler.add(id, &request(&prompt(9), 9, 0));
+        let mut decodes = Vec::new();
+        for _ in 0..3 {
+            let plan = scheduler.plan().expect("it goes on");
+            decodes.push((plan.sequences[0].positions.len(), plan.sequences[0].decodes));
+            scheduler.publish(&plan.sequences[0]);
+            scheduler.push(id, 7);
+        }
+        // The second finds all of its prompt but one token.
+        assert_eq!(decodes, [([9, 1][id as usize], false), (1, true), (1, true)]);
+        scheduler.remove(id);
+    }
 }
 
 #[test]

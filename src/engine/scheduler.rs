@@ -8,7 +8,7 @@
 //! sequence fits the pool by itself, so somebody always gets on.
 //!
 //! A sequence begins behind what full blocks of others hold of it (see `blocks`), at the latest with its last token, whose
-//! logits nobody has kept. While another one that came before computes what it begins with, it lends that one its turns.
+//! logits nobody has kept. While another one computes what it begins with, it gives that one its turns and waits.
 
 use super::blocks::{BlockPool, Origin, Prefix};
 use super::handle::EngineOptions;
@@ -38,13 +38,15 @@ struct Sequence {
     selection: Selection,
     /// Prompt and generated tokens.
     tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    prompt: usize,
     /// How many of them are in the cache.
     computed: usize,
     /// Positions below this one whose logits are wanted too (for the prompt's log probabilities).
     logits_until: usize,
     blocks: Vec<u32>,
-    /// How many of its blocks are full and known to the pool, and what these hold.
-    known: usize,
+    /// How many of its blocks are full and published, and what these hold.
+    published: usize,
     prefix: Prefix,
     /// What stands before its first block.
     start: Prefix,
@@ -60,11 +62,12 @@ impl Sequence {
             id,
             selection: request.selection.clone(),
             tokens: request.prompt.clone(),
+            prompt: request.prompt.len(),
             computed: 0,
             // The logits of position p say how likely token p + 1 is, so the prompt's last position is not among them.
             logits_until: request.prompt_logprobs.map_or(0, |_| request.prompt.len().saturating_sub(1)),
             blocks: Vec::new(),
-            known: 0,
+            published: 0,
             prefix: start.clone(),
             start,
             begun: false,
@@ -73,29 +76,29 @@ impl Sequence {
 
     /// As before it was admitted; its blocks have been taken.
     fn put_back(&mut self) {
-        (self.computed, self.known, self.begun) = (0, 0, false);
+        (self.computed, self.published, self.begun) = (0, 0, false);
         self.prefix = self.start.clone();
     }
 
-    /// While it has not begun: the tokens in whole blocks whose logits it does not need.
+    /// The tokens, in whole blocks, that it can take from others before it begins: their logits are not needed.
     fn reusable(&self, block_size: usize) -> &[u32] {
         let most = if self.logits_until > 0 { 0 } else { self.tokens.len().saturating_sub(1) };
         &self.tokens[..most / block_size * block_size]
     }
 
-    /// The same: blocks of others that hold what comes next, and what these hold.
+    /// Before it begins: blocks of others that hold what comes next, and what these hold.
     fn find(&self, pool: &BlockPool, block_size: usize) -> (Vec<u32>, Prefix) {
         let tokens = self.reusable(block_size).get(self.computed..).unwrap_or_default();
         pool.find(&self.prefix, tokens, block_size)
     }
 
-    /// The same: takes these.
+    /// Before it begins: takes these.
     fn look_up(&mut self, pool: &mut BlockPool, block_size: usize) {
         let (found, prefix) = self.find(pool, block_size);
-        debug_assert!(found.is_empty() || self.blocks.len() == self.known);
-        pool.hold(&found);
-        self.known += found.len();
-        self.computed = self.known * block_size;
+        debug_assert!(found.is_empty() || self.blocks.len() == self.published);
+        pool.share(&found);
+        self.published += found.len();
+        self.computed = self.published * block_size;
         self.prefix = prefix;
         self.blocks.extend(found);
     }
@@ -104,6 +107,12 @@ impl Sequence {
     fn left(&self) -> usize {
         self.tokens.len() - self.computed
     }
+}
+
+/// Whose turn it is, and up to which position.
+struct Turn {
+    index: usize,
+    until: usize,
 }
 
 /// One step.
@@ -122,7 +131,9 @@ pub struct StepPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
     pub id: u64,
-    /// So many of its tokens are in the cache already, by others that began alike.
+    /// So many of its tokens were looked for in the cache.
+    pub looked_up: usize,
+    /// So many of them are there already, by others that began alike.
     pub cached: usize,
 }
 
@@ -138,6 +149,8 @@ pub struct Planned {
     pub wanted: usize,
     /// Whether all its tokens are computed with this step, so that the next one can be sampled.
     pub last: bool,
+    /// Whether that is one token which it has generated.
+    pub decodes: bool,
 }
 
 impl Planned {
@@ -178,8 +191,9 @@ impl Scheduler {
             budget -= share;
             shares.push(share);
         }
-        self.hold(&mut shares, &mut plan.preempted);
-        if plan.preempted.is_empty() && budget > 0 {
+        let running = self.running.len();
+        budget += self.hold(&mut shares, &mut plan.preempted);
+        if self.running.len() == running && budget > 0 {
             self.admit();
         }
         for sequence in self.running.iter_mut().filter(|sequence| !sequence.begun) {
@@ -206,7 +220,7 @@ impl Scheduler {
         // Of equal ones the older first: the sort is stable.
         prompts.sort_by_key(|&index| left(index, shares));
         for index in prompts {
-            let (index, until) = self.computes(index);
+            let Turn { index, until } = self.turn(index, shares);
             let computed = self.running[index].computed + shares[index];
             let more = left(index, shares).min(until.saturating_sub(computed)).min(budget);
             shares[index] += more;
@@ -214,44 +228,40 @@ impl Scheduler {
         }
     }
 
-    /// Who computes what this sequence needs next, and to which position: itself, or who came before and begins alike.
-    fn computes(&self, mut index: usize) -> (usize, usize) {
-        let mut until = usize::MAX;
-        while let Some((before, blocks)) = self.begins_alike(index) {
-            (index, until) = (before, blocks * self.block_size);
-        }
-        (index, until)
-    }
-
-    /// An older sequence which still has to compute what this one could begin with, and how many blocks that are.
-    fn begins_alike(&self, index: usize) -> Option<(usize, usize)> {
+    /// Who takes the turn of this sequence: itself, or who is at what it could begin with. That one has computed no less
+    /// of it, so it needs no more of the step than this one would.
+    fn turn(&self, index: usize, shares: &[usize]) -> Turn {
         let sequence = &self.running[index];
-        if !self.prefix_cache || sequence.begun {
-            return None;
+        if !self.prefix_cache || sequence.begun || shares[index] > 0 {
+            return Turn { index, until: usize::MAX };
         }
         let wanted = sequence.reusable(self.block_size);
-        let alike = |other: &Sequence| {
+        let in_common = |other: &Sequence| {
             let blocks = other.tokens.chunks_exact(self.block_size).zip(wanted.chunks_exact(self.block_size));
-            blocks.take_while(|(one, other)| one == other).count()
+            blocks.take_while(|(theirs, own)| theirs == own).count()
         };
-        let older = self.running[..index].iter().enumerate();
-        let computing = older.filter(|(_, other)| {
-            other.known < other.tokens.len() / self.block_size && other.start == sequence.start
+        let computing = self.running.iter().enumerate().filter(|&(at, other)| {
+            (other.begun || shares[at] > 0)
+                && (sequence.published..other.tokens.len() / self.block_size).contains(&other.published)
+                && other.start == sequence.start
         });
-        let blocks = computing.map(|(at, other)| (at, alike(other)));
-        let useful = blocks.filter(|&(at, blocks)| blocks > sequence.known.max(self.running[at].known));
-        useful.max_by_key(|&(_, blocks)| blocks)
+        let ahead = computing.map(|(at, other)| (at, other.published, in_common(other)));
+        let useful = ahead.filter(|&(_, published, blocks)| blocks > published);
+        match useful.max_by_key(|&(_, _, blocks)| blocks) {
+            Some((index, _, blocks)) => Turn { index, until: blocks * self.block_size },
+            None => Turn { index, until: usize::MAX },
+        }
     }
 
-    /// Gives running sequences blocks for their shares; the shares of those that had to go go with them.
-    fn hold(&mut self, shares: &mut Vec<usize>, preempted: &mut Vec<u64>) {
+    /// Gives running sequences blocks for their shares; returns what those had that had to go.
+    fn hold(&mut self, shares: &mut Vec<usize>, preempted: &mut Vec<u64>) -> usize {
         let mut next = 0;
         while next < self.running.len() {
             if shares[next] == 0 || self.make_room(next, shares[next], preempted) {
                 next += 1;
             }
         }
-        shares.truncate(self.running.len());
+        shares.drain(self.running.len()..).sum()
     }
 
     /// Gives running sequence `index` blocks for `tokens` more, from the youngest ones if need be. False if it was
@@ -264,7 +274,7 @@ impl Scheduler {
                 return true;
             }
             let Some(mut youngest) = self.running.pop() else { return false };
-            if !youngest.blocks.is_empty() {
+            if youngest.begun {
                 preempted.push(youngest.id);
             }
             self.pool.release(&mut youngest.blocks);
@@ -306,7 +316,9 @@ impl Scheduler {
             let positions = sequence.computed..sequence.computed + tokens;
             if !sequence.begun {
                 sequence.begun = true;
-                plan.started.push(Started { id: sequence.id, cached: sequence.computed });
+                let looks = self.prefix_cache && sequence.logits_until == 0;
+                let looked_up = if looks { sequence.tokens.len() } else { 0 };
+                plan.started.push(Started { id: sequence.id, looked_up, cached: sequence.computed });
             }
             let last = positions.end == sequence.tokens.len();
             let wanted = sequence.logits_until.clamp(positions.start, positions.end) - positions.start;
@@ -326,25 +338,21 @@ impl Scheduler {
                 _ => batch.segments.push(Segment { rows, selection: sequence.selection.clone() }),
             }
             sequence.computed = positions.end;
-            plan.sequences.push(Planned { id: sequence.id, positions, first_output, wanted, last });
+            let decodes = last && tokens == 1 && sequence.tokens.len() > sequence.prompt;
+            plan.sequences.push(Planned { id: sequence.id, positions, first_output, wanted, last, decodes });
         }
     }
 
-    /// The step has been computed: from now on others may find the blocks that it has filled.
-    pub fn computed(&mut self, plan: &StepPlan) {
-        if !self.prefix_cache {
-            return;
+    /// A sequence's share has been computed: others may find the blocks that are full now.
+    pub fn publish(&mut self, planned: &Planned) {
+        let sequence = self.running.iter_mut().find(|s| s.id == planned.id);
+        let Some(sequence) = sequence.filter(|_| self.prefix_cache) else { return };
+        let full = planned.positions.end / self.block_size;
+        let blocks = sequence.tokens.chunks_exact(self.block_size).zip(&mut sequence.blocks);
+        for (tokens, block) in blocks.take(full).skip(sequence.published) {
+            sequence.prefix = self.pool.publish(&sequence.prefix, tokens, block);
         }
-        for planned in &plan.sequences {
-            let Some(sequence) = self.running.iter_mut().find(|s| s.id == planned.id) else { continue };
-            let full = planned.positions.end / self.block_size;
-            for (index, tokens) in
-                sequence.tokens.chunks_exact(self.block_size).enumerate().take(full).skip(sequence.known)
-            {
-                sequence.prefix = self.pool.know(&sequence.prefix, tokens, sequence.blocks[index]);
-            }
-            sequence.known = full;
-        }
+        sequence.published = full;
     }
 
     /// Appends a sampled token to a running sequence.

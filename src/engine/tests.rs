@@ -274,7 +274,7 @@ proptest! {
             plan.batch.spans.iter().flat_map(|s| &s.blocks).for_each(|&b| *holders.entry(b).or_default() += 1);
             let mut written = plan.batch.spans.iter().flat_map(|s| &s.blocks[s.start / 4..]);
             prop_assert!(written.all(|block| holders[block] == 1), "written while others hold it");
-            scheduler.computed(&plan);
+            plan.sequences.iter().for_each(|planned| scheduler.publish(planned));
             prop_assert_eq!(plan.batch.segments.last().unwrap().rows.end, plan.batch.tokens.len());
             for planned in plan.sequences.iter().filter(|p| p.last) {
                 let left = left.get_mut(&planned.id).unwrap();

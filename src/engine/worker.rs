@@ -85,7 +85,6 @@ impl Worker {
             }
             Err(_) => return self.fail(&plan, "the computation panicked"),
         };
-        self.scheduler.computed(&plan);
         for planned in &plan.sequences {
             self.deliver(planned, &outputs);
         }
@@ -135,12 +134,12 @@ impl Worker {
                 self.observer.preempted(task.request.selection.subnetwork);
             }
         }
-        for Started { id, cached } in &plan.started {
+        for Started { id, looked_up, cached } in &plan.started {
             let Some(task) = self.tasks.get_mut(id).filter(|t| !t.started) else { continue };
             task.started = true;
             let subnetwork = task.request.selection.subnetwork;
             self.observer.started(subnetwork, task.submitted.elapsed());
-            self.observer.looked_up(subnetwork, task.request.prompt.len(), *cached);
+            self.observer.looked_up(subnetwork, *looked_up, *cached);
             let _ = task.events.try_send(Event::Started { cached: *cached });
         }
     }
@@ -161,13 +160,16 @@ impl Worker {
         let Some(task) = self.tasks.get_mut(&planned.id) else { return };
         task.note_prompt(planned, outputs);
         if !planned.last {
-            return;
+            return self.scheduler.publish(planned);
         }
         if task.request.max_tokens == 0 {
+            self.scheduler.publish(planned);
             return self.finish(planned.id, Event::Finished(Finish::Length));
         }
         let finished = match task.next_token(outputs, planned.last_output()) {
             Ok((token, event)) => {
+                // Not where its logits are no numbers: whatever made them so may be in its blocks.
+                self.scheduler.publish(planned);
                 // A closed receiver is noticed before the next step; a full channel cannot be.
                 let _ = task.events.try_send(event);
                 self.scheduler.push(planned.id, token);
@@ -211,7 +213,7 @@ impl Worker {
 
     fn report(&self, plan: &StepPlan, began: Instant) {
         let rows = plan.sequences.iter().map(|s| s.positions.len());
-        let decode_tokens = rows.clone().filter(|&n| n == 1).count();
+        let decode_tokens = plan.sequences.iter().filter(|s| s.decodes).count();
         self.observer.step(&Step {
             duration: began.elapsed(),
             prefill_tokens: rows.sum::<usize>() - decode_tokens,

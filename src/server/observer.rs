@@ -54,9 +54,9 @@ impl Observer for Metrics {
         self.times.queue.with_label_values(&[&*self.label(subnetwork)]).observe(waited.as_secs_f64());
     }
 
-    fn looked_up(&self, subnetwork: u32, prompt: usize, cached: usize) {
+    fn looked_up(&self, subnetwork: u32, tokens: usize, cached: usize) {
         let label = self.label(subnetwork);
-        self.engine.prefix_queried.with_label_values(&[&*label]).inc_by(prompt as u64);
+        self.engine.prefix_queried.with_label_values(&[&*label]).inc_by(tokens as u64);
         self.engine.prefix_hits.with_label_values(&[&*label]).inc_by(cached as u64);
     }
 }

@@ -248,7 +248,12 @@ fn keep<'a>(
     let order = |a: &&(_, f64), b: &&(_, f64)| a.1.total_cmp(&b.1);
     let best = if at_least { known.iter().max_by(order) } else { known.iter().min_by(order) };
     let message = match best {
-        None => format!("{param} cannot be kept: the catalog has no such measurement for this machine"),
+        None if at_least => {
+            format!("{param} cannot be kept: the catalog has no scores; `lonas eval` finds them out")
+        }
+        None => format!(
+            "{param} cannot be kept: the catalog has no latencies of this machine; `lonas bench --save` measures them"
+        ),
         Some((s, v)) => {
             format!("no sub-network keeps {param} {bound}; the nearest is `{}` with {v:.4}", s.entry.name)
         }
