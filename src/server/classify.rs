@@ -7,7 +7,7 @@ use super::generate::{draining, not_taken, refused};
 use super::http::unique;
 use super::inputs::tokenize;
 use super::metrics::Endpoint;
-use super::select::{Chosen, Wish};
+use super::select::{Chosen, Lengths, Wish};
 use super::ticket::{Outcome, Ticket};
 use super::validate;
 use super::wire::{ApiError, ClassifiedInput, ClassifyAnswer, ClassifyRequest, Slo, Usage, read_json};
@@ -64,7 +64,7 @@ async fn answer(
     let lengths = texts.iter().map(|t| t.tokens.len()).collect::<Vec<_>>();
     // The answer comes when the last text is done, so a bound on its time is one on all of them.
     let tokens = lengths.iter().sum();
-    let chosen = wish.resolve(tokens)?;
+    let chosen = wish.resolve(Lengths { prompt: tokens, answer: Some(0) })?;
     ticket.set_subnetwork(&chosen.sub_network);
     let request = engine::ClassifyRequest { texts, selection: chosen.sub_network.selection.clone() };
     let results = engine.submit(request).map_err(|error| not_taken(&error, "input"))?;

@@ -6,7 +6,7 @@ use super::app::{ServerState, unix_time};
 use super::choice::{Choice, ChoiceSettings, Echo};
 use super::http::unique;
 use super::run::Sequence;
-use super::select::{Chosen, Wish};
+use super::select::{Chosen, Lengths, Wish};
 use super::ticket::Ticket;
 use super::validate::Parameters;
 use super::wire::{ApiError, ElasticFields, Prompts};
@@ -70,7 +70,8 @@ pub(super) async fn start(
     ticket.set_places(places);
     let prompts = tokenize(state, &job).await?;
     let longest = prompts.iter().map(|p| p.tokens.len()).max().unwrap_or(0);
-    let chosen = wish.resolve(longest)?;
+    let answer = job.parameters.max_tokens.map(|(_, tokens)| tokens).or(job.default_max_tokens);
+    let chosen = wish.resolve(Lengths { prompt: longest, answer })?;
     ticket.set_subnetwork(&chosen.sub_network);
 
     let (requests, choices) = requests(state, &job, &prompts, &chosen)?;

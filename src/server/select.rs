@@ -5,6 +5,7 @@
 
 use super::served::{ServedModel, ServedModels, ServedSubNetwork};
 use super::wire::{ApiError, ElasticAnswer, ElasticFields};
+use crate::supernet::Latency;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -28,6 +29,15 @@ struct Bounds {
     min_accuracy: Option<f64>,
     max_tpot_ms: Option<f64>,
     max_ttft_ms: Option<f64>,
+    deadline_ms: Option<f64>,
+}
+
+/// Tokens by which bounds are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lengths {
+    pub(super) prompt: usize,
+    /// At most; `None` for as many as fit.
+    pub(super) answer: Option<usize>,
 }
 
 /// The sub-network that will answer.
@@ -96,14 +106,14 @@ impl<'a> Wish<'a> {
         }
     }
 
-    /// The sub-network for a prompt of so many tokens.
-    pub(super) fn resolve(self, prompt_tokens: usize) -> Result<Chosen, ApiError> {
+    /// The sub-network for a prompt and an answer of so many tokens.
+    pub(super) fn resolve(self, lengths: Lengths) -> Result<Chosen, ApiError> {
         let Self { model, machine, kind } = self;
         let (sub_network, requested, reason) = match kind {
             Kind::Named { sub_network, requested, reason } => (sub_network, requested, reason),
             Kind::Measured(bounds) => {
-                let found = bounds.best_of(model, machine, prompt_tokens)?;
-                let latency = bounds.max_tpot_ms.or(bounds.max_ttft_ms).is_some();
+                let found = bounds.best_of(model, machine, lengths)?;
+                let latency = bounds.are_of_latency();
                 (found, bounds.to_json(), if latency { "latency" } else { "accuracy" })
             }
         };
@@ -185,7 +195,12 @@ impl Bounds {
             min_accuracy: within("elastic.min_accuracy", fields.min_accuracy, 1.0)?,
             max_tpot_ms: within("elastic.max_tpot_ms", fields.max_tpot_ms, 1e9)?,
             max_ttft_ms: within("elastic.max_ttft_ms", fields.max_ttft_ms, 1e9)?,
+            deadline_ms: within("elastic.deadline_ms", fields.deadline_ms, 1e9)?,
         })
+    }
+
+    fn are_of_latency(&self) -> bool {
+        self.max_tpot_ms.or(self.max_ttft_ms).or(self.deadline_ms).is_some()
     }
 
     fn to_json(self) -> Value {
@@ -193,6 +208,7 @@ impl Bounds {
             ("min_accuracy", self.min_accuracy),
             ("max_tpot_ms", self.max_tpot_ms),
             ("max_ttft_ms", self.max_ttft_ms),
+            ("deadline_ms", self.deadline_ms),
         ];
         let given = fields.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?))));
         Value::Object(given.collect())
@@ -203,7 +219,7 @@ impl Bounds {
         &self,
         model: &'a ServedModel,
         machine: Option<&str>,
-        prompt_tokens: usize,
+        lengths: Lengths,
     ) -> Result<&'a Arc<ServedSubNetwork>, ApiError> {
         let mut kept = model.sub_networks.iter().collect::<Vec<_>>();
         if let Some(least) = self.min_accuracy {
@@ -215,15 +231,26 @@ impl Bounds {
             let known = kept.iter().filter_map(|s| Some((*s, latency(s)?.decode_seconds_per_token * 1e3)));
             kept = keep("elastic.max_tpot_ms", &known.collect::<Vec<_>>(), most, false)?;
         }
+        let whole = |s: &ServedSubNetwork, answer: usize| {
+            let Latency { prefill_seconds_per_token, decode_seconds_per_token } = latency(s)?;
+            // The first token of an answer comes with its prompt.
+            let after = answer.saturating_sub(1) as f64 * decode_seconds_per_token;
+            Some((prefill_seconds_per_token * lengths.prompt as f64 + after) * 1e3)
+        };
         if let Some(most) = self.max_ttft_ms {
-            let expected = |s: &ServedSubNetwork| {
-                latency(s).map(|l| l.prefill_seconds_per_token * prompt_tokens as f64 * 1e3)
-            };
-            let known = kept.iter().filter_map(|s| Some((*s, expected(s)?)));
+            let known = kept.iter().filter_map(|s| Some((*s, whole(s, 0)?)));
             kept = keep("elastic.max_ttft_ms", &known.collect::<Vec<_>>(), most, false)?;
         }
-        let latency_bound = self.max_tpot_ms.or(self.max_ttft_ms).is_some();
-        let best = if latency_bound {
+        if let Some(most) = self.deadline_ms {
+            let answer = lengths.answer.ok_or_else(|| {
+                let message =
+                    "elastic.deadline_ms needs max_tokens: without it nobody knows how long an answer takes";
+                ApiError::invalid("elastic.deadline_ms", message.into())
+            })?;
+            let known = kept.iter().filter_map(|s| Some((*s, whole(s, answer)?)));
+            kept = keep("elastic.deadline_ms", &known.collect::<Vec<_>>(), most, false)?;
+        }
+        let best = if self.are_of_latency() {
             let rank = |s: &ServedSubNetwork| (s.accuracy().unwrap_or(0.0), s.entry.cost.macs);
             kept.into_iter().max_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal))
         } else {

@@ -188,6 +188,10 @@ async fn bounds_are_kept_by_what_the_catalog_has_measured() {
         (json!({"max_tpot_ms": 1000}), "maximal", "latency"),
         (json!({"max_ttft_ms": 15}), "minimal", "latency"),
         (json!({"max_ttft_ms": 100, "max_tpot_ms": 30, "min_accuracy": 0.3}), "heuristic", "latency"),
+        // The prompt and one more token: 80, 40 or 20 ms.
+        (json!({"deadline_ms": 80}), "maximal", "latency"),
+        (json!({"deadline_ms": 79}), "heuristic", "latency"),
+        (json!({"deadline_ms": 79, "max_ttft_ms": 15}), "minimal", "latency"),
     ];
     for (bounds, served, reason) in cases {
         let answer = app.complete(json!({"prompt": prompt, "max_tokens": 2, "elastic": bounds})).await;
@@ -203,6 +207,8 @@ async fn bounds_are_kept_by_what_the_catalog_has_measured() {
         (json!({"max_tpot_ms": 5}), "elastic.max_tpot_ms", "`minimal` with 10"),
         (json!({"max_ttft_ms": 5}), "elastic.max_ttft_ms", "`minimal` with 10"),
         (json!({"max_tpot_ms": 15, "min_accuracy": 0.5}), "elastic.max_tpot_ms", "`heuristic` with 20"),
+        // Sixteen tokens where the request does not say.
+        (json!({"deadline_ms": 159}), "elastic.deadline_ms", "`minimal` with 160"),
     ];
     for (bounds, param, nearest) in impossible {
         let body = json!({"prompt": prompt, "elastic": bounds});
@@ -219,9 +225,20 @@ async fn bounds_are_kept_by_what_the_catalog_has_measured() {
 #[tokio::test]
 async fn a_bound_that_nothing_was_measured_for_is_refused() {
     let app = App::new();
-    for bound in ["min_accuracy", "max_tpot_ms", "max_ttft_ms"] {
+    let bounds = [
+        ("min_accuracy", "lonas eval"),
+        ("max_tpot_ms", "lonas bench --save"),
+        ("max_ttft_ms", "lonas bench --save"),
+        ("deadline_ms", "lonas bench --save"),
+    ];
+    for (bound, remedy) in bounds {
         let body = json!({"prompt": "one", "elastic": {(bound): 0.5}});
-        let error = app.post(COMPLETIONS, &body).await.expect(400);
-        assert_eq!(error["error"]["param"], format!("elastic.{bound}"));
+        let error = &app.post(COMPLETIONS, &body).await.expect(400)["error"];
+        assert_eq!(error["param"], format!("elastic.{bound}"));
+        assert!(error["message"].as_str().unwrap().contains(remedy), "{error}");
     }
+    // An answer without a bound has no latest time.
+    let body = json!({"messages": [{"role": "user", "content": "one"}], "elastic": {"deadline_ms": 5}});
+    let error = &app.post(CHAT, &body).await.expect(400)["error"];
+    assert!(error["message"].as_str().unwrap().contains("max_tokens"), "{error}");
 }

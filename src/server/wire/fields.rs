@@ -147,6 +147,7 @@ pub(in crate::server) struct ElasticFields {
     pub(in crate::server) min_accuracy: Option<f64>,
     pub(in crate::server) max_tpot_ms: Option<f64>,
     pub(in crate::server) max_ttft_ms: Option<f64>,
+    pub(in crate::server) deadline_ms: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
