@@ -325,7 +325,9 @@ fn scaled_positions_of_a_gguf_base_become_a_rule_or_are_refused() {
 #[test]
 fn a_tokenizer_out_of_a_gguf_base_reads_texts_as_before() {
     let (model, folder) = (Folder::empty(), Folder::empty());
-    let net = on_gguf(&model, "plain");
+    let mut net = on_gguf(&model, "plain");
+    // A file may name another end, of a turn.
+    net.base.config.eos_tokens = vec![5, 1];
     let out = folder.file("out");
     export(&net, &net.space.maximal(), Kinds::HuggingFace, NumberFormat::F16, &out).unwrap();
     let TokenizerSource::Gguf(vocabulary) = &net.base.tokenizer else { panic!("no vocabulary") };
@@ -333,6 +335,10 @@ fn a_tokenizer_out_of_a_gguf_base_reads_texts_as_before() {
         serde_json::from_slice(&std::fs::read(out.join("tokenizer_config.json")).unwrap()).unwrap();
     assert_eq!((&config["bos_token"], &config["eos_token"]), (&"<|start|>".into(), &"<|end|>".into()));
     assert_eq!(config["chat_template"], vocabulary.chat_template.as_deref().unwrap());
+    for file in ["config.json", "generation_config.json"] {
+        let fields: Value = serde_json::from_slice(&std::fs::read(out.join(file)).unwrap()).unwrap();
+        assert_eq!(fields["eos_token_id"], serde_json::json!([1, 5]), "{file}");
+    }
     let read = lonas::text::Tokenizer::from_hugging_face(&out.join("tokenizer.json"), None, None).unwrap();
     let id = |token: &str| vocabulary.tokens.iter().position(|t| t == token).unwrap() as u32;
     // As tests/gguf.rs has it of the file itself, the beginning of sequence in front.

@@ -8,8 +8,9 @@ use lonas::artifact::{
     read_published_adapter,
 };
 use lonas::backend::cpu::{Cpu, Dtype};
+use lonas::export::vocabulary_parts;
 use lonas::model::{Adapters, Orders, executor, model_shape};
-use lonas::text::{Tokenizer, VocabularyParts};
+use lonas::text::Tokenizer;
 use std::path::{Path, PathBuf};
 
 /// One reader.
@@ -122,25 +123,8 @@ fn base(path: &Path) -> Result<(), String> {
     let base = said(Base::open(path))?;
     let (cpu, none) = (Cpu::new(Dtype::Auto, 1), Adapters::Beside(Vec::new()));
     said(executor(cpu, &base, none, &Orders::default(), (1, 1)))?;
-    let TokenizerSource::Gguf(v) = base.tokenizer else { return Ok(()) };
-    let (bos, eos, unknown) = (v.bos, v.eos, v.unknown);
-    let (add_bos, add_eos, add_space_prefix) = (v.add_bos, v.add_eos, v.add_space_prefix);
-    let (model, pre, tokens, token_types) = (v.model, v.pre, v.tokens, v.token_types);
-    let (scores, merges) = (v.scores, v.merges);
-    let parts = VocabularyParts {
-        model,
-        pre,
-        tokens,
-        token_types,
-        scores,
-        merges,
-        bos,
-        eos,
-        unknown,
-        add_bos,
-        add_eos,
-        add_space_prefix,
-    };
+    let TokenizerSource::Gguf(vocabulary) = base.tokenizer else { return Ok(()) };
+    let parts = vocabulary_parts(vocabulary);
     said(said(Tokenizer::from_vocabulary(parts))?.encode("the cat <|end|> é", true)).map(|_| ())
 }
 

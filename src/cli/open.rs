@@ -3,12 +3,13 @@
 use super::Failure;
 use crate::artifact::{
     AdapterConfig, ArtifactError, Base, BaseReference, BaseSource, ClassifierConfig, DEFAULT_BASE, Family,
-    FolderLock, GgufVocabulary, ModelFolder, TokenizerSource, locate,
+    FolderLock, ModelFolder, TokenizerSource, locate,
 };
 use crate::backend::Selection;
+use crate::export::vocabulary_parts;
 use crate::model::{Layout, Orders, SuperAdapter, model_shape};
 use crate::supernet::{Catalog, CatalogEntry, ModelShape, SearchSpace};
-use crate::text::{ChatError, ChatTemplate, Tokenizer, VocabularyParts};
+use crate::text::{ChatError, ChatTemplate, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -246,28 +247,11 @@ pub(super) fn tokenizer(base: &Base) -> Result<Tokenizer, Failure> {
         TokenizerSource::HuggingFace { tokenizer_json, bos, eos, added, .. } => {
             Tokenizer::from_files(tokenizer_json, added.clone(), bos.as_deref(), eos.as_deref())?
         }
-        TokenizerSource::Gguf(vocabulary) => Tokenizer::from_vocabulary(parts(vocabulary.clone()))?,
+        TokenizerSource::Gguf(vocabulary) => {
+            Tokenizer::from_vocabulary(vocabulary_parts(vocabulary.clone()))?
+        }
     };
     Ok(tokenizer)
-}
-
-fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {
-    let GgufVocabulary { model, pre, tokens, token_types, scores, merges, .. } = vocabulary;
-    let GgufVocabulary { bos, eos, unknown, add_bos, add_eos, add_space_prefix, .. } = vocabulary;
-    VocabularyParts {
-        model,
-        pre,
-        tokens,
-        token_types,
-        scores,
-        merges,
-        bos,
-        eos,
-        unknown,
-        add_bos,
-        add_eos,
-        add_space_prefix,
-    }
 }
 
 /// The base's chat template.

@@ -39,7 +39,7 @@ pub(super) struct RandomArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// Replace what is there.
+    /// Replace the super-network that is there.
     #[arg(long)]
     overwrite: bool,
 }
@@ -56,6 +56,10 @@ pub(super) fn run(args: &RandomArgs) -> Result<(), Failure> {
     }
     if args.out.exists() && !args.overwrite {
         return Err(format!("{out} exists; give another --out, or --overwrite").into());
+    }
+    let empty = std::fs::read_dir(&args.out).map_or(true, |mut entries| entries.next().is_none());
+    if !empty && !args.out.join("supernet.json").exists() {
+        return Err(format!("{out} holds no super-network that could be replaced; give another --out").into());
     }
     let config = read_base_config(&args.config)?;
     let file = SpaceFile::read(&args.space)?;

@@ -1,14 +1,15 @@
 //! A folder that `transformers` loads as an ordinary LLaMA: config.json, model.safetensors, the tokenizer's files.
 
 use super::{
-    CARD, ExportError, Notes, OnTensor, Source, Target, by_layer, card, check_exported, out, short, write,
+    CARD, ExportError, Notes, OnTensor, Source, Target, by_layer, card, check_exported, out, short,
+    vocabulary_parts, write,
 };
 use crate::artifact::{
     ArtifactError, BaseConfig, GgufVocabulary, NumberFormat, SafetensorsWriter, TokenizerSource, WholeFolder,
     read_json,
 };
 use crate::model::llama::{Heads, Plain};
-use crate::text::{Tokenizer, VocabularyParts};
+use crate::text::Tokenizer;
 use serde_json::{Map, Value, json};
 
 const CONFIG: &str = "config.json";
@@ -153,7 +154,7 @@ fn config_of(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Value {
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
         "bos_token_id": config.bos_token,
-        "eos_token_id": config.eos_tokens.first(),
+        "eos_token_id": ends(config, vocabulary),
         "pad_token_id": vocabulary.padding,
         "use_cache": true,
     })
@@ -174,38 +175,30 @@ fn tokenizer(source: Source<'_>, folder: &WholeFolder, notes: &mut Notes) -> Res
             }
         }
         TokenizerSource::Gguf(vocabulary) => {
-            let tokenizer = Tokenizer::from_vocabulary(parts(vocabulary.clone()))?;
+            let tokenizer = Tokenizer::from_vocabulary(vocabulary_parts(vocabulary.clone()))?;
             write(folder, TOKENIZER, &tokenizer.to_json()?)?;
             let config = &source.base.config;
             write(folder, TOKENIZER_CONFIG, &pretty(&tokenizer_config(config, vocabulary)))?;
             let generation = [
-                ("bos_token_id", vocabulary.bos),
-                ("eos_token_id", vocabulary.eos),
-                ("pad_token_id", vocabulary.padding),
+                ("bos_token_id", vocabulary.bos.map(Value::from)),
+                ("eos_token_id", ends(config, vocabulary)),
+                ("pad_token_id", vocabulary.padding.map(Value::from)),
             ];
-            let known = generation.into_iter().filter_map(|(name, id)| Some((name.to_string(), json!(id?))));
+            let known = generation.into_iter().filter_map(|(name, id)| Some((name.to_string(), id?)));
             write(folder, GENERATION, &pretty(&Value::Object(known.collect())))?;
         }
     }
     Ok(())
 }
 
-fn parts(vocabulary: GgufVocabulary) -> VocabularyParts {
-    let GgufVocabulary { model, pre, tokens, token_types, scores, merges, .. } = vocabulary;
-    let GgufVocabulary { bos, eos, unknown, add_bos, add_eos, add_space_prefix, .. } = vocabulary;
-    VocabularyParts {
-        model,
-        pre,
-        tokens,
-        token_types,
-        scores,
-        merges,
-        bos,
-        eos,
-        unknown,
-        add_bos,
-        add_eos,
-        add_space_prefix,
+/// All tokens that end a text, the tokenizer's own first: a number, or a list of several.
+fn ends(config: &BaseConfig, vocabulary: &GgufVocabulary) -> Option<Value> {
+    let own = vocabulary.eos.into_iter();
+    let others = config.eos_tokens.iter().copied().filter(|&token| Some(token) != vocabulary.eos);
+    match own.chain(others).collect::<Vec<_>>()[..] {
+        [] => None,
+        [only] => Some(only.into()),
+        ref several => Some(json!(several)),
     }
 }
 

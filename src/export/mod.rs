@@ -14,13 +14,13 @@ pub use hugging_face::hugging_face;
 pub use peft::peft;
 
 use crate::artifact::{
-    ArtifactError, Base, MODEL_CARD as CARD, ModelFolder, NumberFormat, OutTensor, Replaceable, WholeFolder,
-    check_apart, check_written,
+    ArtifactError, Base, GgufVocabulary, MODEL_CARD as CARD, ModelFolder, NumberFormat, OutTensor,
+    Replaceable, WholeFolder, check_apart, check_written,
 };
 use crate::model::llama::{Plain, PlainTensor};
 use crate::model::{LoadError, Orders, SuperAdapter};
 use crate::supernet::{ActiveShape, CatalogEntry, ModelShape, SearchSpace};
-use crate::text::TextError;
+use crate::text::{TextError, VocabularyParts};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -198,6 +198,26 @@ fn write(folder: &WholeFolder, name: &str, text: &str) -> Result<(), ArtifactErr
 /// A number as its shortest decimal, which 32 bits read back to the same; as 64 bits it would have digits of noise.
 fn short(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
+}
+
+/// A GGUF file's vocabulary as the tokenizer takes it: `artifact` and `text` do not know each other.
+pub fn vocabulary_parts(vocabulary: GgufVocabulary) -> VocabularyParts {
+    let GgufVocabulary { model, pre, tokens, token_types, scores, merges, .. } = vocabulary;
+    let GgufVocabulary { bos, eos, unknown, add_bos, add_eos, add_space_prefix, .. } = vocabulary;
+    VocabularyParts {
+        model,
+        pre,
+        tokens,
+        token_types,
+        scores,
+        merges,
+        bos,
+        eos,
+        unknown,
+        add_bos,
+        add_eos,
+        add_space_prefix,
+    }
 }
 
 #[cfg(test)]

@@ -81,6 +81,13 @@ fn what_is_there_stays_unless_it_is_to_be_replaced() {
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && said.contains("--overwrite"), "{said}");
     done(&random(&folder, "model", &["--seed", "1", "--overwrite"]));
+    // Somebody's base, whose weights have the same names.
+    std::fs::create_dir_all(folder.file("base/base")).unwrap();
+    folder.write("base/base/model.safetensors", "hours of work");
+    let refused = random(&folder, "base", &["--overwrite"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("no super-network"), "{said}");
+    assert_eq!(std::fs::read(folder.file("base/base/model.safetensors")).unwrap(), b"hours of work");
     let colon = random(&folder, "a:b", &[]);
     assert!(String::from_utf8_lossy(&colon.stderr).contains("`a:b`"));
     assert!(!folder.file("a:b").exists());

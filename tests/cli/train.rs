@@ -84,6 +84,20 @@ fn a_training_leaves_a_folder_that_can_be_served_and_is_not_trained_over() {
 }
 
 #[test]
+fn an_adapter_of_somebody_else_is_not_trained_over() {
+    let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
+    let out = folder.path().join("mine");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("adapter_model.safetensors"), "hours of work").unwrap();
+    for more in [&[][..], &["--overwrite"]] {
+        let refused = train(&tiny, folder.path(), more);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(said(&refused).contains("holds adapter_model.safetensors"), "{}", said(&refused));
+    }
+    assert_eq!(std::fs::read(out.join("adapter_model.safetensors")).unwrap(), b"hours of work");
+}
+
+#[test]
 fn what_no_training_could_use_is_refused_before_it_begins() {
     let (tiny, folder) = (Tiny::write(), tempfile::tempdir().unwrap());
     for (more, named) in [

@@ -24,8 +24,8 @@ async fn headers_bound_as_fields_do() {
     let app = measured(false);
     // A prompt of 10 tokens takes 40, 20 or 10 ms; a token of the answer takes as long.
     let completion = json!({"prompt": vec![5; 10], "max_tokens": 2});
-    let cases: [(&[(&str, &str)], Value, &str); 6] = [
-        (&[(TPOT, "25")], json!({"max_tpot_ms": 25.0}), "heuristic"),
+    let cases = [
+        (&[(TPOT, "25")][..], json!({"max_tpot_ms": 25.0}), "heuristic"),
         (&[(TTFT, "15.5")], json!({"max_ttft_ms": 15.5}), "minimal"),
         (&[(TTFT, "1e3"), (TPOT, "1e3")], json!({"max_tpot_ms": 1000.0, "max_ttft_ms": 1000.0}), "maximal"),
         (&[(TTFT, "1000"), (TPOT, "15")], json!({"max_tpot_ms": 15.0, "max_ttft_ms": 1000.0}), "minimal"),

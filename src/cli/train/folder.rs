@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 pub(super) struct Output {
     pub(super) checkpoint: PathBuf,
     pub(super) log: PathBuf,
-    /// Whether a super-network was there when this began, which is then to be replaced.
+    /// Whether what is written was there when this began, and is then to be replaced.
     replaces: bool,
     _lock: FolderLock,
 }
 
 impl Output {
     /// # Errors
-    /// A folder that another training has, that holds a finished super-network, or that cannot be written to.
+    /// A folder that another training has, that holds a finished super-network or somebody's adapter, or that cannot be written to.
     pub(super) fn take(args: &TrainArgs) -> Result<Self, Failure> {
         let _lock = open::output(&args.out)?;
         let [checkpoint, log] = ["checkpoint.safetensors", "train.jsonl"].map(|name| args.out.join(name));
@@ -35,19 +35,33 @@ impl Output {
             output.check_free(args)?;
         }
         // A training that was killed while it wrote has a checkpoint and goes on.
-        output.replaces = args.out.join(SUPERNET).exists();
+        output.replaces = there(args).is_some();
         Checkpoint::remove_unfinished(&output.checkpoint)?;
         Ok(output)
     }
 
-    /// Whether the result can be written, or somebody has put another super-network there.
+    /// Whether the result can be written, or somebody has put something else there.
     pub(super) fn check_free(&self, args: &TrainArgs) -> Result<(), Failure> {
-        if args.overwrite || self.replaces || !args.out.join(SUPERNET).exists() {
-            return Ok(());
-        }
         let out = args.out.display();
-        Err(format!("{out} holds a finished super-network; give another --out, or --overwrite").into())
+        match there(args).filter(|_| !self.replaces) {
+            None => Ok(()),
+            Some(SUPERNET) if args.overwrite => Ok(()),
+            Some(SUPERNET) => {
+                Err(format!("{out} holds a finished super-network; give another --out, or --overwrite")
+                    .into())
+            }
+            Some(name) => Err(format!(
+                "{out} holds {name}, but no super-network that it is part of; give another --out"
+            )
+            .into()),
+        }
     }
+}
+
+/// The first of the files that are written which is there already.
+fn there(args: &TrainArgs) -> Option<&'static str> {
+    let written = [SUPERNET, "adapter_config.json", "adapter_model.safetensors", "catalog.json"];
+    written.into_iter().find(|name| args.out.join(name).exists())
 }
 
 /// Removes a file, if it is there.
