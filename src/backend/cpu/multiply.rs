@@ -69,8 +69,14 @@ impl Group<'_> {
         });
     }
 
-    /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width.
-    pub(super) fn multiply_gated(&self, member: &Member<'_>, gated: &Shared<'_, f32>, width: usize) {
+    /// `gated = silu(y of the first plan) * (y of the second)`, for panels within each row's width; rows of `width`, each
+    /// `stride` after the one before.
+    pub(super) fn multiply_gated(
+        &self,
+        member: &Member<'_>,
+        gated: &Shared<'_, f32>,
+        (width, stride): (usize, usize),
+    ) {
         let few = self.is_few();
         self.each_strip(member, |strip, desk| {
             let Desk { rows, lanes, others, .. } = desk;
@@ -98,7 +104,7 @@ impl Group<'_> {
                 self.cpu.kernel.vectorised(Gate { gates, ups });
                 for (panel, gates) in panels.zip(gates.chunks_exact(rows.len())) {
                     for (row, gates) in rows.iter().zip(gates) {
-                        let at = row.row * width + panel * PANEL;
+                        let at = row.row * stride + panel * PANEL;
                         let kept = PANEL.min(width - panel * PANEL);
                         // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
                         unsafe { gated.part(at..at + kept) }.copy_from_slice(&gates[..kept]);

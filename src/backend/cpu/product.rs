@@ -105,22 +105,30 @@ pub(super) fn gated_mlp(
     let Scratch { first, second, gated } = &mut *scratch;
     let group = Group::new(cpu, &plans, true, length, first)?;
     let last = Group::new(cpu, &down, false, length, second)?;
-    if gated.len() < length * channels {
-        gated.resize(length * channels, 0.0);
+    let stride = apart(channels);
+    if gated.len() < length * stride {
+        gated.resize(length * stride, 0.0);
     }
-    let (gated, columns) = (Shared::new(&mut gated[..length * channels]), Columns::new(&mut output));
+    let (gated, columns) = (Shared::new(&mut gated[..length * stride]), Columns::new(&mut output));
     // What is added to is read by the first phase of all and written by the last, with barriers between.
     let source = x.map_or(Source::Shared(&columns.values, hidden), Source::Rows);
     cpu.team.run(|member| {
         group.prepare(member, &source, norm);
         group.shrink(member);
-        group.multiply_gated(member, &gated, channels);
+        group.multiply_gated(member, &gated, (channels, stride));
         member.barrier();
-        last.prepare(member, &Source::Shared(&gated, channels), None);
+        last.prepare(member, &Source::Shared(&gated, stride), None);
         last.shrink(member);
         add_to(&last, member, &columns);
     });
     Ok(output)
+}
+
+/// Floats from one row to the next of a buffer that is written panel by panel, many rows of one panel after the other: an odd
+/// number of cache lines, since lines that lie a multiple of a page apart fall into the same few places of a cache.
+fn apart(width: usize) -> usize {
+    const LINE: usize = super::ahead::LINE / size_of::<f32>();
+    (width.div_ceil(LINE) | 1) * LINE
 }
 
 /// The plans of gate and up, and that of down.
