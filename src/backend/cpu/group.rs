@@ -60,6 +60,8 @@ impl Source<'_> {
 #[derive(Default)]
 pub(super) struct Desk {
     pub(super) rows: Vec<TileRow>,
+    /// Of which plan `rows` has all rows, and of which chunk, by its first place.
+    pub(super) listed: Option<(usize, usize)>,
     pub(super) lanes: Vec<Lanes>,
     pub(super) others: Vec<Lanes>,
     floats: Vec<f32>,

@@ -54,12 +54,12 @@ impl Group<'_> {
         }
         self.each_strip(member, |strip, desk| {
             let (plan, places) = (strip.plan, strip.places.clone());
-            for panel in strip.panels.clone() {
+            for panel in self.plans[plan].shared.max(strip.panels.start)..strip.panels.end {
                 let unreached = |place: &usize| self.plans[plan].rows[*place].active.out <= panel * PANEL;
                 places.clone().filter(unreached).for_each(|place| clear(plan, panel, place));
             }
-            let Desk { rows, lanes, .. } = desk;
-            self.each_tile(strip, rows, |rows, panels, ask| {
+            let Desk { rows, listed, lanes, .. } = desk;
+            self.each_tile(strip, (rows, listed), |rows, panels, ask| {
                 let lanes = room(lanes, rows.len() * panels.len());
                 self.tile(member, plan, panels.clone(), rows, lanes, ask);
                 for (panel, lanes) in panels.zip(lanes.chunks_exact_mut(rows.len())) {
@@ -79,8 +79,8 @@ impl Group<'_> {
     ) {
         let few = self.is_few();
         self.each_strip(member, |strip, desk| {
-            let Desk { rows, lanes, others, .. } = desk;
-            self.each_tile(strip, rows, |rows, panels, ask| {
+            let Desk { rows, listed, lanes, others, .. } = desk;
+            self.each_tile(strip, (rows, listed), |rows, panels, ask| {
                 let count = rows.len() * panels.len();
                 let (gates, ups) = (room(lanes, count), room(others, count));
                 let second = self.plans[1].linear.weight.addresses(panels.start);
@@ -101,14 +101,10 @@ impl Group<'_> {
                 };
                 self.tile(member, 0, panels.clone(), rows, gates, first);
                 self.tile(member, 1, panels.clone(), rows, ups, second);
-                self.cpu.kernel.vectorised(Gate { gates, ups });
-                for (panel, gates) in panels.zip(gates.chunks_exact(rows.len())) {
-                    for (row, gates) in rows.iter().zip(gates) {
-                        let at = row.row * stride + panel * PANEL;
-                        let kept = PANEL.min(width - panel * PANEL);
-                        // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
-                        unsafe { gated.part(at..at + kept) }.copy_from_slice(&gates[..kept]);
-                    }
+                let lanes = gates.chunks_exact(rows.len()).zip(ups.chunks_exact(rows.len()));
+                for (panel, (gates, ups)) in panels.zip(lanes) {
+                    let columns = panel * PANEL..width.min((panel + 1) * PANEL);
+                    self.cpu.kernel.vectorised(Gate { rows, gates, ups, gated, stride, columns });
                 }
             });
         });
@@ -130,6 +126,7 @@ impl Group<'_> {
             next: self.next.as_ref().map(|next| next[member.index()]),
         };
         DESK.with_borrow_mut(|desk| {
+            desk.listed = None;
             member.share(self.multiplying, |mut pieces| {
                 while !pieces.is_empty() {
                     let first = pieces.start;
@@ -146,22 +143,30 @@ impl Group<'_> {
         });
     }
 
-    /// Calls `work` with some of a strip's rows at a time and panels that they all reach.
+    /// Calls `work` with some of a strip's rows at a time and panels that they all reach. Most panels take all rows of a
+    /// chunk, which are listed once.
     fn each_tile(
         &self,
         strip: Strip,
-        rows: &mut Vec<TileRow>,
+        (rows, listed): (&mut Vec<TileRow>, &mut Option<(usize, usize)>),
         mut work: impl FnMut(&[TileRow], Range<usize>, Ask),
     ) {
-        let Strip { plan, mut panels, places, mut ask } = strip;
-        let (plan, then) = (&self.plans[plan], ask.then);
+        let Strip { plan: number, mut panels, places, mut ask } = strip;
+        let (plan, then) = (&self.plans[number], ask.then);
         let reached = |place: usize| plan.rows[place].active.out.div_ceil(PANEL);
         while !panels.is_empty() {
             let mut end = panels.end;
-            rows.clear();
-            for place in places.clone().filter(|&place| reached(place) > panels.start) {
-                end = end.min(reached(place));
-                rows.push(plan.tile_row(place));
+            let all = Some((number, places.start)).filter(|_| panels.start < plan.shared);
+            if all.is_some() {
+                end = end.min(plan.shared);
+            }
+            if all.is_none() || all != *listed {
+                *listed = all;
+                rows.clear();
+                for place in places.clone().filter(|&place| reached(place) > panels.start) {
+                    end = end.min(reached(place));
+                    rows.push(plan.tile_row(place));
+                }
             }
             if rows.is_empty() {
                 return;
@@ -256,19 +261,36 @@ impl Group<'_> {
     }
 }
 
-/// `gate = silu(gate) * up`
+/// `gated[.., columns] = silu(gate) * up`, for some rows of one panel.
 struct Gate<'a> {
-    gates: &'a mut [Lanes],
+    rows: &'a [TileRow],
+    gates: &'a [Lanes],
     ups: &'a [Lanes],
+    gated: &'a Shared<'a, f32>,
+    stride: usize,
+    columns: Range<usize>,
 }
 
 impl Loops for Gate<'_> {
     #[inline(always)]
     fn run(self) {
-        let (gates, ups) = (self.gates.as_flattened_mut(), self.ups.as_flattened());
-        for (gate, up) in gates.iter_mut().zip(ups) {
-            *gate = silu(*gate) * up;
+        let Self { rows, gates, ups, gated, stride, columns } = self;
+        for ((row, gates), ups) in rows.iter().zip(gates).zip(ups) {
+            let start = row.row * stride;
+            // SAFETY: each panel of each row is in one piece, and nobody reads before the barrier.
+            let to = unsafe { gated.part(start + columns.start..start + columns.end) };
+            match to.first_chunk_mut::<PANEL>() {
+                Some(to) => gate(to, gates, ups),
+                None => gate(to, gates, ups),
+            }
         }
+    }
+}
+
+#[inline(always)]
+fn gate(to: &mut [f32], gates: &Lanes, ups: &Lanes) {
+    for ((to, gate), up) in to.iter_mut().zip(gates).zip(ups) {
+        *to = silu(*gate) * up;
     }
 }
 

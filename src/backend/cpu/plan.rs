@@ -19,6 +19,8 @@ pub(super) struct Plan<'a> {
     pub(super) adapters: Vec<AdapterPlan<'a>>,
     /// Panels that some row reaches; those after them are zero for all.
     pub(super) reached: usize,
+    /// Panels that all rows reach.
+    pub(super) shared: usize,
 }
 
 /// One row of a [`Plan`].
@@ -49,10 +51,13 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, BackendError> {
         let (length, _) = x;
         let rows = Vec::with_capacity(length);
-        let mut plan = Self { linear, rows, quads: Vec::new(), adapters: Vec::new(), reached: 0 };
+        let (reached, shared) = (0, usize::MAX);
+        let mut plan = Self { linear, rows, quads: Vec::new(), adapters: Vec::new(), reached, shared };
         for segment in segments {
             let (active, adapter) = part(x, plan.rows.len(), linear, segment)?;
-            plan.reached = plan.reached.max(active.out.div_ceil(PANEL));
+            let panels = active.out.div_ceil(PANEL);
+            plan.reached = plan.reached.max(panels);
+            plan.shared = plan.shared.min(panels);
             let adapter = adapter.map(|adapter| plan.note(adapter, active.rank));
             plan.rows.extend(segment.rows.clone().map(|row| RowPlan { row, active, adapter }));
             if plan.quads.iter().all(|(inp, _)| *inp != active.inp) {

@@ -10,9 +10,9 @@ use super::ahead::{Operation, Runs};
 use super::ask::Reading;
 use super::group::{Group, GroupBuffers, Source, unfit};
 use super::inputs::Inputs;
-use super::kernel::Lanes;
+use super::kernel::{Lanes, Loops};
 use super::matrix::Matrix;
-use super::multiply::panels_at_once;
+use super::multiply::{Work, panels_at_once};
 use super::plan::{Plan, RowPlan, size};
 use super::shared::Shared;
 use super::team::Member;
@@ -49,10 +49,8 @@ pub(super) fn linears<const N: usize>(
         let clear =
             |plan: usize, panel, place: usize| outputs[plan].clear(plans[plan].rows[place].row, panel);
         group.multiply(member, clear, |work| {
-            for (row, lanes) in work.rows.iter().zip(work.lanes) {
-                let RowPlan { row, active, .. } = plans[work.plan].rows[row.place];
-                outputs[work.plan].write(row, work.panel, lanes, active.out);
-            }
+            let (columns, plan) = (&outputs[work.plan], &plans[work.plan]);
+            cpu.kernel.vectorised(Put::<false> { columns, plan, work });
         });
     });
     Ok(ys)
@@ -205,7 +203,8 @@ pub(super) fn plain(cpu: &Cpu, x: &Rows, weight: &Matrix) -> Result<Rows, Backen
                     unsafe { cpu.kernel.accumulate(&tile, &mut lanes) };
                     for (panel, lanes) in strip.clone().zip(lanes.chunks_exact(rows.len())) {
                         for (row, lanes) in rows.iter().zip(lanes) {
-                            output.write(row.row, panel, lanes, weight.rows());
+                            let to = output.panel(row.row, panel);
+                            to.copy_from_slice(&lanes[..to.len()]);
                         }
                     }
                 }
@@ -235,20 +234,6 @@ impl<'a> Columns<'a> {
         unsafe { self.values.part(start..end) }
     }
 
-    /// The first `out` columns of the row are `lanes`, the others zero.
-    fn write(&self, row: usize, panel: usize, lanes: &Lanes, out: usize) {
-        let to = self.panel(row, panel);
-        let kept = to.len().min(out - panel * PANEL);
-        to[..kept].copy_from_slice(&lanes[..kept]);
-        to[kept..].fill(0.0);
-    }
-
-    fn add(&self, row: usize, panel: usize, lanes: &Lanes, out: usize) {
-        let to = self.panel(row, panel);
-        let kept = to.len().min(out - panel * PANEL);
-        to[..kept].iter_mut().zip(lanes).for_each(|(to, lane)| *to += lane);
-    }
-
     fn clear(&self, row: usize, panel: usize) {
         self.panel(row, panel).fill(0.0);
     }
@@ -260,10 +245,44 @@ fn add_to(group: &Group<'_>, member: &Member<'_>, output: &Columns<'_>) {
         member,
         |_, _, _| {},
         |work| {
-            for (row, lanes) in work.rows.iter().zip(work.lanes) {
-                let RowPlan { row, active, .. } = group.plans[work.plan].rows[row.place];
-                output.add(row, work.panel, lanes, active.out);
-            }
+            let plan = &group.plans[work.plan];
+            group.cpu.kernel.vectorised(Put::<true> { columns: output, plan, work });
         },
     );
+}
+
+/// Writes or adds what some rows have of one panel: as many outputs as are active, then zeros.
+struct Put<'a, const ADD: bool> {
+    columns: &'a Columns<'a>,
+    plan: &'a Plan<'a>,
+    work: Work<'a>,
+}
+
+impl<const ADD: bool> Loops for Put<'_, ADD> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { columns, plan, work: Work { panel, rows, lanes, .. } } = self;
+        for (row, lanes) in rows.iter().zip(lanes) {
+            let RowPlan { row, active, .. } = plan.rows[row.place];
+            let to = columns.panel(row, panel);
+            let kept = to.len().min(active.out - panel * PANEL);
+            match to.first_chunk_mut::<PANEL>() {
+                Some(to) if kept == PANEL => put::<ADD>(to, lanes),
+                _ => {
+                    let (to, rest) = to.split_at_mut(kept);
+                    put::<ADD>(to, lanes);
+                    if !ADD {
+                        rest.fill(0.0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn put<const ADD: bool>(to: &mut [f32], lanes: &Lanes) {
+    for (to, lane) in to.iter_mut().zip(lanes) {
+        *to = if ADD { *to + lane } else { *lane };
+    }
 }

@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: two registers of 512 bits. Written out, not with `array::map` and its like, see `avx2`.
 #![allow(unsafe_code)]
 
-use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector, avx2_quants};
+use super::{PANEL, Pair, QUAD, QUAD_BYTES, QUADS, Vector};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -125,14 +125,29 @@ impl<const DOT: bool> Vector for Avx512<DOT> {
 
     #[inline(always)]
     fn largest(x: &[f32; PANEL]) -> f32 {
-        // SAFETY: see `zero`; these processors have AVX2.
-        unsafe { avx2_quants::largest(x) }
+        // As integers, sizes of floats are ordered alike, and NaN above all.
+        // SAFETY: see `zero`; 32 floats lie there.
+        unsafe {
+            let [first, second] = load(x.as_ptr().cast());
+            let size = _mm512_set1_epi32(i32::MAX);
+            let sizes = _mm512_max_epi32(_mm512_and_si512(first, size), _mm512_and_si512(second, size));
+            f32::from_bits(_mm512_reduce_max_epi32(sizes) as u32)
+        }
     }
 
     #[inline(always)]
     fn quants(x: &[f32; PANEL], inverse: f32) -> ([i8; PANEL], i32) {
-        // SAFETY: as above.
-        unsafe { avx2_quants::quants(x, inverse) }
+        // SAFETY: see `zero`; the loads and stores lie within the arrays.
+        unsafe {
+            let (x, inverse) = (Self::load(x), _mm512_set1_ps(inverse));
+            let first = _mm512_cvtps_epi32(_mm512_mul_ps(x.0[0], inverse));
+            let second = _mm512_cvtps_epi32(_mm512_mul_ps(x.0[1], inverse));
+            let mut quants = [0i8; PANEL];
+            let to = quants.as_mut_ptr().cast::<__m128i>();
+            _mm_storeu_si128(to, _mm512_cvtsepi32_epi8(first));
+            _mm_storeu_si128(to.add(1), _mm512_cvtsepi32_epi8(second));
+            (quants, _mm512_reduce_add_epi32(_mm512_add_epi32(first, second)))
+        }
     }
 
     #[inline(always)]
