@@ -4,6 +4,7 @@ use super::super::Rows;
 use super::super::ahead::{LINE, prefetch_near};
 use super::super::vector::PANEL;
 use super::TILE;
+use super::block::QUERY;
 use super::cache::{Halves, Kept, PagedCache, Pools, by_block, place};
 use super::lanes::Lanes;
 use super::products::{Strided, products};
@@ -113,6 +114,8 @@ pub(super) struct Gathered<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) head: usize,
     pub(super) size: usize,
+    /// Floats between two parts of the queries.
+    pub(super) queries: usize,
     pub(super) keys: &'a mut [[f32; TILE]],
     pub(super) values: &'a mut [[f32; PANEL]],
 }
@@ -128,8 +131,17 @@ impl Source for Gathered<'_> {
     }
 
     #[inline(always)]
-    fn scores<L: Lanes>(&self, rows: usize, _: Range<usize>, x: Strided<'_>, y: (&mut [f32], usize)) {
-        products::<L>(rows, self.keys, x, y, false, |_| self.size);
+    fn scores<L: Lanes>(
+        &self,
+        rows: usize,
+        _: Range<usize>,
+        x: Strided<'_>,
+        (y, stride): (&mut [f32], usize),
+    ) {
+        for (part, keys) in self.keys.chunks(QUERY).enumerate() {
+            let x = Strided { floats: &x.floats[part * self.queries..], ..x };
+            products::<L>(rows, keys, x, (&mut *y, stride), part > 0, |_| keys.len());
+        }
     }
 
     #[inline(always)]

@@ -18,9 +18,10 @@ const TURN: usize = 8;
 pub(super) const FEW: usize = 4;
 
 impl PagedCache {
-    /// Whether halves of tiles lie within blocks, and values are whole tiles.
-    pub(super) fn is_direct(&self) -> bool {
-        self.layout.block_size.is_multiple_of(HALF) && self.layout.head_size.is_multiple_of(TILE)
+    /// Whether halves of tiles lie within blocks, and values are whole tiles, of no more than so many numbers.
+    pub(super) fn is_direct(&self, most: usize) -> bool {
+        let head_size = self.layout.head_size;
+        self.layout.block_size.is_multiple_of(HALF) && head_size.is_multiple_of(TILE) && head_size <= most
     }
 }
 

@@ -127,7 +127,7 @@ fn check(got: &[f32], expected: &[f64], what: &str) {
 
 #[test]
 fn a_row_that_sees_its_whole_sequence_sees_no_other() {
-    for (query_heads, kv_heads, head_size) in [(4, 4, 10), (6, 2, 64)] {
+    for (query_heads, kv_heads, head_size) in [(4, 4, 10), (6, 2, 64), (2, 1, 320)] {
         let shape =
             AttentionShape { sight: Sight::All, ..AttentionShape::new(query_heads, kv_heads, head_size) };
         let sequences = [1, 40, 300, 7].map(|rows| Sequence::new(rows as u64, shape, rows));
