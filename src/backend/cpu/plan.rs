@@ -21,6 +21,8 @@ pub(super) struct Plan<'a> {
     pub(super) reached: usize,
     /// Panels that all rows reach.
     pub(super) shared: usize,
+    /// Whether all rows have the same super-adapter, or none.
+    alike: bool,
 }
 
 /// One row of a [`Plan`].
@@ -51,14 +53,15 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, BackendError> {
         let (length, _) = x;
         let rows = Vec::with_capacity(length);
-        let (reached, shared) = (0, usize::MAX);
-        let mut plan = Self { linear, rows, quads: Vec::new(), adapters: Vec::new(), reached, shared };
+        let (quads, adapters) = (Vec::new(), Vec::new());
+        let mut plan = Self { linear, rows, quads, adapters, reached: 0, shared: usize::MAX, alike: true };
         for segment in segments {
             let (active, adapter) = part(x, plan.rows.len(), linear, segment)?;
             let panels = active.out.div_ceil(PANEL);
             plan.reached = plan.reached.max(panels);
             plan.shared = plan.shared.min(panels);
             let adapter = adapter.map(|adapter| plan.note(adapter, active.rank));
+            plan.alike &= plan.rows.first().is_none_or(|first| first.adapter == adapter);
             plan.rows.extend(segment.rows.clone().map(|row| RowPlan { row, active, adapter }));
             if plan.quads.iter().all(|(inp, _)| *inp != active.inp) {
                 plan.quads.push((active.inp, linear.weight.quads(active.inp)));
@@ -128,7 +131,8 @@ impl<'a> Plan<'a> {
         let mut start = 0;
         let runs = std::iter::from_fn(move || {
             let first = self.rows[rows.get(start)?.place].adapter;
-            let length = rows[start..].iter().take_while(|row| self.rows[row.place].adapter == first).count();
+            let same = |row: &&TileRow| self.rows[row.place].adapter == first;
+            let length = if self.alike { rows.len() } else { rows[start..].iter().take_while(same).count() };
             let run = start..start + length;
             start = run.end;
             Some((run, first))

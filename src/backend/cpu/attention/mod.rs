@@ -77,7 +77,7 @@ pub(super) fn attention(
     let slopes = if shape.alibi { alibi_slopes(query_heads) } else { Vec::new() };
     let cache = cache.map(|(cache, layer)| (&*cache, layer));
     let step = Step { cpu, q, k, v, shape, slopes: &slopes, spans, cache };
-    Ok(step.run(&Plan::new(shape, spans, kept, cpu.threads)))
+    Ok(step.run(&Plan::new(shape, (q.len(), spans), kept, cpu.threads)))
 }
 
 /// Rows of one span under one key-value head.
@@ -112,14 +112,24 @@ struct Plan {
     parts: usize,
     /// Query vectors of the largest block.
     vectors: usize,
+    /// Whether every head of every row has a piece.
+    is_whole: bool,
 }
 
 impl Plan {
     /// How work is cut for so many threads changes no result. Heads that a span has not `kept` have no piece: zeros are
     /// what its output begins with.
-    fn new(shape: &AttentionShape, spans: &[SequenceSpan], kept: &[usize], threads: usize) -> Self {
+    fn new(
+        shape: &AttentionShape,
+        (length, spans): (usize, &[SequenceSpan]),
+        kept: &[usize],
+        threads: usize,
+    ) -> Self {
         let group = shape.query_heads / shape.kv_heads;
-        let mut plan = Self { pieces: Vec::new(), joins: Vec::new(), parts: 0, vectors: 0 };
+        // Spans are one after the other.
+        let rows = spans.iter().map(|span| span.rows.len()).sum::<usize>();
+        let is_whole = rows == length && kept.iter().all(|&kept| kept >= shape.kv_heads);
+        let mut plan = Self { pieces: Vec::new(), joins: Vec::new(), parts: 0, vectors: 0, is_whole };
         let [most, least] = VECTORS.map(|vectors| (vectors / group).max(1));
         let pieces = |rows: usize| -> usize {
             spans.iter().map(|span| shape.kv_heads * span.rows.len().div_ceil(rows)).sum()
@@ -188,7 +198,9 @@ struct Step<'a> {
 impl Step<'_> {
     fn run(&self, plan: &Plan) -> Rows {
         let mut y = self.cpu.rows(self.q.len(), self.q.width());
-        y.values_mut().fill(0.0);
+        if !plan.is_whole {
+            y.values_mut().fill(0.0);
+        }
         let mut parts = vec![0.0; plan.parts];
         let output = Shared::new(y.values_mut());
         let parts = Shared::new(&mut parts);
