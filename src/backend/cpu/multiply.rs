@@ -17,6 +17,9 @@ use std::sync::atomic::Ordering;
 /// Accumulators of a strip, at most: half of a first-level cache has room for those of two plans.
 const STRIP: usize = 64;
 
+/// Rows that most kernels take at once, a divisor of [`TILE`].
+const TOGETHER: usize = 8;
+
 /// Neighbouring panels that so many rows take in one call.
 pub(super) fn panels_at_once(kernel: Kernel, rows: usize) -> usize {
     if rows <= kernel.few() { (STRIP / rows.max(1)).max(1) } else { 1 }
@@ -172,8 +175,8 @@ impl Group<'_> {
                 return;
             }
             ask.then = if end == panels.end { then } else { Some(plan.linear.weight.addresses(end).start) };
-            // Cut evenly.
-            let at_once = rows.len().div_ceil(rows.len().div_ceil(TILE));
+            // Cut evenly, but into as many as kernels take together.
+            let at_once = rows.len().div_ceil(rows.len().div_ceil(TILE)).next_multiple_of(TOGETHER);
             for rows in rows.chunks(at_once) {
                 work(rows, panels.start..end, ask);
                 (ask.fresh, ask.next) = (false, None);
