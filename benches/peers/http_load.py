@@ -74,7 +74,7 @@ def post(port: int, path: str, body: dict) -> tuple[http.client.HTTPConnection, 
 def one(port: int, fields: dict, prompt: list[int], tokens: int) -> tuple[float, list[float]]:
     """When the request was sent, and when each chunk with text came."""
     body = {
-        **fields, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
+        "temperature": 0, **fields, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True,
         "stream_options": {"include_usage": True},
     }
     sent = time.perf_counter()

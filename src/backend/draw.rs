@@ -41,11 +41,8 @@ impl Draw {
     /// There is no other.
     pub fn choose(&self, logits: &[f32]) -> Result<u32, SamplingError> {
         let mut logits = Cow::Borrowed(logits);
-        for edit in &self.edits {
-            if (edit.token as usize) < logits.len() {
-                let logit = &mut logits.to_mut()[edit.token as usize];
-                *logit = if *logit > 0.0 { *logit / edit.penalty } else { *logit * edit.penalty } + edit.add;
-            }
+        if !self.edits.is_empty() {
+            self.edit(logits.to_mut());
         }
         let best = likeliest(&logits)?;
         if self.temperature == 0.0 {
@@ -62,6 +59,15 @@ impl Draw {
         }
         // Rounding can leave a crumb beyond the last token.
         Ok(kept.last().map_or(best, |&(token, _)| token))
+    }
+
+    /// Edits logits.
+    pub(super) fn edit(&self, logits: &mut [f32]) {
+        for edit in &self.edits {
+            if let Some(logit) = logits.get_mut(edit.token as usize) {
+                *logit = if *logit > 0.0 { *logit / edit.penalty } else { *logit * edit.penalty } + edit.add;
+            }
+        }
     }
 
     /// Tokens and weights (probabilities up to a common factor) that may be drawn, by token.

@@ -122,6 +122,7 @@ impl<'a> Group<'a> {
         let adapted = plans.iter().any(|plan| !plan.adapters.is_empty());
         let few = (length / cpu.threads).clamp(FEW[0], FEW[1]);
         let chunk = (CHUNK_BYTES / inputs.row_bytes().max(1)).clamp(CHUNK[0], CHUNK[1]);
+        // Whole tiles, if more than one.
         let chunk = if chunk > TILE { chunk - chunk % TILE } else { chunk };
         let pieces = if paired { 1 } else { plans.len() };
         let panels = plans[..pieces].iter().map(|plan| plan.reached).sum::<usize>();

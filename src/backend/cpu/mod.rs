@@ -7,6 +7,7 @@
 mod ahead;
 mod ask;
 mod attention;
+mod choose;
 mod group;
 mod inputs;
 mod kernel;
@@ -38,8 +39,8 @@ pub use rotary::Angles;
 pub use rows::Rows;
 
 use super::{
-    Activation, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, GatedMlp, Linear, Norm,
-    Segment, SequenceSpan,
+    Activation, Arithmetic, AttentionShape, Backend, BackendError, CacheLayout, Choice, Draw, GatedMlp,
+    Linear, Norm, Segment, SequenceSpan,
 };
 use crate::weights::{HostData, HostMatrix, HostVector};
 use ahead::Order;
@@ -335,6 +336,10 @@ impl Backend for Cpu {
     fn logits(&self, x: &Rows, head: &Matrix) -> Result<Rows, BackendError> {
         expect("logits", "columns", head.columns(), x.width())?;
         product::plain(self, x, head)
+    }
+
+    fn choose(&self, logits: &Rows, draws: &[(u32, Draw)]) -> Result<Vec<Choice>, BackendError> {
+        choose::choose(self, logits, draws)
     }
 
     fn host(&self, x: Rows) -> Result<Vec<f32>, BackendError> {
