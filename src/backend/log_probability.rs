@@ -1,14 +1,60 @@
 //! Log probabilities of the model's own distribution, from logits.
 
+use super::cpu::{Kernel, Loops, exp};
 use rayon::prelude::*;
+use std::sync::LazyLock;
+
+/// Logits that are looked at together, so that loops become vector code.
+const LANES: usize = 16;
 
 /// What a logit's log probability is less than the logit: the logarithm of the sum of all exponentials. A logit that is not a
-/// number counts as impossible.
+/// number counts as impossible. Not a number where none is possible, or one is infinite.
 pub fn log_normaliser(logits: &[f32]) -> f64 {
-    let finite = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
-    let largest = logits.iter().copied().map(finite).fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(finite(x) - largest).exp()).sum();
-    f64::from(largest) + sum.ln()
+    static KERNEL: LazyLock<Kernel> = LazyLock::new(Kernel::detect);
+    let mut normaliser = f64::NAN;
+    KERNEL.vectorised(Normalise { logits, normaliser: &mut normaliser });
+    normaliser
+}
+
+struct Normalise<'a> {
+    logits: &'a [f32],
+    normaliser: &'a mut f64,
+}
+
+impl Loops for Normalise<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (chunks, rest) = self.logits.as_chunks::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in chunks {
+            for (most, &x) in lanes.iter_mut().zip(chunk) {
+                *most = if x > *most { x } else { *most };
+            }
+        }
+        let mut largest = f32::NEG_INFINITY;
+        for &x in lanes.iter().chain(rest) {
+            largest = if x > largest { x } else { largest };
+        }
+        if largest.is_infinite() {
+            return;
+        }
+        // In f32 to within 2 units in the last place each, added up in f64.
+        let mut sums = [0.0f64; LANES];
+        for chunk in chunks {
+            for (sum, &x) in sums.iter_mut().zip(chunk) {
+                *sum += f64::from(part(x, largest));
+            }
+        }
+        for (sum, &x) in sums.iter_mut().zip(rest) {
+            *sum += f64::from(part(x, largest));
+        }
+        *self.normaliser = f64::from(largest) + sums.iter().sum::<f64>().ln();
+    }
+}
+
+#[inline(always)]
+fn part(x: f32, largest: f32) -> f32 {
+    if x.is_nan() { 0.0 } else { exp(x - largest) }
 }
 
 /// For each (row, token) the natural logarithm of the token's probability in that row of `logits (rows, V)`; minus infinity of a
@@ -27,6 +73,21 @@ pub fn log_probabilities(logits: &[f32], rows: usize, tokens: &[(u32, u32)]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_normaliser_is_that_of_f64() {
+        for count in [1, 2, 7, 16, 33, 1000, 5003] {
+            let mut logits = (0..count).map(|i| (i * 37 % 101) as f32 * 0.4 - 25.0).collect::<Vec<_>>();
+            logits.push(f32::NEG_INFINITY);
+            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            assert!((log_normaliser(&logits) - sum.ln()).abs() < 3e-7, "{count}");
+            logits.push(f32::NAN);
+            assert!((log_normaliser(&logits) - sum.ln()).abs() < 3e-7, "{count} and one that is no number");
+        }
+        for impossible in [&[][..], &[f32::NAN], &[f32::NEG_INFINITY, f32::NAN], &[f32::INFINITY, 0.0]] {
+            assert!(log_normaliser(impossible).is_nan(), "{impossible:?}");
+        }
+    }
 
     #[test]
     fn log_probabilities_are_those_of_the_named_rows_and_tokens() {

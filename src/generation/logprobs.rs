@@ -22,22 +22,29 @@ fn finite(x: f32) -> f32 {
     if x.is_nan() { f32::NEG_INFINITY } else { x }
 }
 
-/// The ids of the `count` largest logits, falling.
+/// Logits that are passed over together if none of them is among the largest.
+const CHUNK: usize = 64;
+
+/// The ids of the `count` largest logits, falling; of equal ones the smaller id first.
 fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
     let count = count.min(logits.len());
-    if count == 0 {
-        return Vec::new();
+    let mut found: Vec<(f32, u32)> = Vec::with_capacity(count + 1);
+    for (chunk, part) in logits.chunks(CHUNK).enumerate() {
+        // Later ones have to be larger: of equal ones the first stays.
+        let least = if found.len() < count { None } else { found.last().map(|&(least, _)| least) };
+        if least.is_some_and(|least| !part.iter().fold(false, |any, &x| any | (x > least))) {
+            continue;
+        }
+        for (i, &x) in part.iter().enumerate() {
+            let x = finite(x);
+            if count > 0 && (found.len() < count || found.last().is_some_and(|&(least, _)| x > least)) {
+                let place = found.partition_point(|&(larger, _)| larger >= x);
+                found.insert(place, (x, (chunk * CHUNK + i) as u32));
+                found.truncate(count);
+            }
+        }
     }
-    let key = |id: &u32| {
-        let x = logits[*id as usize];
-        if x.is_nan() { f32::NEG_INFINITY } else { x }
-    };
-    let falling = |a: &u32, b: &u32| key(b).total_cmp(&key(a)).then(a.cmp(b));
-    let mut ids = (0..logits.len() as u32).collect::<Vec<_>>();
-    ids.select_nth_unstable_by(count - 1, falling);
-    ids.truncate(count);
-    ids.sort_unstable_by(falling);
-    ids
+    found.into_iter().map(|(_, id)| id).collect()
 }
 
 #[cfg(test)]
@@ -54,6 +61,17 @@ mod tests {
         assert!((sum - 1.0).abs() < 1e-6);
         // By hand: log(e^3 / (2 e^3 + e + e^-2 + e^0.5)).
         assert!((own - -0.799_379).abs() < 1e-5, "{own}");
+    }
+
+    #[test]
+    fn the_likeliest_are_those_of_a_stable_sort() {
+        let logits =
+            (0..1000).map(|i| if i % 97 == 5 { f32::NAN } else { (i * 37 % 101) as f32 }).collect::<Vec<_>>();
+        let mut sorted = (0..1000).collect::<Vec<u32>>();
+        sorted.sort_by(|&a, &b| finite(logits[b as usize]).total_cmp(&finite(logits[a as usize])));
+        for count in [0, 1, 2, 7, 20, 133, 1000, 2000] {
+            assert_eq!(likeliest(&logits, count), sorted[..count.min(1000)], "{count}");
+        }
     }
 
     #[test]
