@@ -7,7 +7,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lonas::backend::cpu::{Cpu, Dtype, KvDtype, PagedCache, Rows};
 use lonas::backend::{
-    Adapter, AttentionShape, Backend, CacheLayout, Linear, Segment, Selection, SequenceSpan,
+    Adapter, AttentionShape, Backend, CacheLayout, Draw, GatedMlp, Linear, Segment, Selection, SequenceSpan,
 };
 use lonas::supernet::{ActiveLinear, ActiveShape};
 use lonas::weights::{HostData, HostMatrix};
@@ -126,6 +126,58 @@ fn gemm(y: &mut [f32], x: &[f32], weight: &[f32], (rows, out, inp): (usize, usiz
     }
 }
 
+/// The gated MLP of SmolLM2-135M at full size, adapters in it, for one row, a few and many.
+fn mlp(criterion: &mut Criterion) {
+    let (hidden, channels) = (576, 1536);
+    let mut group = criterion.benchmark_group("mlp");
+    for (dtype_name, dtype) in DTYPES {
+        let cpu = Cpu::new(dtype, 0);
+        let of = |index: usize, out: usize, inp: usize| Linear { index, ..linear(&cpu, out, inp) };
+        let (gate, up) = (of(0, channels, hidden), of(1, channels, hidden));
+        let mlp = GatedMlp { gate, up, down: of(2, hidden, channels) };
+        let linears = [(channels, hidden), (channels, hidden), (hidden, channels)];
+        let linears = linears.map(|(out, inp)| ActiveLinear { out, inp, rank: RANK }).to_vec();
+        let shape = Arc::new(ActiveShape { linears });
+        for rows in [1, 16, 256] {
+            let selection = Selection { adapter: 0, subnetwork: 1, shape: Arc::clone(&shape) };
+            let segments = [Segment { rows: 0..rows, selection }];
+            let x = Rows::new(hidden, random(rows * hidden));
+            group.throughput(Throughput::Elements((2 * rows * 3 * channels * hidden) as u64));
+            group.bench_function(BenchmarkId::new(dtype_name, rows), |b| {
+                b.iter(|| cpu.gated_mlp(black_box(&x), &mlp, &segments));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A token from each of eight rows of SmolLM2's vocabulary: the backend's way, and the readable one.
+fn choose(criterion: &mut Criterion) {
+    let (rows, vocabulary) = (8, 49_152);
+    let cpu = Cpu::new(Dtype::F32, 0);
+    // As spread out as a model's: most tokens are a thousandth as likely as the likeliest, or less.
+    let logits = Rows::new(vocabulary, random(rows * vocabulary).iter().map(|x| x.powi(3) * 1e4).collect());
+    let mut group = criterion.benchmark_group("choose");
+    group.throughput(Throughput::Elements(rows as u64));
+    for (name, temperature, top_k, top_p) in [
+        ("temperature-0", 0.0, 0, 1.0),
+        ("temperature-1", 1.0, 0, 1.0),
+        ("top-p-0.95", 1.0, 0, 0.95),
+        ("top-k-40", 0.7, 40, 1.0),
+    ] {
+        let draw = Draw { edits: Vec::new(), temperature, top_k, top_p, min_p: 0.0, uniform: 0.5 };
+        let draws = (0..rows as u32).map(|row| (row, draw.clone())).collect::<Vec<_>>();
+        group.bench_function(BenchmarkId::new("cpu", name), |b| {
+            b.iter(|| cpu.choose(black_box(&logits), &draws));
+        });
+        group.bench_function(BenchmarkId::new("readable", name), |b| {
+            let each = |(row, draw): &(u32, Draw)| draw.choose(black_box(&logits).row(*row as usize));
+            b.iter(|| draws.iter().map(each).collect::<Vec<_>>());
+        });
+    }
+    group.finish();
+}
+
 /// Eight rows in four sub-networks beside eight rows in each of the four.
 fn mixed(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("mixed");
@@ -203,5 +255,5 @@ fn fill(cpu: &Cpu, cache: &mut PagedCache, layout: &CacheLayout, shape: Attentio
     }
 }
 
-criterion_group!(benches, decode, prefill, mixed, attention);
+criterion_group!(benches, decode, prefill, mlp, choose, mixed, attention);
 criterion_main!(benches);
