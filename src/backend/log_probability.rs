@@ -1,8 +1,7 @@
 //! Log probabilities of the model's own distribution, from logits.
 
-use super::cpu::{Kernel, Loops, exp};
+use super::cpu::{Loops, exp, vectorised};
 use rayon::prelude::*;
-use std::sync::LazyLock;
 
 /// Logits that are looked at together, so that loops become vector code.
 const LANES: usize = 16;
@@ -10,9 +9,8 @@ const LANES: usize = 16;
 /// What a logit's log probability is less than the logit: the logarithm of the sum of all exponentials. A logit that is not a
 /// number counts as impossible. Not a number where none is possible, or one is infinite.
 pub fn log_normaliser(logits: &[f32]) -> f64 {
-    static KERNEL: LazyLock<Kernel> = LazyLock::new(Kernel::detect);
     let mut normaliser = f64::NAN;
-    KERNEL.vectorised(Normalise { logits, normaliser: &mut normaliser });
+    vectorised(Normalise { logits, normaliser: &mut normaliser });
     normaliser
 }
 

@@ -15,6 +15,7 @@ use super::vector::{Avx2, Avx512};
 use super::vector::{BlockRun, PANEL, Pair, Portable, TURN, Vector};
 use half::bf16;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 /// Bytes of a panel that all rows of a tile are multiplied with before the next ones: half of a first-level cache, so that
 /// the inputs of a few rows find room beside them.
@@ -143,6 +144,12 @@ impl Kernel {
 /// the code compiled for the instruction set, not become part of it; the same holds for `for_each` within.
 pub(in crate::backend) trait Loops {
     fn run(self);
+}
+
+/// Runs loops with the best instructions that this processor has, for who has no backend at hand.
+pub(in crate::backend) fn vectorised(loops: impl Loops) {
+    static BEST: LazyLock<Kernel> = LazyLock::new(Kernel::detect);
+    BEST.vectorised(loops);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -29,7 +29,7 @@ mod tests;
 mod tile;
 mod vector;
 
-pub(super) use kernel::{Kernel, Loops};
+pub(super) use kernel::{Loops, vectorised};
 pub(super) use rows::exp;
 
 pub use attention::{KvDtype, PagedCache};
@@ -45,6 +45,7 @@ use super::{
 use crate::weights::{HostData, HostMatrix, HostVector};
 use ahead::Order;
 use inputs::Form;
+use kernel::Kernel;
 use memory::Memory;
 use pack::Packing;
 use product::Scratch;

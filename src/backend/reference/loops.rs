@@ -3,19 +3,13 @@
 //! A micro-batch takes an exponential for every number of every token's logits, twice and more often, and one for every
 //! channel of every MLP; by the C library, one at a time, they took a tenth of a training's time.
 
-use crate::backend::cpu::{Kernel, Loops, exp};
-use std::sync::OnceLock;
+pub(super) use crate::backend::cpu::vectorised;
+use crate::backend::cpu::{Loops, exp};
 
 /// Sums that one loop has side by side, so that they fill vector registers. Fixed: the order of a sum is part of its result.
 const LANES: usize = 16;
 /// Numbers that are summed in f32 before their sum is added in f64: a vocabulary is too long for one f32 sum.
 const CHUNK: usize = 256;
-
-/// Runs loops with the best instructions that this processor has.
-pub(super) fn vectorised(loops: impl Loops) {
-    static KERNEL: OnceLock<Kernel> = OnceLock::new();
-    KERNEL.get_or_init(Kernel::detect).vectorised(loops);
-}
 
 /// `silu(gate) * up` in the place of the gates.
 pub(super) struct Gate<'a> {
