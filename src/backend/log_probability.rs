@@ -7,7 +7,8 @@ use rayon::prelude::*;
 const LANES: usize = 16;
 
 /// What a logit's log probability is less than the logit: the logarithm of the sum of all exponentials. A logit that is not a
-/// number counts as impossible. Not a number where none is possible, or one is infinite.
+/// number counts as impossible, where a training's `log_sum_exp` keeps it, so that it is noticed. Not a number where none is
+/// possible, or one is infinite.
 pub fn log_normaliser(logits: &[f32]) -> f64 {
     let mut normaliser = f64::NAN;
     vectorised(Normalise { logits, normaliser: &mut normaliser });

@@ -17,7 +17,10 @@ const LANES: usize = 32;
 /// most vocabularies have enough of them.
 const DISTANCES: [f32; 4] = [4.0, 8.0, 16.0, f32::INFINITY];
 
-/// A token for each draw, from the row that it names.
+/// A token for each draw, from the row of `logits (T, V)` that it names.
+///
+/// # Errors
+/// A row that is not there. A row without a possible token is an error in its own place only.
 pub(super) fn choose(cpu: &Cpu, logits: &Rows, draws: &[(u32, Draw)]) -> Result<Vec<Choice>, BackendError> {
     for (row, _) in draws {
         let row = *row as usize;
